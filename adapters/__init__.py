@@ -1,0 +1,1 @@
+"""Engine adapters: the engine-neutral `Speculator`, the vLLM worker and the embedded engine."""

@@ -1,0 +1,243 @@
+"""`Speculator`: the engine-neutral seam that every engine adapter drives.
+
+An engine calls `begin` when it first sees a request, `commit` (or `observe`) with the tokens its target accepted,
+`propose` for the next round's drafts, and `finish` when the request leaves. Nothing here can change what the target
+says: drafts are only ever verified by the engine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.caches import DraftIndex, SequenceRecord, TokenTree
+from paceline.errors import DraftError
+
+TokenIds = Sequence[int] | npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestInfo:
+    """Who asks: what a request's drafts may be drawn from and where its tokens go.
+
+    Attributes:
+        request_id: the engine's id of the request, unique while it is open.
+        tenant: who pays; "" when nobody vouched for the request, which then shares with no one.
+        workload: name of the kind of work, "" if unknown.
+        session: id of the agent's conversation, "" if unknown.
+        group: sharing group the tenant belongs to, "" for the tenant alone.
+        record: False keeps the request's tokens out of every shared memory and of the journal.
+    """
+
+    request_id: str
+    tenant: str = "local"
+    workload: str = ""
+    session: str = ""
+    group: str = ""
+    record: bool = True
+
+    @property
+    def scope(self) -> str:
+        """Name of the sharing scope, "" for none. Nothing of one scope reaches a draft of another."""
+        if not self.tenant:
+            return ""
+        return f"group:{self.group}" if self.group else f"tenant:{self.tenant}"
+
+
+class RecordSink(Protocol):
+    """Where finished sequences go (the journal): must not block."""
+
+    def publish(self, record: SequenceRecord) -> None:
+        """Take over one record; drop and count it rather than wait."""
+
+
+@dataclass(slots=True)
+class _OpenRequest:
+    info: RequestInfo
+    handle: int
+
+
+class Speculator:
+    """Drafts for the requests of one engine from its draft memory.
+
+    Thread-safe; every call is O(tokens passed) plus index look-ups. `Speculator()` drafts from memory alone.
+
+    Args:
+        index: the draft memory; a new one with default capacity if None.
+        journal: receives each finished sequence of a recording tenant; None keeps them in this process.
+        origin: id of this process in its records; a random one if None.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        index: DraftIndex | None = None,
+        *,
+        journal: RecordSink | None = None,
+        origin: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.index = DraftIndex() if index is None else index
+        self.origin = uuid.uuid4().hex if origin is None else origin
+        self._journal = journal
+        self._clock = clock
+        self._open: dict[str, _OpenRequest] = {}
+        self._lock = threading.Lock()
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._open
+
+    def __len__(self) -> int:
+        """Number of open requests."""
+        return len(self._open)
+
+    def request_ids(self) -> list[str]:
+        """Ids of the open requests, oldest first."""
+        with self._lock:
+            return list(self._open)
+
+    def attach_journal(self, journal: RecordSink) -> None:
+        """Publish what finishes from now on to `journal` (it often needs this object's `origin` and `absorb`)."""
+        self._journal = journal
+
+    def begin(self, info: RequestInfo, prompt_ids: TokenIds) -> None:
+        """Open a request; indexes only what its session's earlier turns did not hold.
+
+        Raises:
+            DraftError: a request of that id is open already.
+        """
+        if info.request_id in self._open:
+            raise DraftError(f"request {info.request_id!r} is open already; finish it or use a new id")
+        scope_id = self.index.scope(info.scope) if info.scope else -1
+        handle, _ = self.index.begin(
+            _as_tokens(prompt_ids),
+            read_scopes=np.array([scope_id] if scope_id >= 0 else [], dtype=np.int32),
+            write_scope=scope_id if info.record else -1,
+            session=_session_key(info),
+        )
+        with self._lock:
+            self._open[info.request_id] = _OpenRequest(info, handle)
+
+    def num_tokens(self, request_id: str) -> int:
+        """Tokens known of an open request, prompt included."""
+        return self.index.num_tokens(self._request(request_id).handle)
+
+    def commit(self, request_id: str, token_ids: TokenIds) -> None:
+        """Append tokens that the target accepted. O(len(token_ids))."""
+        self.commit_batch([request_id], [token_ids])
+
+    def commit_batch(self, request_ids: Sequence[str], token_ids: Sequence[TokenIds]) -> None:
+        """`commit` for several requests in one native call: token_ids[i] goes to request_ids[i]."""
+        if not request_ids:
+            return
+        rows = [_as_tokens(row) for row in token_ids]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        self.index.commit(self._handles(request_ids), np.concatenate(rows), offsets)
+
+    def observe(self, request_id: str, buffer: npt.NDArray[np.int32], num_tokens: int) -> None:
+        """Make the request's context equal to `buffer[:num_tokens]`, the engine's own view of it.
+
+        The engine's buffer is the truth: deltas can be lost (a step in which drafting was skipped) and an engine may
+        take tokens back. Only what lies past the known length is read, so the cost is O(new tokens); a buffer shorter
+        than what is known truncates.
+        """
+        handle = self._request(request_id).handle
+        known = self.index.num_tokens(handle)
+        if num_tokens < known:
+            self.index.truncate(handle, num_tokens)
+        elif num_tokens > known:
+            self.commit(request_id, buffer[known:num_tokens])
+
+    def propose(
+        self, request_ids: Sequence[str], *, max_tokens: int | Mapping[str, int] = 8
+    ) -> list[TokenTree]:
+        """Drafts for a batch in one native call; entry i belongs to request_ids[i] and may be empty.
+
+        Args:
+            request_ids: open requests, each at most once.
+            max_tokens: most nodes for each tree (>= 0), one number for all or one for each request id.
+        """
+        if not request_ids:
+            return []
+        if isinstance(max_tokens, int):
+            limits = np.full(len(request_ids), max_tokens, np.int32)
+        else:
+            limits = np.array([max_tokens[request_id] for request_id in request_ids], np.int32)
+        offsets, tokens, parent, prob, source = self.index.propose(self._handles(request_ids), limits)
+        bounds = offsets.tolist()
+        return [
+            TokenTree(tokens[a:b], parent[a:b], prob[a:b], source[a:b])
+            for a, b in zip(bounds, bounds[1:], strict=False)
+        ]
+
+    def finish(self, request_id: str) -> None:
+        """Close a request, keep its context for the session's next turn and publish what it added.
+
+        Unknown ids are ignored: an engine may report an end twice.
+        """
+        with self._lock:
+            request = self._open.pop(request_id, None)
+        if request is None:
+            return
+        new_tokens, num_prompt = self.index.finish(request.handle)
+        info = request.info
+        if self._journal is None or not (info.record and info.scope and len(new_tokens)):
+            return
+        self._journal.publish(
+            SequenceRecord(
+                request_id=info.request_id,
+                scope=info.scope,
+                tenant=info.tenant,
+                workload=info.workload,
+                session=info.session,
+                origin=self.origin,
+                token_ids=new_tokens,
+                num_prompt=num_prompt,
+                finished_at=self._clock(),
+            )
+        )
+
+    def absorb(self, record: SequenceRecord) -> None:
+        """Add what another engine served to this one's memory (the journal's reader calls this). O(tokens)."""
+        self.index.append_shared(self.index.scope(record.scope), record.token_ids)
+
+    def stats(self) -> dict[str, int]:
+        """Counters and sizes of the draft memory; see `DraftIndex.stats`."""
+        return self.index.stats()
+
+    def close(self) -> None:
+        """Finish every open request. The journal belongs to the caller."""
+        for request_id in self.request_ids():
+            self.finish(request_id)
+
+    def _request(self, request_id: str) -> _OpenRequest:
+        try:
+            return self._open[request_id]
+        except KeyError:
+            raise DraftError(
+                f"request {request_id!r} is not open ({len(self._open)} are); call begin first"
+            ) from None
+
+    def _handles(self, request_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        return np.array([self._request(request_id).handle for request_id in request_ids], np.int64)
+
+
+def _as_tokens(token_ids: TokenIds) -> npt.NDArray[np.int32]:
+    return np.ascontiguousarray(token_ids, dtype=np.int32)
+
+
+def _session_key(info: RequestInfo) -> int:
+    """Key of a session within its scope (63 bits, 0 for none): a session id of one tenant never meets another's."""
+    if not (info.session and info.tenant):
+        return 0
+    digest = blake2b(f"{info.tenant}\0{info.session}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1 or 1

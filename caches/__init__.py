@@ -1,0 +1,15 @@
+"""The draft memory: native index, token trees, and the journal that shares what engines served."""
+
+from paceline.caches._native import DraftIndex
+from paceline.caches.records import SCHEMA_VERSION, ModelFingerprint, SequenceRecord
+from paceline.caches.tree import ROOT, Source, TokenTree
+
+__all__ = [
+    "ROOT",
+    "SCHEMA_VERSION",
+    "DraftIndex",
+    "ModelFingerprint",
+    "SequenceRecord",
+    "Source",
+    "TokenTree",
+]

@@ -1,0 +1,42 @@
+"""The tree of errors that Paceline raises on purpose.
+
+::
+
+    PacelineError
+    ├── ConfigError         a setting, policy file or command-line argument is wrong
+    ├── DraftError          the draft memory was asked for something it does not hold
+    ├── RecordError         a record read from another process cannot be used
+    ├── JournalError        the shared journal cannot be used
+    ├── EngineError         the embedded engine cannot serve a request
+    └── UnsupportedError    an installed version or platform lies outside the tested range
+
+A message names the value, the limit and the fix, so that the command line prints it as it stands.
+"""
+
+
+class PacelineError(Exception):
+    """Base of every error that Paceline raises on purpose."""
+
+
+class ConfigError(PacelineError):
+    """A setting, policy file or command-line argument is wrong."""
+
+
+class DraftError(PacelineError):
+    """The draft memory was asked for something it does not hold."""
+
+
+class RecordError(PacelineError):
+    """A record read from another process cannot be used (malformed, or from a newer schema)."""
+
+
+class JournalError(PacelineError):
+    """The shared journal cannot be used (bad URL, refused credentials, foreign data)."""
+
+
+class EngineError(PacelineError):
+    """The embedded engine cannot serve a request."""
+
+
+class UnsupportedError(PacelineError):
+    """An installed version or platform lies outside the tested range."""

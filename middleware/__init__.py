@@ -1,0 +1,1 @@
+"""The proxy between agents and engines, and the `paceline` command."""
