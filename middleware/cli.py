@@ -1,0 +1,174 @@
+"""The `paceline` command: the composition root. Heavy parts are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paceline import __version__
+from paceline.errors import PacelineError
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
+DEFAULT_DRAFT_TOKENS = 16
+BENCHMARKS = "paceline.benchmarks"
+"""Entry-point group of the benchmarks; each entry is a click command."""
+
+
+class FriendlyGroup(click.Group):
+    """A group whose commands end in one readable line when Paceline raises on purpose."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a `PacelineError` becomes ``Error: message`` and exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except PacelineError as error:
+            raise click.ClickException(str(error)) from error
+
+
+class BenchmarkGroup(FriendlyGroup):
+    """The benchmarks installed beside us, found through entry points and loaded when asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the installed benchmarks."""
+        return sorted(entry.name for entry in metadata.entry_points(group=BENCHMARKS))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load one benchmark; None if there is none of that name."""
+        for entry in metadata.entry_points(group=BENCHMARKS, name=cmd_name):
+            command = entry.load()
+            assert isinstance(command, click.Command)
+            return command
+        return None
+
+
+@click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="paceline")
+def cli() -> None:
+    """Agents on self-hosted vLLM, faster the more they are used, token for token the same.
+
+    Start with `paceline serve`: a model, a memory and the proxy on this machine, nothing to configure.
+    Beside a vLLM of your own: `paceline vllm MODEL`, then `paceline proxy --config FILE` in front of it.
+    """
+
+
+@cli.command()
+@click.option("--host", default=DEFAULT_HOST, show_default=True, help="Address to listen on.")
+@click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--model", help="Hugging Face folder to serve.  [default: the packaged SmolLM2-135M]")
+@click.option("--redis", "redis_url", help="Redis for the shared memory.  [default: an embedded Valkey]")
+@click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="Tenants and their keys (YAML).")
+@click.option(
+    "--data", "data_folder", type=click.Path(path_type=Path), help="Folder of the embedded memory.  [default: per user]"
+)
+def serve(
+    host: str,
+    port: int,
+    model: str | None,
+    redis_url: str | None,
+    policy_file: Path | None,
+    data_folder: Path | None,
+) -> None:
+    """Serve everything on this machine: embedded engine, memory and proxy.
+
+    Ctrl-C stops it all. What agents said stays in the data folder and speeds up the next run.
+    """
+    from paceline.middleware.serve import ServeSettings, serve_all
+
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        model=model,
+        redis_url=redis_url,
+        policy_file=policy_file,
+        data_folder=data_folder,
+    )
+    serve_all(settings, click.echo)
+
+
+@cli.command()
+@click.option(
+    "--config", "config_file", required=True, type=click.Path(path_type=Path), help="Proxy configuration (YAML)."
+)
+def proxy(config_file: Path) -> None:
+    """Run the proxy in front of one or several vLLM servers."""
+    from paceline.middleware.config import load_config
+    from paceline.middleware.server import run_proxy
+
+    run_proxy(load_config(config_file))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("model")
+@click.option("--redis", "redis_url", envvar="PACELINE_REDIS_URL", help="Redis for the shared memory.  [default: an embedded Valkey]")
+@click.option(
+    "--data", "data_folder", type=click.Path(path_type=Path), help="Folder of the embedded memory.  [default: per user]"
+)
+@click.option(
+    "--draft-tokens", default=DEFAULT_DRAFT_TOKENS, show_default=True, help="Most tokens drafted a request and step."
+)
+@click.option("--allow-untested", is_flag=True, help="Try a vLLM outside the tested range.")
+@click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
+def vllm(
+    model: str,
+    redis_url: str | None,
+    data_folder: Path | None,
+    draft_tokens: int,
+    allow_untested: bool,
+    vllm_args: Sequence[str],
+) -> None:
+    """Serve MODEL with the installed vLLM and Paceline's worker in it.
+
+    Every argument that is not listed here goes to `vllm serve` as it is.
+    """
+    from paceline.middleware.serve import VllmSettings, serve_vllm
+
+    settings = VllmSettings(
+        model=model,
+        vllm_args=tuple(vllm_args),
+        redis_url=redis_url,
+        data_folder=data_folder,
+        num_draft_tokens=draft_tokens,
+        allow_untested=allow_untested,
+    )
+    sys.exit(serve_vllm(settings, click.echo))
+
+
+@cli.command()
+@click.option("--redis", "redis_url", envvar="PACELINE_REDIS_URL", help="Redis to reach.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Proxy configuration to check.")
+def doctor(redis_url: str | None, config_file: Path | None) -> None:
+    """Check what is installed here and say what to do about what is not."""
+    from paceline.middleware.doctor import examine, report
+
+    if not report(examine(redis_url=redis_url, config=config_file), click.echo):
+        sys.exit(1)
+
+
+@cli.group(cls=FriendlyGroup)
+def keys() -> None:
+    """Keys of tenants."""
+
+
+@keys.command("new")
+def new_key() -> None:
+    """Make a key: give the first line to the tenant, put the second into the policy file."""
+    from paceline.policies.tenants import new_key as make_key
+
+    key, hashed = make_key()
+    click.echo(f"key:  {key}\nhash: {hashed}")
+
+
+@cli.group(cls=BenchmarkGroup)
+def bench() -> None:
+    """Measure Paceline against a peer in the same run; each benchmark takes --json FILE."""
+
+
+def main() -> None:
+    """Entry point of the `paceline` command."""
+    cli()

@@ -1,0 +1,185 @@
+"""Putting the parts together on one machine: `paceline serve` and `paceline vllm`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from paceline.adapters.vllm.launch import require_vllm, serve_environment, worker_command
+from paceline.adapters.vllm.settings import WorkerSettings
+from paceline.caches.embedded_store import EmbeddedStore
+from paceline.caches.keys import redact_url
+from paceline.middleware.config import ListenConfig, ProxyConfig, UpstreamConfig
+from paceline.middleware.processes import ChildProcess, ProcessError, answers, free_port
+from paceline.middleware.server import running_proxy
+
+Echo = Callable[[str], None]
+
+ENGINE_START_SECONDS: Final = 300.0
+STORE_FOLDER: Final = "store"
+ENGINE_LOG: Final = "engine.log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """`paceline serve`.
+
+    Attributes:
+        host: address the proxy listens on; without a policy file only a loopback one is allowed.
+        port: its port, 0 for a free one.
+        model: Hugging Face folder, None for the packaged SmolLM2-135M.
+        redis_url: Redis that holds the memory, None for an embedded Valkey.
+        policy_file: tenants and their keys, None for one local tenant without a key.
+        data_folder: where the embedded Valkey and the engine's log live, None for the user's data folder.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    model: str | None = None
+    redis_url: str | None = None
+    policy_file: Path | None = None
+    data_folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmSettings:
+    """`paceline vllm`.
+
+    Attributes:
+        model: what `vllm serve` is given.
+        vllm_args: further arguments for it.
+        redis_url: Redis that holds the memory, None for an embedded Valkey.
+        data_folder: where the embedded Valkey lives, None for the user's data folder.
+        num_draft_tokens: most tokens drafted a request and step.
+        allow_untested: accept a vLLM outside the tested range.
+    """
+
+    model: str
+    vllm_args: Sequence[str] = ()
+    redis_url: str | None = None
+    data_folder: Path | None = None
+    num_draft_tokens: int = 16
+    allow_untested: bool = False
+
+
+def serve_all(settings: ServeSettings, echo: Echo) -> None:
+    """Start memory, engine and proxy, print how to use them, and run until Ctrl-C or SIGTERM.
+
+    Raises:
+        ProcessError: the engine did not start, or ended on its own.
+        ConfigError: a setting or the policy file is wrong.
+    """
+    folder = settings.data_folder or user_data_folder()
+    config = ProxyConfig(
+        listen=ListenConfig(host=settings.host, port=settings.port),
+        # found out below; named here so that a wrong policy or address is refused before anything is started
+        upstreams=[UpstreamConfig(name="embedded", url=f"http://127.0.0.1:{free_port()}")],
+        policy_file=settings.policy_file,
+    )
+    with until_stopped(echo), ExitStack() as stack:
+        redis_url = stack.enter_context(memory(settings.redis_url, folder, echo))
+        engine = stack.enter_context(_engine(settings, config, redis_url, folder / ENGINE_LOG))
+        echo("loading the model ...")
+        health = f"{config.upstreams[0].url}/health"
+        engine.wait_until(lambda: answers(health), timeout_seconds=ENGINE_START_SECONDS)
+        proxy = stack.enter_context(running_proxy(config))
+        echo(greeting(f"{proxy.url}/v1", "smollm2" if settings.model is None else settings.model))
+        engine.wait()
+        raise ProcessError(f"the engine ended on its own; see {folder / ENGINE_LOG}")
+
+
+def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
+    """Run vLLM with our worker until it ends; returns its exit code.
+
+    Raises:
+        UnsupportedError: no vLLM, or none of the tested range, is installed.
+        ConfigError: an argument is wrong.
+    """
+    vllm = require_vllm(allow_untested=settings.allow_untested)
+    command = worker_command(
+        vllm, settings.model, settings.vllm_args, num_draft_tokens=settings.num_draft_tokens
+    )
+    folder = settings.data_folder or user_data_folder()
+    with until_stopped(echo), memory(settings.redis_url, folder, echo) as redis_url:
+        worker_settings = WorkerSettings.from_env(
+            {**os.environ, "PACELINE_REDIS_URL": redis_url}
+        )
+        env = serve_environment(os.environ, worker_settings, device=vllm.device)
+        with ChildProcess("vLLM", command, env=env) as process:
+            return process.wait()
+    return 0
+
+
+@contextmanager
+def memory(redis_url: str | None, folder: Path, echo: Echo) -> Iterator[str]:
+    """URL of the Redis to share memory through: the given one, or an embedded Valkey that runs meanwhile."""
+    if redis_url:
+        echo(f"memory: {redact_url(redis_url)}")
+        yield redis_url
+        return
+    store = EmbeddedStore(folder / STORE_FOLDER)
+    try:
+        url = store.start()
+        echo(f"memory: embedded Valkey in {folder / STORE_FOLDER}")
+        yield url
+    finally:
+        store.stop()
+
+
+@contextmanager
+def until_stopped(echo: Echo) -> Iterator[None]:
+    """Run the body until it ends or Ctrl-C or SIGTERM comes; either leaves the body through its clean-up."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        # A second Ctrl-C must not interrupt the clean-up that the first one started.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        echo("stopped")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def user_data_folder() -> Path:
+    """Where this user's memory lives: ``$XDG_DATA_HOME/paceline`` or ``~/.local/share/paceline``."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "paceline"
+
+
+def greeting(base_url: str, model: str) -> str:
+    """What a newcomer pastes first: the base URL, a `curl` and the Python lines."""
+    return f"""
+Paceline is ready: {base_url}
+
+  curl {base_url}/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+
+  from openai import OpenAI
+  print(OpenAI(base_url="{base_url}", api_key="local").chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Say hello."}}]).choices[0].message.content)
+
+Ctrl-C stops everything."""
+
+
+def _engine(
+    settings: ServeSettings, config: ProxyConfig, redis_url: str, log: Path
+) -> ChildProcess:
+    command = [sys.executable, "-m", "paceline.adapters.embedded", "--host", "127.0.0.1"]
+    command += ["--port", config.upstreams[0].url.rpartition(":")[2]]
+    if settings.model is not None:
+        command += ["--model", settings.model]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, "PACELINE_REDIS_URL": redis_url}
+    return ChildProcess("the embedded engine", command, env=env, log=log)

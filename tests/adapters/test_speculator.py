@@ -1,0 +1,140 @@
+"""The engine-neutral seam, on the real index."""
+
+import numpy as np
+import pytest
+
+from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.caches import SequenceRecord
+from paceline.errors import DraftError
+
+TEXT = list(range(100, 164))
+
+
+class Sink:
+    """Keeps what would have gone to the journal."""
+
+    def __init__(self) -> None:
+        self.records: list[SequenceRecord] = []
+
+    def publish(self, record: SequenceRecord) -> None:
+        self.records.append(record)
+
+
+def serve(speculator: Speculator, request: RequestInfo, prompt: list[int], output: list[int]) -> None:
+    speculator.begin(request, prompt)
+    speculator.commit(request.request_id, output)
+    speculator.finish(request.request_id)
+
+
+def drafted(speculator: Speculator, request: RequestInfo, prompt: list[int], *, limit: int = 8) -> list[int]:
+    speculator.begin(request, prompt)
+    tree = speculator.propose([request.request_id], max_tokens=limit)[0]
+    tree.validate()
+    speculator.finish(request.request_id)
+    return tree.token_ids.tolist()
+
+
+def test_second_identical_request_drafts_from_the_first() -> None:
+    """What one request of a tenant said is drafted for the next, up to the limit."""
+    speculator = Speculator()
+    serve(speculator, RequestInfo(request_id="a"), TEXT[:8], TEXT[8:])
+    assert drafted(speculator, RequestInfo(request_id="b"), TEXT[:8]) == TEXT[8:16]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        RequestInfo(request_id="b", tenant="other"),
+        RequestInfo(request_id="b", tenant=""),
+        RequestInfo(request_id="b", tenant="local", group="team"),
+        RequestInfo(request_id="b", tenant="local", adapter="sql-lora"),
+    ],
+    ids=["tenant", "nobody", "group", "adapter"],
+)
+def test_foreign_scopes_draft_nothing(other: RequestInfo) -> None:
+    """Nothing of one tenant, group or adapter reaches a draft of another."""
+    speculator = Speculator()
+    serve(speculator, RequestInfo(request_id="a"), TEXT[:8], TEXT[8:])
+    assert drafted(speculator, other, TEXT[:8]) == []
+
+
+def test_tenants_of_a_group_share() -> None:
+    """Two tenants of one sharing group draft from each other."""
+    speculator = Speculator()
+    serve(speculator, RequestInfo(request_id="a", tenant="x", group="g"), TEXT[:8], TEXT[8:])
+    assert drafted(speculator, RequestInfo(request_id="b", tenant="y", group="g"), TEXT[:8])
+
+
+def test_unrecorded_requests_leave_no_trace() -> None:
+    """A request with record=False is neither drafted for others nor published."""
+    sink = Sink()
+    speculator = Speculator(journal=sink)
+    serve(speculator, RequestInfo(request_id="a", record=False), TEXT[:8], TEXT[8:])
+    assert sink.records == []
+    assert drafted(speculator, RequestInfo(request_id="b"), TEXT[:8]) == []
+
+
+def test_finish_publishes_only_what_the_session_added() -> None:
+    """The second turn's record holds its new prompt tokens and its output, not the first turn's text again."""
+    sink = Sink()
+    speculator = Speculator(journal=sink, origin="me", clock=lambda: 5.0)
+    first = RequestInfo(request_id="a", session="s", workload="w")
+    serve(speculator, first, TEXT[:8], TEXT[8:16])
+    second = RequestInfo(request_id="b", session="s", workload="w")
+    serve(speculator, second, TEXT[:20], TEXT[20:24])
+    records = {r.request_id: r for r in sink.records}
+    assert (records["a"].token_ids.tolist(), records["a"].num_prompt) == (TEXT[:16], 8)
+    assert (records["b"].token_ids.tolist(), records["b"].num_prompt) == (TEXT[16:24], 4)
+    assert (records["b"].scope, records["b"].origin) == ("tenant:local", "me")
+    assert (records["b"].workload, records["b"].finished_at) == ("w", 5.0)
+
+
+def test_absorbed_records_are_drafted() -> None:
+    """What another engine journalled serves here as if it had been served here."""
+    there, here = Sink(), Speculator()
+    serve(Speculator(journal=there), RequestInfo(request_id="a"), TEXT[:8], TEXT[8:])
+    here.absorb(there.records[0])
+    assert drafted(here, RequestInfo(request_id="b"), TEXT[:8]) == TEXT[8:16]
+
+
+def test_observe_follows_the_engines_buffer() -> None:
+    """Lost deltas are caught up and tokens taken back are dropped; the engine's buffer decides."""
+    speculator = Speculator()
+    speculator.begin(RequestInfo(request_id="a"), TEXT[:4])
+    buffer = np.array(TEXT, np.int32)
+    for length in (10, 10, 30, 12):
+        speculator.observe(["a"], [buffer], [length])
+        assert speculator.num_tokens("a") == length
+
+
+def test_batches_mix_lengths_and_limits() -> None:
+    """One call drafts for several requests, each within its own limit."""
+    speculator = Speculator()
+    serve(speculator, RequestInfo(request_id="a"), TEXT[:8], TEXT[8:])
+    for name in ("x", "y", "z"):
+        speculator.begin(RequestInfo(request_id=name), TEXT[:8])
+    trees = speculator.propose(["x", "y", "z"], max_tokens={"x": 2, "y": 0, "z": 5})
+    assert [len(tree) for tree in trees] == [2, 0, 5]
+    assert speculator.propose([], max_tokens=4) == []
+
+
+def test_wrong_use_is_named() -> None:
+    """Opening an id twice and asking for an unknown one say so; finishing an unknown one is harmless."""
+    speculator = Speculator()
+    speculator.begin(RequestInfo(request_id="a"), TEXT[:4])
+    with pytest.raises(DraftError, match="'a' is open already"):
+        speculator.begin(RequestInfo(request_id="a"), TEXT[:4])
+    with pytest.raises(DraftError, match="'b' is not open"):
+        speculator.propose(["b"])
+    speculator.finish("b")
+
+
+def test_close_finishes_what_is_open() -> None:
+    """Closing publishes the open requests and forgets them."""
+    sink = Sink()
+    speculator = Speculator(journal=sink)
+    speculator.begin(RequestInfo(request_id="a"), TEXT[:4])
+    speculator.close()
+    assert [r.request_id for r in sink.records] == ["a"]
+    assert len(speculator) == 0
+    speculator.index.check_integrity()
