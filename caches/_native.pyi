@@ -10,9 +10,11 @@ class DraftIndex:
     match finders). Every method releases the GIL, takes the index's lock and may be called from any thread.
 
     Args:
-        shared_capacity: tokens each shared log keeps; the oldest are overwritten. > 0.
+        shared_capacity: tokens each shared log keeps; the oldest are overwritten. In [2, 2**31];
+            a border between two sequences takes one place.
         max_sessions: finished session contexts kept for the session's next turn, least recently used out first.
             0 keeps none.
+        max_session_tokens: tokens that the kept contexts may hold together (about 20 bytes each); >= 0.
         max_candidates: earlier places a lookup verifies per log. In [1, 256].
         min_probability: drafting stops before the cumulative calibrated probability of the chain falls below this.
             In (0, 1].
@@ -26,6 +28,7 @@ class DraftIndex:
         *,
         shared_capacity: int = 4_194_304,
         max_sessions: int = 1024,
+        max_session_tokens: int = 33_554_432,
         max_candidates: int = 16,
         min_probability: float = 0.1,
     ) -> None: ...

@@ -1,0 +1,171 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "draft_index.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace paceline {
+namespace {
+
+using AnyArray = nb::ndarray<nb::ro>;
+
+// Views a one-dimensional contiguous array in place. The array must outlive the view.
+template <typename T>
+std::span<const T> view(const char* name, const AnyArray& array) {
+  const std::string wanted = "give a contiguous int" + std::to_string(8 * sizeof(T)) + " array of one dimension";
+  if (array.device_type() != nb::device::cpu::value || array.dtype() != nb::dtype<T>()) {
+    throw std::invalid_argument(std::string(name) + " has another dtype or lies on another device; " + wanted);
+  }
+  if (array.ndim() != 1) {
+    throw std::invalid_argument(std::string(name) + " has " + std::to_string(array.ndim()) + " dimensions; " +
+                                wanted);
+  }
+  if (array.shape(0) > 1 && array.stride(0) != 1) {
+    throw std::invalid_argument(std::string(name) + " has stride " + std::to_string(array.stride(0)) + "; " +
+                                wanted);
+  }
+  return {static_cast<const T*>(array.data()), array.shape(0)};
+}
+
+// Hands a vector's storage over to a NumPy array that frees it.
+template <typename T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T>&& values) {
+  auto owned = std::make_unique<std::vector<T>>(std::move(values));
+  std::vector<T>* storage = owned.get();
+  nb::capsule owner(storage, [](void* pointer) noexcept { delete static_cast<std::vector<T>*>(pointer); });
+  owned.release();
+  return nb::ndarray<nb::numpy, T, nb::ndim<1>>(storage->data(), {storage->size()}, owner);
+}
+
+SessionKey session_key(std::int64_t session) {
+  if (session < 0) {
+    throw std::invalid_argument("session is " + std::to_string(session) + "; give 0 (none) or a positive key");
+  }
+  return static_cast<SessionKey>(session);
+}
+
+nb::tuple begin(DraftIndex& index, const AnyArray& prompt_ids, const AnyArray& read_scopes, ScopeId write_scope,
+                std::int64_t session) {
+  const auto prompt = view<Token>("prompt_ids", prompt_ids);
+  const auto scopes = view<ScopeId>("read_scopes", read_scopes);
+  const SessionKey key = session_key(session);
+  DraftIndex::Opened opened;
+  {
+    const nb::gil_scoped_release released;
+    opened = index.begin(prompt, scopes, write_scope, key);
+  }
+  return nb::make_tuple(opened.handle, opened.num_reused);
+}
+
+void append_shared(DraftIndex& index, ScopeId scope_id, const AnyArray& token_ids) {
+  const auto tokens = view<Token>("token_ids", token_ids);
+  const nb::gil_scoped_release released;
+  index.append_shared(scope_id, tokens);
+}
+
+void commit(DraftIndex& index, const AnyArray& handles, const AnyArray& token_ids, const AnyArray& offsets) {
+  const auto batch = view<Handle>("handles", handles);
+  const auto tokens = view<Token>("token_ids", token_ids);
+  const auto bounds = view<std::int64_t>("offsets", offsets);
+  const nb::gil_scoped_release released;
+  index.commit(batch, tokens, bounds);
+}
+
+nb::tuple propose(DraftIndex& index, const AnyArray& handles, const AnyArray& max_tokens) {
+  const auto batch = view<Handle>("handles", handles);
+  const auto limits = view<std::int32_t>("max_tokens", max_tokens);
+  DraftBatch drafts;
+  {
+    const nb::gil_scoped_release released;
+    drafts = index.propose(batch, limits);
+  }
+  return nb::make_tuple(to_numpy(std::move(drafts.offsets)), to_numpy(std::move(drafts.token_ids)),
+                        to_numpy(std::move(drafts.parent)), to_numpy(std::move(drafts.prob)),
+                        to_numpy(std::move(drafts.source)));
+}
+
+nb::tuple finish(DraftIndex& index, Handle handle) {
+  DraftIndex::Finished finished;
+  {
+    const nb::gil_scoped_release released;
+    finished = index.finish(handle);
+  }
+  return nb::make_tuple(to_numpy(std::move(finished.new_tokens)), finished.num_prompt);
+}
+
+nb::dict stats(const DraftIndex& index) {
+  IndexStats counted;
+  {
+    const nb::gil_scoped_release released;
+    counted = index.stats();
+  }
+  nb::dict result;
+  result["requests"] = counted.requests;
+  result["sessions"] = counted.sessions;
+  result["scopes"] = counted.scopes;
+  result["shared_tokens"] = counted.shared_tokens;
+  result["context_tokens"] = counted.context_tokens;
+  result["bytes"] = counted.bytes;
+  result["drafted"] = counted.drafted;
+  result["accepted"] = counted.accepted;
+  return result;
+}
+
+void check_integrity(const DraftIndex& index) {
+  std::string fault;
+  {
+    const nb::gil_scoped_release released;
+    fault = index.check();
+  }
+  if (!fault.empty()) throw std::runtime_error("the draft index is broken: " + fault);
+}
+
+}  // namespace
+}  // namespace paceline
+
+NB_MODULE(_native, module) {
+  using namespace paceline;
+  const IndexSettings defaults;
+  nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const UnknownHandle& error) {
+      PyErr_SetString(PyExc_KeyError, error.what());
+    }
+  });
+  const auto no_gil = nb::call_guard<nb::gil_scoped_release>();
+  // The contract of every method is in _native.pyi.
+  nb::class_<DraftIndex>(module, "DraftIndex")
+      .def(
+          "__init__",
+          [](DraftIndex* self, std::int64_t shared_capacity, std::int64_t max_sessions,
+             std::int64_t max_session_tokens, std::int64_t max_candidates, double min_probability) {
+            new (self) DraftIndex(
+                {shared_capacity, max_sessions, max_session_tokens, max_candidates, min_probability});
+          },
+          nb::kw_only(), "shared_capacity"_a = defaults.shared_capacity,
+          "max_sessions"_a = defaults.max_sessions, "max_session_tokens"_a = defaults.max_session_tokens,
+          "max_candidates"_a = defaults.max_candidates, "min_probability"_a = defaults.min_probability)
+      .def("scope", [](DraftIndex& index, const std::string& name) { return index.scope(name); }, "name"_a, no_gil)
+      .def("drop_scope", &DraftIndex::drop_scope, "scope_id"_a, no_gil)
+      .def("append_shared", &append_shared, "scope_id"_a, "token_ids"_a)
+      .def("begin", &begin, "prompt_ids"_a, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1, "session"_a = 0)
+      .def("commit", &commit, "handles"_a, "token_ids"_a, "offsets"_a)
+      .def("truncate", &DraftIndex::truncate, "handle"_a, "num_tokens"_a, no_gil)
+      .def("num_tokens", &DraftIndex::num_tokens, "handle"_a, no_gil)
+      .def("propose", &propose, "handles"_a, "max_tokens"_a)
+      .def("finish", &finish, "handle"_a)
+      .def("stats", &stats)
+      .def("check_integrity", &check_integrity);
+}

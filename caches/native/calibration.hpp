@@ -1,0 +1,61 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace paceline {
+
+// Who drafted a node. Values are those of paceline.caches.tree.Source.
+enum class Source : std::uint8_t { kContext = 0, kShared = 1 };
+inline constexpr unsigned kNumSources = 2;
+
+inline constexpr unsigned kMaxMatch = 64;   // longer matches count as this
+inline constexpr unsigned kMaxMisses = 3;   // mismatches a cursor survives
+inline constexpr unsigned kNumLengths = 11;
+inline constexpr unsigned kNumAgreements = 7;
+inline constexpr unsigned kNumDepths = 4;
+
+unsigned length_bucket(unsigned match_length);
+// How far the candidates agree on a token: `num_votes` of them for it, `share` of all weight, alone or contested.
+unsigned agreement_bucket(bool contested, unsigned num_votes, double share);
+unsigned depth_bucket(unsigned depth);
+
+// Observed frequency of being right, one per cell, starting from a prior and forgetting slowly: when a cell's count
+// reaches kCellLimit both counts are halved. probability() and record() are O(1).
+class FrequencyTable {
+ public:
+  explicit FrequencyTable(std::size_t num_cells);
+  double probability(std::size_t cell) const {
+    return static_cast<double>(cells_[cell].hits / cells_[cell].total);
+  }
+  void record(std::size_t cell, bool hit);
+  // Empty if every cell holds 0 <= hits <= total, else the first that does not.
+  std::string check() const;
+
+ private:
+  struct Cell {
+    float hits;
+    float total;
+  };
+  std::vector<Cell> cells_;
+};
+
+// What drafting has learned of itself, shared by all requests of an index.
+//
+// `trust` says how often a single candidate is right about the next token; it weighs the votes. `acceptance` says how
+// often the winner of a vote is right given that the draft was right so far; it is the probability of a node. Both
+// are filled by the tokens that the target commits, whether or not it verified the draft.
+struct Calibration {
+  static std::size_t trust_cell(Source source, unsigned misses, unsigned match_length);
+  static std::size_t acceptance_cell(Source source, unsigned misses, unsigned match_length,
+                                     unsigned agreement, unsigned depth);
+
+  FrequencyTable trust{std::size_t{kNumSources} * (kMaxMisses + 1) * kNumLengths};
+  FrequencyTable acceptance{std::size_t{kNumSources} * (kMaxMisses + 1) * kNumLengths * kNumAgreements *
+                            kNumDepths};
+};
+
+}  // namespace paceline

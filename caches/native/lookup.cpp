@@ -1,0 +1,82 @@
+#include "lookup.hpp"
+
+#include <algorithm>
+
+#include "calibration.hpp"
+
+namespace paceline {
+namespace {
+
+constexpr unsigned kVisitsPerCandidate = 4;
+constexpr unsigned kLinksPerVisit = 4;           // room for links of other grams in the same bucket
+constexpr unsigned kMatchedToForgetMisses = 16;  // a copy that went on this long is no longer an edited one
+
+class ChainWalk {
+ public:
+  ChainWalk(const TokenLog& log, std::uint32_t log_number, bool own, std::span<const Token> context,
+            unsigned max_candidates, std::vector<Candidate>& found)
+      : log_(log), log_number_(log_number), own_(own), context_(context), max_candidates_(max_candidates),
+        first_(found.size()), found_(found) {}
+
+  // Collects places with shortest <= match length < below along one chain.
+  void collect(const GramChain& chain, unsigned shortest, unsigned below) {
+    if (context_.size() < chain.gram()) return;
+    unsigned visits = max_candidates_ * kVisitsPerCandidate;
+    unsigned links = visits * kLinksPerVisit;
+    // The context's own last gram is the newest of its chain and has nothing after it yet.
+    Position at = own_ ? log_.older(chain, log_.end() - 1) : log_.newest(chain, &context_.back());
+    for (; at != kNone && visits > 0 && links > 0 && !full(); at = log_.older(chain, at), --links) {
+      const unsigned length = match_length(log_, at + 1, context_);
+      if (length < shortest) continue;
+      --visits;
+      if (length < below && log_.at(at + 1) != kBorder) {
+        found_.push_back({.log = log_number_, .next = at + 1, .match_length = length});
+      }
+    }
+  }
+
+ private:
+  bool full() const { return found_.size() - first_ >= max_candidates_; }
+
+  const TokenLog& log_;
+  std::uint32_t log_number_;
+  bool own_;
+  std::span<const Token> context_;
+  unsigned max_candidates_;
+  std::size_t first_;
+  std::vector<Candidate>& found_;
+};
+
+}  // namespace
+
+unsigned match_length(const TokenLog& log, Position next, std::span<const Token> context) {
+  const std::size_t limit = std::min<std::size_t>({kMaxMatch, context.size(), next - log.begin()});
+  const Token* last = context.data() + context.size() - 1;
+  std::size_t length = 0;
+  while (length < limit && log.at(next - 1 - static_cast<Position>(length)) == *(last - length)) ++length;
+  return static_cast<unsigned>(length);
+}
+
+void find_candidates(const TokenLog& log, std::uint32_t log_number, bool own, std::span<const Token> context,
+                     unsigned max_candidates, std::vector<Candidate>& found) {
+  if (context.empty() || log.empty()) return;
+  ChainWalk walk(log, log_number, own, context, max_candidates, found);
+  walk.collect(log.long_chain(), kLongGram, kMaxMatch + 1);
+  walk.collect(log.short_chain(), kShortGram, kLongGram);
+}
+
+bool advance(Cursor& cursor, const TokenLog& log, Token committed) {
+  if (cursor.epoch != log.epoch() || cursor.next < log.begin() || cursor.next >= log.end()) return false;
+  if (log.at(cursor.next) == committed) {
+    ++cursor.num_matched;
+    if (cursor.num_matched > kMatchedToForgetMisses) cursor.misses = 0;
+  } else {
+    if (cursor.misses >= kMaxMisses || cursor.num_matched == 0) return false;
+    ++cursor.misses;
+    cursor.num_matched = 0;
+  }
+  ++cursor.next;
+  return true;
+}
+
+}  // namespace paceline
