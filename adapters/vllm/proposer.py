@@ -16,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.failures import FailureLog
-from paceline.adapters.identity import request_info_from_xargs
+from paceline.adapters.identity import request_info_from_xargs, speculation_is_off
 from paceline.adapters.speculator import Speculator
 
 logger = logging.getLogger("paceline.vllm")
-
-SPECULATION_OFF = "off"
 
 
 class DraftProposer:
@@ -120,7 +118,7 @@ class DraftProposer:
         self, speculator: Speculator, request_id: str, token_ids: npt.NDArray[np.int32]
     ) -> None:
         state = self._runner.requests[request_id]
-        info = request_info_from_xargs(request_id, state.sampling_params.extra_args or {})
+        info = request_info_from_xargs(request_id, state.sampling_params.extra_args)
         if state.lora_request is not None:
             info = replace(info, adapter=state.lora_request.lora_name)
         speculator.begin(info, token_ids[: len(state.prompt_token_ids)])
@@ -129,7 +127,7 @@ class DraftProposer:
         """Most tokens worth drafting: each round also yields one token that needs no draft."""
         state = self._runner.requests[request_id]
         params = state.sampling_params
-        if (params.extra_args or {}).get("paceline_speculation") == SPECULATION_OFF:
+        if speculation_is_off(params.extra_args):
             return 0
         num_output = num_tokens - len(state.prompt_token_ids)
         room = self.max_model_len - num_tokens
