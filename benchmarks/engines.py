@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from paceline.adapters.vllm.launch import require_vllm, serve_environment, worker_command
 from paceline.adapters.vllm.settings import WorkerSettings
-from paceline.middleware.processes import ChildProcess, answers, free_port
+from paceline.processes import ChildProcess, answers, free_port
 
 Variant = Literal["off", "ngram", "paceline"]
 VARIANTS: Final[tuple[Variant, ...]] = ("off", "ngram", "paceline")

@@ -1,7 +1,12 @@
 """The draft memory: native index, token trees, and the journal that shares what engines served."""
 
 from paceline.caches._native import DraftIndex
-from paceline.caches.records import SCHEMA_VERSION, ModelFingerprint, SequenceRecord
+from paceline.caches.records import (
+    SCHEMA_VERSION,
+    ModelFingerprint,
+    SequenceRecord,
+    tokenizer_digest,
+)
 from paceline.caches.tree import ROOT, Source, TokenTree
 
 __all__ = [
@@ -12,4 +17,5 @@ __all__ = [
     "SequenceRecord",
     "Source",
     "TokenTree",
+    "tokenizer_digest",
 ]

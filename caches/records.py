@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from paceline.errors import RecordError
 
 SCHEMA_VERSION: Final = 1
 """Version of the records this build writes. It reads this version and older ones; newer ones are skipped and counted."""
@@ -48,3 +53,143 @@ class ModelFingerprint(msgspec.Struct, frozen=True):
 
     model: str
     tokenizer: str
+
+
+class NewerSchemaError(RecordError):
+    """The record was written by a newer Paceline; skip it and count it."""
+
+
+class _Wire(msgspec.Struct, frozen=True, array_like=True):
+    """The record as it is stored: a msgpack array, schema version first, so that any reader can tell it."""
+
+    schema: int
+    request_id: str
+    scope: str
+    tenant: str
+    workload: str
+    session: str
+    origin: str
+    num_prompt: int
+    finished_at: float
+    encoding: int
+    num_tokens: int
+    tokens: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Wire)
+_any_decoder = msgspec.msgpack.Decoder()
+
+_NARROW, _WIDE = 0, 1  # uint16 or uint32 tokens, little endian
+_DEFLATED = 2  # added when the tokens are compressed
+_DTYPES: Final = {_NARROW: np.dtype("<u2"), _WIDE: np.dtype("<u4")}
+MAX_RECORD_TOKENS: Final = 16_777_216
+"""Longest sequence a reader accepts; bounds what a damaged record can make it allocate."""
+
+
+def encode_record(record: SequenceRecord) -> bytes:
+    """The record as bytes for the journal.
+
+    Tokens take two bytes each where all ids fit, else four, and are deflated when that is shorter. O(tokens).
+
+    Raises:
+        RecordError: a token id is negative, or there are more than `MAX_RECORD_TOKENS`.
+    """
+    tokens = np.asarray(record.token_ids, dtype=np.int32)
+    if len(tokens) > MAX_RECORD_TOKENS:
+        raise RecordError(f"a record has {len(tokens)} tokens, the limit is {MAX_RECORD_TOKENS}; split it")
+    if len(tokens) and int(tokens.min()) < 0:
+        raise RecordError(f"token id {int(tokens.min())} is negative; record only real tokens")
+    encoding = _NARROW if not len(tokens) or int(tokens.max()) <= np.iinfo(np.uint16).max else _WIDE
+    raw = tokens.astype(_DTYPES[encoding]).tobytes()
+    deflated = zlib.compress(raw, level=1)
+    if len(deflated) < len(raw):
+        raw, encoding = deflated, encoding | _DEFLATED
+    return _encoder.encode(
+        _Wire(
+            schema=SCHEMA_VERSION,
+            request_id=record.request_id,
+            scope=record.scope,
+            tenant=record.tenant,
+            workload=record.workload,
+            session=record.session,
+            origin=record.origin,
+            num_prompt=record.num_prompt,
+            finished_at=record.finished_at,
+            encoding=encoding,
+            num_tokens=len(tokens),
+            tokens=raw,
+        )
+    )
+
+
+def decode_record(data: bytes) -> SequenceRecord:
+    """The record that `encode_record` wrote. O(tokens).
+
+    Raises:
+        NewerSchemaError: a newer Paceline wrote it.
+        RecordError: it is damaged or not a record.
+    """
+    try:
+        wire = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if _schema_of(data) > SCHEMA_VERSION:
+            raise NewerSchemaError(_newer(_schema_of(data))) from error
+        raise RecordError(f"a journal entry of {len(data)} bytes is not a record: {error}") from error
+    if wire.schema > SCHEMA_VERSION:
+        raise NewerSchemaError(_newer(wire.schema))
+    tokens = _decode_tokens(wire)
+    if not 0 <= wire.num_prompt <= len(tokens):
+        raise RecordError(f"a record says {wire.num_prompt} of its {len(tokens)} tokens are prompt")
+    return SequenceRecord(
+        request_id=wire.request_id,
+        scope=wire.scope,
+        tenant=wire.tenant,
+        workload=wire.workload,
+        session=wire.session,
+        origin=wire.origin,
+        token_ids=tokens,
+        num_prompt=wire.num_prompt,
+        finished_at=wire.finished_at,
+    )
+
+
+def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:
+    """Hex digest of a tokenizer's vocabulary: equal exactly when every token has the same id. O(n log n)."""
+    digest = blake2b(digest_size=16)
+    for token, token_id in sorted(vocabulary.items(), key=lambda item: item[::-1]):
+        digest.update(f"{token_id}\0{token}\0".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _decode_tokens(wire: _Wire) -> npt.NDArray[np.int32]:
+    dtype = _DTYPES.get(wire.encoding & ~_DEFLATED)
+    if dtype is None or not 0 <= wire.num_tokens <= MAX_RECORD_TOKENS:
+        raise RecordError(f"a record has token encoding {wire.encoding} and {wire.num_tokens} tokens")
+    raw = wire.tokens
+    num_bytes = wire.num_tokens * dtype.itemsize
+    if wire.encoding & _DEFLATED:
+        try:
+            raw = zlib.decompressobj().decompress(raw, num_bytes + 1)
+        except zlib.error as error:
+            raise RecordError(f"a record's tokens cannot be inflated: {error}") from error
+    if len(raw) != num_bytes:
+        raise RecordError(f"a record's tokens take {len(raw)} bytes, {num_bytes} were announced")
+    wide = np.frombuffer(raw, dtype=dtype)
+    if len(wide) and int(wide.max()) > np.iinfo(np.int32).max:
+        raise RecordError(f"a record has token id {int(wide.max())}, too large for int32")
+    return wide.astype(np.int32)
+
+
+def _schema_of(data: bytes) -> int:
+    """Schema version of any msgpack array whose first item is a number; 0 for anything else."""
+    try:
+        fields = _any_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 0
+    first = fields[0] if isinstance(fields, list) and fields else 0
+    return first if isinstance(first, int) else 0
+
+
+def _newer(schema: int) -> str:
+    return f"a record has schema {schema}, this Paceline reads up to {SCHEMA_VERSION}; update it to use the record"

@@ -17,7 +17,7 @@ from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.keys import redact_url
 from paceline.middleware.config import ListenConfig, ProxyConfig, UpstreamConfig
-from paceline.middleware.processes import ChildProcess, ProcessError, answers, free_port
+from paceline.processes import ChildProcess, ProcessError, answers, free_port
 from paceline.middleware.server import running_proxy
 
 Echo = Callable[[str], None]
