@@ -1,0 +1,329 @@
+"""The proxy as an ASGI application: routes, and the life of one request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+import aiohttp
+
+from paceline.middleware.config import ProxyConfig, is_loopback
+from paceline.middleware.errors import ApiError, upstream_failed
+from paceline.middleware.exchange import (
+    JSON,
+    ClientGoneError,
+    Exchange,
+    RawHeaders,
+    Receive,
+    Scope,
+    Send,
+)
+from paceline.middleware.identity import authenticate, identify, key_of
+from paceline.middleware.metrics import ProxyMetrics
+from paceline.middleware.relay import EventHold
+from paceline.middleware.request_body import view_body, with_fields
+from paceline.middleware.routing import Replica, ReplicaSet
+from paceline.middleware.upstream import (
+    AiohttpUpstream,
+    UpstreamError,
+    UpstreamResponse,
+    open_session,
+)
+from paceline.policies.tenants import PolicyFile, Tenant
+
+logger = logging.getLogger("paceline.proxy")
+
+GENERATION_PATHS: Final = ("/v1/chat/completions", "/v1/completions")
+MODELS_PATH: Final = "/v1/models"
+TEXT: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+NOT_PASSED_ON: Final = frozenset(
+    (
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te"),
+        *(b"trailer", b"transfer-encoding", b"upgrade", b"content-length", b"date", b"server"),
+        *(b"x-request-id", b"set-cookie"),
+    )
+)
+"""Response headers that are the connection's, or that we set ourselves."""
+SERVER_ERROR: Final = 500
+UNAVAILABLE: Final = 503
+
+Handler = Callable[[Exchange, Tenant], Awaitable[None]]
+
+
+class Proxy:
+    """The proxy between agents and engines; a pure ASGI application.
+
+    Args:
+        config: where the engines are and what is allowed.
+        policy: tenants; None for one local tenant.
+    """
+
+    def __init__(self, config: ProxyConfig, policy: PolicyFile | None) -> None:
+        self.config = config
+        self.metrics = ProxyMetrics()
+        self._policy = policy
+        self._replicas = ReplicaSet([])
+        self._session: aiohttp.ClientSession | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._serve(Exchange(scope, receive, send))
+
+    async def open(self) -> None:
+        """Connect to the engines and start watching them."""
+        self._session = open_session(
+            connect_timeout_seconds=self.config.connect_timeout_seconds,
+            read_timeout_seconds=self.config.read_timeout_seconds,
+        )
+        self._replicas = ReplicaSet(
+            [
+                Replica(upstream, AiohttpUpstream(self._session, upstream.url, upstream.api_key))
+                for upstream in self.config.upstreams
+            ]
+        )
+        self._watcher = asyncio.create_task(
+            self._replicas.watch(self.config.health_interval_seconds)
+        )
+
+    async def close(self) -> None:
+        """Stop watching and close every connection."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watcher
+        if self._session is not None:
+            await self._session.close()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.open()
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _serve(self, exchange: Exchange) -> None:
+        started = time.perf_counter()
+        tenant_name = ""
+        self.metrics.in_flight.inc()
+        try:
+            tenant_name = await self._dispatch(exchange)
+        except ApiError as error:
+            if not exchange.started:
+                await exchange.answer(error.status, error.body())
+        except ClientGoneError:
+            pass
+        except Exception:  # counted; the client gets an answer instead of a cut connection
+            self.metrics.internal_errors.inc()
+            logger.exception("a request to %s failed", exchange.path)
+            if not exchange.started:
+                error = ApiError(SERVER_ERROR, "the proxy failed; its log says why", "api_error")
+                await exchange.answer(error.status, error.body())
+        finally:
+            self.metrics.in_flight.dec()
+            route = _route_of(exchange.path)
+            self.metrics.requests.labels(tenant_name, route, str(exchange.status)).inc()
+            self.metrics.seconds.labels(tenant_name, route).observe(time.perf_counter() - started)
+
+    async def _dispatch(self, exchange: Exchange) -> str:
+        """Answer the request; returns the tenant's name, "" for routes without one."""
+        if exchange.path in ("/health", "/ready", "/metrics"):
+            _require_method(exchange, "GET")
+            await self._answer_own(exchange)
+            return ""
+        handler: Handler
+        if exchange.path in GENERATION_PATHS:
+            method, handler = "POST", self._generate
+        elif exchange.path == MODELS_PATH or exchange.path.startswith(f"{MODELS_PATH}/"):
+            method, handler = "GET", self._models
+        else:
+            raise ApiError(
+                404,
+                f"{exchange.path} is not served here; served are {', '.join(GENERATION_PATHS)} and {MODELS_PATH}",
+                code="unknown_url",
+            )
+        _require_method(exchange, method)
+        tenant = authenticate(self._policy, exchange.headers, exchange.client_host)
+        await handler(exchange, tenant)
+        return tenant.name
+
+    async def _answer_own(self, exchange: Exchange) -> None:
+        if exchange.path == "/health":
+            await exchange.answer(200, b'{"status":"ok"}')
+        elif exchange.path == "/ready":
+            ready = self._replicas.any_healthy
+            body = b'{"status":"ready"}' if ready else b'{"status":"no engine answers"}'
+            await exchange.answer(200 if ready else UNAVAILABLE, body)
+        else:
+            self._authorise_metrics(exchange)
+            for replica in self._replicas.replicas:
+                self.metrics.healthy.labels(replica.name).set(replica.healthy)
+            await exchange.answer(200, self.metrics.render(), [TEXT])
+
+    def _authorise_metrics(self, exchange: Exchange) -> None:
+        admin = self._policy is not None and self._policy.is_admin(key_of(exchange.headers))
+        if not admin and not is_loopback(exchange.client_host):
+            raise ApiError(
+                401, "metrics are shown on this machine, or with an admin key", code="invalid_api_key"
+            )
+
+    async def _models(self, exchange: Exchange, _tenant: Tenant) -> None:
+        await exchange.read_body(max_bytes=0)
+        await self._watched(exchange, self._forward(exchange, None, ""), "")
+
+    async def _generate(self, exchange: Exchange, tenant: Tenant) -> None:
+        body = await exchange.read_body(max_bytes=self.config.max_body_bytes)
+        view = view_body(body)
+        identity = identify(tenant, exchange.headers, view)
+        exchange.request_id = f"pace-{uuid.uuid4().hex}"
+        sent = with_fields(
+            body,
+            view,
+            xargs=identity.xargs(),
+            cache_salt=identity.cache_salt(),
+            allow=tenant.allow,
+        )
+        forward = self._forward(
+            exchange, sent, identity.session, seeded_sampling=view.is_seeded_sampling
+        )
+        await self._watched(exchange, forward, tenant.name)
+
+    async def _watched(
+        self, exchange: Exchange, work: Awaitable[None], tenant_name: str
+    ) -> None:
+        """Do the work unless the client leaves first; then stop it, which closes the engine's connection."""
+        working = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(exchange.client_left())
+        try:
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                self.metrics.client_aborts.labels(tenant_name).inc()
+                raise ClientGoneError
+        finally:
+            for task in (working, leaving):
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await leaving
+            with suppress(asyncio.CancelledError):
+                await working
+
+    async def _forward(
+        self,
+        exchange: Exchange,
+        body: bytes | None,
+        session: str,
+        *,
+        seeded_sampling: bool = False,
+    ) -> None:
+        """Send the request to the session's engine, or to the next one while nothing of an answer has come."""
+        failure = "no engine is configured"
+        for replica in self._attempts(session):
+            if seeded_sampling and replica.config.refuse_seeded_sampling:
+                raise ApiError(
+                    400,
+                    "this engine cannot sample with a seed; leave out seed, or set temperature to 0",
+                    param="seed",
+                )
+            replica.outstanding += 1
+            try:
+                if await self._try(exchange, replica, body):
+                    return
+            except UpstreamError as error:
+                failure = f"{replica.name}: {error}"
+                replica.failed(str(error))
+                self.metrics.upstream_failures.labels(replica.name).inc()
+            finally:
+                replica.outstanding -= 1
+        raise upstream_failed(failure)
+
+    def _attempts(self, session: str) -> list[Replica]:
+        """The engines to try, in order. A lone one is tried twice: its kept-alive connection may have been stale."""
+        ranked = self._replicas.ranked(session)
+        return ranked * 2 if len(ranked) == 1 else ranked
+
+    async def _try(self, exchange: Exchange, replica: Replica, body: bytes | None) -> bool:
+        """Forward to one engine; True if the client has been answered.
+
+        Raises:
+            UpstreamError: the engine failed before anything of its answer was passed on.
+        """
+        headers = {"accept-encoding": "identity", "x-request-id": exchange.request_id}
+        if body is not None:
+            headers["content-type"] = "application/json"
+        response = await replica.upstream.send(exchange.method, exchange.path, headers, body)
+        try:
+            if _is_event_stream(response.headers):
+                await self._relay_stream(exchange, replica, response)
+            else:
+                await _relay_whole(exchange, response)
+        finally:
+            response.abort()
+        return True
+
+    async def _relay_stream(
+        self, exchange: Exchange, replica: Replica, response: UpstreamResponse
+    ) -> None:
+        """Pass a stream on as it comes; an engine that dies in it leaves whole events and one error event."""
+        hold = EventHold()
+        try:
+            async for chunk in response.chunks():
+                ready = hold.push(chunk)
+                if not ready:
+                    continue
+                if not exchange.started:
+                    await exchange.start(response.status, _passed_on(response.headers))
+                await exchange.write(ready)
+        except UpstreamError as error:
+            if not exchange.started:
+                raise
+            replica.failed(str(error))
+            self.metrics.upstream_failures.labels(replica.name).inc()
+            await exchange.end(upstream_failed(f"{replica.name}: {error}").event())
+            return
+        if not exchange.started:
+            await exchange.start(response.status, _passed_on(response.headers))
+        await exchange.end(hold.rest())
+
+
+async def _relay_whole(exchange: Exchange, response: UpstreamResponse) -> None:
+    """Pass a whole answer on, once all of it has come: until then another engine could still give it."""
+    body = b"".join([chunk async for chunk in response.chunks()])
+    await exchange.answer(response.status, body, _passed_on(response.headers))
+
+
+def _require_method(exchange: Exchange, method: str) -> None:
+    if exchange.method != method:
+        raise ApiError(
+            405, f"{exchange.path} takes {method}, not {exchange.method}", code="method_not_allowed"
+        )
+
+
+def _route_of(path: str) -> str:
+    """A bounded name for the metrics."""
+    if path in GENERATION_PATHS:
+        return path
+    return MODELS_PATH if path.startswith(MODELS_PATH) else "other"
+
+
+def _is_event_stream(headers: RawHeaders) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in headers
+    )
+
+
+def _passed_on(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    kept = [(name.lower(), value) for name, value in headers if name.lower() not in NOT_PASSED_ON]
+    return kept or [JSON]

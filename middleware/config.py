@@ -1,0 +1,147 @@
+"""The proxy's configuration file: where it listens, which engines it has, whose policy it keeps."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from paceline.errors import ConfigError
+from paceline.policies.tenants import PolicyFile, describe, parse_policy
+
+
+class ListenConfig(BaseModel):
+    """Where the proxy listens.
+
+    Attributes:
+        host: address; without a policy file it must be a loopback one.
+        port: 0 takes a free one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+
+
+class UpstreamConfig(BaseModel):
+    """One engine.
+
+    Attributes:
+        name: unique name, for metrics.
+        url: its base URL, without ``/v1``.
+        api_key: key it wants, if any.
+        refuse_seeded_sampling: answer a sampled request that has a ``seed`` with an error. Set it for a vLLM CPU build that runs
+            without our worker: such a request ends it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    url: Annotated[str, Field(pattern=r"^https?://[^/]+$")]
+    api_key: str | None = None
+    refuse_seeded_sampling: bool = False
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _without_slash(cls, url: object) -> object:
+        return url.rstrip("/") if isinstance(url, str) else url
+
+
+class ProxyConfig(BaseModel):
+    """The whole configuration file.
+
+    Attributes:
+        listen: where to listen.
+        upstreams: at least one engine; requests of one session go to the same one while it is healthy.
+        policy_file: tenants and their keys; None serves one local tenant without a key, on loopback only.
+        max_body_bytes: longest request body.
+        connect_timeout_seconds: longest wait for a connection to an engine.
+        read_timeout_seconds: longest silence of an engine within a reply.
+        health_interval_seconds: time between two looks at an engine's health.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    listen: ListenConfig = ListenConfig()
+    upstreams: Annotated[list[UpstreamConfig], Field(min_length=1)]
+    policy_file: Path | None = None
+    max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
+    connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
+    read_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    health_interval_seconds: Annotated[float, Field(gt=0)] = 2.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [upstream.name for upstream in self.upstreams]
+        if len(set(names)) < len(names):
+            raise ValueError(f"upstream names {names} are not unique; give each its own")
+        if self.policy_file is None and not is_loopback(self.listen.host):
+            raise ValueError(
+                f"listen.host is {self.listen.host!r} without a policy_file; listen on 127.0.0.1, or write a "
+                "policy file with tenants and keys"
+            )
+        return self
+
+    def load_policy(self) -> PolicyFile | None:
+        """Read the policy file; None if there is none.
+
+        Raises:
+            ConfigError: it cannot be read or breaks a rule.
+        """
+        if self.policy_file is None:
+            return None
+        return parse_policy(_read(self.policy_file), name=str(self.policy_file))
+
+
+def load_config(path: Path) -> ProxyConfig:
+    """Read a configuration file and check it together with the policy file it names.
+
+    A relative ``policy_file`` is meant relative to the configuration's folder.
+
+    Raises:
+        ConfigError: a file cannot be read or breaks a rule.
+    """
+    text = _read(path)
+    try:
+        config = ProxyConfig.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(describe(error, name=str(path))) from error
+    if config.policy_file is not None:
+        config = config.model_copy(update={"policy_file": path.parent / config.policy_file})
+        config.load_policy()
+    return config
+
+
+def make_config(**values: object) -> ProxyConfig:
+    """A configuration made in code; like `ProxyConfig(**values)`, but with our error.
+
+    Raises:
+        ConfigError: a value breaks a rule.
+    """
+    try:
+        return ProxyConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, name="the proxy's settings")) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is the loopback interface."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; check the path and its permissions") from error

@@ -1,0 +1,102 @@
+"""One request and its answer on the ASGI side: reading the body, sending, noticing that the client left."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final
+
+from paceline.middleware.errors import ApiError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+JSON: Final = (b"content-type", b"application/json")
+
+
+class ClientGoneError(Exception):
+    """The client left before its answer was complete."""
+
+
+class Exchange:
+    """One HTTP request as the server hands it to us.
+
+    Args:
+        scope: its ASGI scope.
+        receive: gives its body, then waits for the client to leave.
+        send: takes the answer.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        self.client_host: str = (scope.get("client") or ("",))[0]
+        self.status = 0
+        self.request_id = ""
+        self._receive = receive
+        self._send = send
+
+    @property
+    def started(self) -> bool:
+        """Whether the answer's head has been sent."""
+        return self.status != 0
+
+    async def read_body(self, *, max_bytes: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            ApiError: 413, it is longer than `max_bytes`.
+            ClientGoneError: the client left before its end.
+        """
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            part = message.get("body", b"")
+            size += len(part)
+            if size > max_bytes:
+                raise ApiError(
+                    413,
+                    f"the request body is longer than {max_bytes} bytes; shorten the conversation or raise "
+                    "max_body_bytes in the proxy's configuration",
+                    code="request_too_large",
+                )
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def client_left(self) -> None:
+        """Wait until the client leaves; only after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            continue
+
+    async def start(self, status: int, headers: RawHeaders) -> None:
+        """Send the answer's head."""
+        self.status = status
+        ids = [(b"x-request-id", self.request_id.encode())] if self.request_id else []
+        theirs = self.headers.get("x-request-id")
+        if theirs:
+            ids.append((b"x-client-request-id", theirs.encode("latin-1")))
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": [*headers, *ids]}
+        )
+
+    async def write(self, data: bytes) -> None:
+        """Send a part of the answer's body."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last part of the answer's body."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def answer(self, status: int, body: bytes, headers: RawHeaders = (JSON,)) -> None:
+        """Send a whole answer."""
+        await self.start(status, [*headers, (b"content-length", str(len(body)).encode())])
+        await self.end(body)

@@ -1,0 +1,103 @@
+"""Who asks: from key and headers to tenant, session and workload."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from paceline.middleware.config import is_loopback
+from paceline.middleware.errors import ApiError
+from paceline.middleware.request_body import BodyView, opening_of
+from paceline.policies.tenants import LOCAL_TENANT, PolicyFile, Tenant
+from paceline.policies.workload import WORKLOAD_HEADER, session_of, workload_of
+
+SALT_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose request it is.
+
+    Attributes:
+        tenant: who pays.
+        session: id of the conversation, "" if nothing tells.
+        workload: name of the kind of work, "" if nothing tells.
+    """
+
+    tenant: Tenant
+    session: str
+    workload: str
+
+    def xargs(self) -> dict[str, str | int]:
+        """The identity as flat extra arguments for the engine's worker."""
+        fields: dict[str, str | int] = {
+            "paceline_tenant": self.tenant.name,
+            "paceline_workload": self.workload,
+            "paceline_session": self.session,
+            "paceline_record": int(self.tenant.record),
+        }
+        if self.tenant.group:
+            fields["paceline_group"] = self.tenant.group
+        if self.tenant.speculation != "auto":
+            fields["paceline_speculation"] = self.tenant.speculation
+        return fields
+
+    def cache_salt(self) -> str:
+        """Salt of the target's prefix cache: one sharing scope never sees by timing what another has cached."""
+        return blake2b(self.tenant.scope.encode(), digest_size=SALT_BYTES).hexdigest()
+
+
+def authenticate(
+    policy: PolicyFile | None, headers: Mapping[str, str], client_host: str
+) -> Tenant:
+    """The tenant that a request's key belongs to.
+
+    Args:
+        policy: None when there is no policy file; then everybody on this machine is the local tenant.
+        headers: request headers, names in lower case.
+        client_host: address the request came from.
+
+    Raises:
+        ApiError: 401, no key or an unknown one; 403, no policy file and not on this machine.
+    """
+    if policy is None:
+        if not is_loopback(client_host):
+            raise ApiError(
+                403,
+                "this proxy has no policy file and serves its own machine only; write a policy file with tenants and keys",
+                code="forbidden",
+            )
+        return LOCAL_TENANT
+    key = key_of(headers)
+    if not key:
+        raise ApiError(
+            401,
+            "no API key was given; send it as Authorization: Bearer KEY or x-api-key: KEY",
+            code="invalid_api_key",
+        )
+    tenant = policy.tenant_of(key)
+    if tenant is None:
+        raise ApiError(
+            401, "the API key is not one of this proxy's; ask its operator for one", code="invalid_api_key"
+        )
+    return tenant
+
+
+def key_of(headers: Mapping[str, str]) -> str:
+    """The key a request carries, "" if none."""
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credentials:
+        return credentials.strip()
+    return headers.get("x-api-key", "")
+
+
+def identify(tenant: Tenant, headers: Mapping[str, str], view: BodyView) -> Identity:
+    """The tenant's request with its session and workload. O(body) unless session and workload are named explicitly."""
+    header = headers.get(WORKLOAD_HEADER)
+    system, user = opening_of(view)
+    return Identity(
+        tenant,
+        session_of(cache_key=view.cache_key, headers=headers, opening=(system, user)),
+        workload_of(header=header, system=system, tools=bytes(view.tools)),
+    )

@@ -1,0 +1,142 @@
+"""Reading what the proxy needs from a request body, and writing into it what the engine needs.
+
+A body can be long (a whole conversation) and is passed on as it is wherever possible: it is looked at without being decoded,
+and our fields are spliced in before its last brace. Only a body that holds fields we must remove or merge is re-encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from paceline.middleware.errors import ApiError
+
+PROTECTED: Final = ("cache_salt", "priority", "kv_transfer_params", "ec_transfer_params", "request_id")
+"""Fields with which a client could reach beyond its own request."""
+XARGS: Final = "vllm_xargs"
+OWN_PREFIX: Final = "paceline_"
+ABSENT: Final = msgspec.Raw(b"")
+
+
+class BodyView(msgspec.Struct):
+    """The fields of a chat or completion request that concern us, undecoded; empty if absent."""
+
+    stream: msgspec.Raw = ABSENT
+    messages: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
+    prompt_cache_key: msgspec.Raw = ABSENT
+    seed: msgspec.Raw = ABSENT
+    temperature: msgspec.Raw = ABSENT
+    vllm_xargs: msgspec.Raw = ABSENT
+    cache_salt: msgspec.Raw = ABSENT
+    priority: msgspec.Raw = ABSENT
+    kv_transfer_params: msgspec.Raw = ABSENT
+    ec_transfer_params: msgspec.Raw = ABSENT
+    request_id: msgspec.Raw = ABSENT
+
+    def has(self, name: str) -> bool:
+        """Whether the body has that field, whatever its value."""
+        return bool(bytes(getattr(self, name)))
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the client asks for a stream."""
+        return bytes(self.stream) == b"true"
+
+    @property
+    def cache_key(self) -> str | None:
+        """The field ``prompt_cache_key`` if it is text."""
+        try:
+            return msgspec.json.decode(self.prompt_cache_key, type=str)
+        except msgspec.DecodeError:
+            return None
+
+    @property
+    def is_seeded_sampling(self) -> bool:
+        """Whether the reply is drawn at random from a seed of the client's."""
+        seeded = bytes(self.seed) not in (b"", b"null")
+        return seeded and not self._is_greedy()
+
+    def _is_greedy(self) -> bool:
+        try:
+            return msgspec.json.decode(self.temperature, type=float) == 0
+        except msgspec.DecodeError:
+            return False
+
+
+class _MessageView(msgspec.Struct):
+    role: str = ""
+    content: msgspec.Raw = ABSENT
+
+
+_view = msgspec.json.Decoder(BodyView)
+_messages = msgspec.json.Decoder(list[_MessageView])
+
+
+def view_body(body: bytes) -> BodyView:
+    """Look at a request body. O(bytes).
+
+    Raises:
+        ApiError: 400, it is not a JSON object.
+    """
+    try:
+        return _view.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"the request body is not a JSON object: {error}") from error
+
+
+def opening_of(view: BodyView) -> tuple[bytes, bytes]:
+    """The leading system message and the first user message, as they stand in the body; empty where there is none."""
+    try:
+        messages = _messages.decode(view.messages)
+    except msgspec.DecodeError:
+        return b"", b""
+    system = b""
+    if messages and messages[0].role in ("system", "developer"):
+        system = bytes(messages[0].content)
+    user = next((bytes(m.content) for m in messages if m.role == "user"), b"")
+    return system, user
+
+
+def with_fields(
+    body: bytes,
+    view: BodyView,
+    *,
+    xargs: Mapping[str, str | int],
+    cache_salt: str,
+    allow: Collection[str] = (),
+) -> bytes:
+    """The body with our identity in it and without what the client may not set.
+
+    Args:
+        body: the client's body, a JSON object.
+        view: `view_body` of it.
+        xargs: our extra arguments; the client's others are kept.
+        cache_salt: salt of the target's prefix cache, unless the client may set its own.
+        allow: protected fields that the client may set.
+    """
+    forbidden = [name for name in PROTECTED if view.has(name) and name not in allow]
+    own: dict[str, Any] = {XARGS: dict(xargs)}
+    if "cache_salt" not in allow or not view.has("cache_salt"):
+        own["cache_salt"] = cache_salt
+    if not forbidden and not view.has(XARGS):
+        return _splice(body, own)
+    fields: dict[str, Any] = msgspec.json.decode(body)
+    for name in forbidden:
+        fields.pop(name, None)
+    theirs = fields.get(XARGS)
+    if isinstance(theirs, dict):
+        kept = {k: v for k, v in theirs.items() if not k.startswith(OWN_PREFIX)}
+        own[XARGS] = kept | own[XARGS]
+    return msgspec.json.encode(fields | own)
+
+
+def _splice(body: bytes, fields: Mapping[str, Any]) -> bytes:
+    """Put `fields` before the last brace of a JSON object that has none of them."""
+    end = body.rindex(b"}")
+    inner = body[:end].rstrip()
+    # In a valid object only the opening brace itself can stand there: the object is empty.
+    comma = b"" if inner.endswith(b"{") else b","
+    return inner + comma + msgspec.json.encode(fields)[1:]

@@ -1,0 +1,106 @@
+"""Running the proxy: in the foreground, or in a thread of its own beside something else."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import uvicorn
+
+from paceline.errors import ConfigError, PacelineError
+from paceline.middleware.app import Proxy
+from paceline.middleware.config import ProxyConfig
+
+GRACE_SECONDS: Final = 10
+START_SECONDS: Final = 30.0
+POLL_SECONDS: Final = 0.01
+BACKLOG: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class RunningProxy:
+    """A proxy that listens at `url` (no ``/v1``)."""
+
+    url: str
+    proxy: Proxy
+
+
+def run_proxy(config: ProxyConfig) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what is under way and return.
+
+    Raises:
+        ConfigError: the policy file is wrong, or the address cannot be listened on.
+    """
+    proxy = Proxy(config, config.load_policy())
+    with _listening(config) as listener:
+        print(f"paceline proxy: http://{_address(listener)}/v1", flush=True)  # noqa: T201  the command's answer
+        uvicorn.Server(_server_config(proxy)).run(sockets=[listener])
+
+
+@contextmanager
+def running_proxy(config: ProxyConfig) -> Iterator[RunningProxy]:
+    """A proxy in a thread of its own, listening when the body begins, stopped when it ends.
+
+    Raises:
+        ConfigError: the policy file is wrong, or the address cannot be listened on.
+    """
+    proxy = Proxy(config, config.load_policy())
+    with _listening(config) as listener:
+        server = uvicorn.Server(_server_config(proxy))
+        thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [listener]}, name="paceline-proxy", daemon=True
+        )
+        thread.start()
+        try:
+            _wait_started(server, thread)
+            yield RunningProxy(f"http://{_address(listener)}", proxy)
+        finally:
+            server.should_exit = True
+            thread.join(GRACE_SECONDS + 5)
+
+
+def _server_config(proxy: Proxy) -> uvicorn.Config:
+    return uvicorn.Config(
+        proxy,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        backlog=BACKLOG,
+    )
+
+
+@contextmanager
+def _listening(config: ProxyConfig) -> Iterator[socket.socket]:
+    host, port = config.listen.host, config.listen.port
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; stop what uses the port or choose another"
+        ) from error
+    with listener:
+        yield listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _wait_started(server: uvicorn.Server, thread: threading.Thread) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise PacelineError("the proxy did not start; the log above says why")
+        time.sleep(POLL_SECONDS)
