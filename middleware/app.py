@@ -13,7 +13,7 @@ from typing import Final
 import aiohttp
 
 from paceline.middleware.config import ProxyConfig, is_loopback
-from paceline.middleware.errors import ApiError, upstream_failed
+from paceline.api_errors import ApiError, upstream_failed
 from paceline.middleware.exchange import (
     JSON,
     ClientGoneError,

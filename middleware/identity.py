@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from paceline.middleware.config import is_loopback
-from paceline.middleware.errors import ApiError
+from paceline.api_errors import ApiError
 from paceline.middleware.request_body import BodyView, opening_of
 from paceline.policies.tenants import LOCAL_TENANT, PolicyFile, Tenant
 from paceline.policies.workload import WORKLOAD_HEADER, session_of, workload_of

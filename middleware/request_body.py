@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from paceline.middleware.errors import ApiError
+from paceline.api_errors import ApiError
 
 PROTECTED: Final = ("cache_salt", "priority", "kv_transfer_params", "ec_transfer_params", "request_id")
 """Fields with which a client could reach beyond its own request."""

@@ -90,7 +90,7 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
         health = f"{config.upstreams[0].url}/health"
         engine.wait_until(lambda: answers(health), timeout_seconds=ENGINE_START_SECONDS)
         proxy = stack.enter_context(running_proxy(config))
-        echo(greeting(f"{proxy.url}/v1", "smollm2" if settings.model is None else settings.model))
+        echo(greeting(f"{proxy.url}/v1", "smollm2" if settings.model is None else Path(settings.model).name))
         engine.wait()
         raise ProcessError(f"the engine ended on its own; see {folder / ENGINE_LOG}")
 

@@ -1,0 +1,4 @@
+"""The embedded engine: a small target through transformers, speculated for by the same `Speculator` as vLLM's.
+
+It is what `paceline serve` runs on a laptop, and the reference for the engines that are harder to look into.
+"""

@@ -1,0 +1,215 @@
+"""The part of OpenAI's API that the embedded engine speaks: requests read and checked, answers written."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from paceline.adapters.embedded.engine import GenerationRequest
+from paceline.adapters.embedded.sampling import SamplingParams
+from paceline.adapters.embedded.target import Target
+from paceline.adapters.identity import request_info_from_xargs, speculation_is_off
+from paceline.api_errors import ApiError
+
+MAX_STOP_STRINGS: Final = 4
+SEED_BITS: Final = 63
+
+R = TypeVar("R", bound="_Request")
+StopString = Annotated[str, Field(min_length=1)]
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool = False
+
+
+class _Request(BaseModel):
+    """What chat and completion requests have in common; unknown fields are ignored, as OpenAI-compatible engines do."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: int | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    vllm_xargs: dict[str, Any] | None = None
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The stop strings as a tuple."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """Longest reply asked for, None for what is left of the context."""
+        return self.max_tokens
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatMessage(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatRequest(_Request):
+    """``/v1/chat/completions``."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    logprobs: bool | None = None
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """Longest reply asked for, None for what is left of the context."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(_Request):
+    """``/v1/completions``."""
+
+    prompt: str | Annotated[list[int], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    logprobs: int | None = None
+    echo: bool | None = None
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """Read and check a chat request.
+
+    Raises:
+        ApiError: 400, a field is wrong or asks for what this engine cannot do.
+    """
+    request = _parse(ChatRequest, body)
+    if request.tool_choice not in (None, "auto", "none"):
+        raise _unsupported("tool_choice", "the model cannot be made to call a tool; use auto or none")
+    if request.response_format not in (None, {"type": "text"}):
+        raise _unsupported("response_format", "only text can be asked for")
+    if request.logprobs:
+        raise _unsupported("logprobs", "log probabilities are not given")
+    return request
+
+
+def parse_completion(body: bytes) -> CompletionRequest:
+    """Read and check a completion request.
+
+    Raises:
+        ApiError: 400, a field is wrong or asks for what this engine cannot do.
+    """
+    request = _parse(CompletionRequest, body)
+    if request.logprobs is not None:
+        raise _unsupported("logprobs", "log probabilities are not given")
+    if request.echo:
+        raise _unsupported("echo", "the prompt is not repeated")
+    return request
+
+
+def chat_prompt(request: ChatRequest, tokenizer: Any) -> list[int]:
+    """Token ids of a conversation under the model's chat template, ready for the assistant's turn.
+
+    Raises:
+        ApiError: 400, a message has parts other than text.
+    """
+    messages = [{"role": m.role, "content": _content(m, i)} for i, m in enumerate(request.messages)]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def generation_request(
+    request: ChatRequest | CompletionRequest,
+    prompt_ids: list[int],
+    target: Target,
+    *,
+    request_id: str,
+) -> GenerationRequest:
+    """The engine's request for a client's.
+
+    Raises:
+        ApiError: 400, prompt and reply do not fit the context, or the prompt is not of this vocabulary.
+    """
+    limit, num_prompt = target.max_model_len, len(prompt_ids)
+    wanted = request.wanted_tokens
+    if num_prompt + (wanted or 1) > limit:
+        asked = f" and {wanted} tokens of reply were asked for" if wanted else ""
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {limit} tokens. However, the prompt has {num_prompt} tokens"
+            f"{asked}. Please reduce the length of the prompt or of the reply.",
+            code="context_length_exceeded",
+            param="messages" if isinstance(request, ChatRequest) else "prompt",
+        )
+    vocabulary = int(target.model.config.vocab_size)
+    if not prompt_ids or not all(0 <= token_id < vocabulary for token_id in prompt_ids):
+        raise ApiError(400, f"the prompt needs token ids from 0 to {vocabulary - 1}, at least one", param="prompt")
+    xargs = request.vllm_xargs
+    return GenerationRequest(
+        info=request_info_from_xargs(request_id, xargs),
+        prompt_ids=tuple(prompt_ids),
+        max_tokens=limit - num_prompt if wanted is None else wanted,
+        sampling=SamplingParams(
+            temperature=1.0 if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            seed=secrets.randbits(SEED_BITS) if request.seed is None else request.seed,
+        ),
+        stop=request.stop_strings,
+        speculate=not speculation_is_off(xargs),
+    )
+
+
+def _parse(kind: type[R], body: bytes) -> R:
+    try:
+        request = kind.model_validate_json(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ApiError(400, f"{where or 'the body'}: {problem['msg']}", param=where or None) from error
+    if request.n not in (None, 1):
+        raise _unsupported("n", f"one reply is given at a time, {request.n} were asked for")
+    return request
+
+
+def _unsupported(param: str, message: str) -> ApiError:
+    return ApiError(400, f"{param}: {message}", code="unsupported_parameter", param=param)
+
+
+def _content(message: ChatMessage, position: int) -> str:
+    """A message's text: its parts joined, its tool calls written out as the model was trained to read them."""
+    parts: list[str] = []
+    if isinstance(message.content, str):
+        parts.append(message.content)
+    for number, part in enumerate(message.content if isinstance(message.content, list) else ()):
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ApiError(
+                400,
+                f"this model reads text only; part {number} is of type {part.get('type')!r}",
+                param=f"messages.{position}.content.{number}",
+            )
+        parts.append(part["text"])
+    for call in message.tool_calls or ():
+        function = call.get("function", {})
+        name, arguments = json.dumps(function.get("name")), function.get("arguments", "{}")
+        parts.append(f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>')
+    return "\n".join(parts)
