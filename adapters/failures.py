@@ -34,5 +34,8 @@ class FailureLog:
         if now - self._last_logged >= LOG_INTERVAL_SECONDS:
             self._last_logged = now
             self._logger.error(
-                "%s failed (%d so far); the target answers without it", self._what, self.count, exc_info=error
+                "%s failed (%d so far); the target answers without it",
+                self._what,
+                self.count,
+                exc_info=error,
             )

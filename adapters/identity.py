@@ -1,4 +1,7 @@
-"""Who a request says it is: the flat ``vllm_xargs`` that the proxy attaches, read inside the engine."""
+"""Who a request says it is.
+
+The flat ``vllm_xargs`` that the proxy attaches, read inside the engine.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ SPECULATION_OFF: Final = "off"
 
 
 def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) -> RequestInfo:
-    """Identity of a request from the keys ``paceline_tenant``, ``_workload``, ``_session``, ``_group``, ``_record``.
+    """Identity of a request from its extra arguments.
 
-    Never raises. Anything missing or of a wrong type fails closed: the request belongs to nobody (tenant ""), shares with
-    no one and is not recorded.
+    Read are ``paceline_tenant``, ``_workload``, ``_session``, ``_group`` and ``_record``.
+
+    Never raises. Anything missing or of a wrong type fails closed: the request belongs to nobody
+    (tenant ""), shares with no one and is not recorded.
 
     Args:
         request_id: the engine's id of the request.

@@ -1,7 +1,8 @@
 """`Speculator`: the engine-neutral seam that every engine adapter drives.
 
-An engine calls `begin` when it first sees a request, `commit` (or `observe`) with the tokens its target accepted,
-`propose` for the next round's drafts, and `finish` when the request leaves. Nothing here can change what the target
+An engine calls `begin` when it first sees a request, `commit` (or `observe`) with the tokens its
+target accepted, `propose` for the next round's drafts, and `finish` when the request leaves.
+Nothing here can change what the target
 says: drafts are only ever verified by the engine.
 """
 
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -34,7 +36,8 @@ class RequestInfo:
         workload: name of the kind of work, "" if unknown.
         session: id of the agent's conversation, "" if unknown.
         group: sharing group the tenant belongs to, "" for the tenant alone.
-        adapter: LoRA adapter that answers, "" for the bare target; adapters share nothing with each other.
+        adapter: LoRA adapter that answers, "" for the bare target; adapters share nothing with each
+            other.
         record: False keeps the request's tokens out of every shared memory and of the journal.
     """
 
@@ -48,7 +51,10 @@ class RequestInfo:
 
     @property
     def scope(self) -> str:
-        """Name of the sharing scope, "" for none. Nothing of one scope reaches a draft of another."""
+        """Name of the sharing scope, "" for none.
+
+        Nothing of one scope reaches a draft of another.
+        """
         if not self.tenant:
             return ""
         owner = f"group:{self.group}" if self.group else f"tenant:{self.tenant}"
@@ -71,11 +77,13 @@ class _OpenRequest:
 class Speculator:
     """Drafts for the requests of one engine from its draft memory.
 
-    Thread-safe; every call is O(tokens passed) plus index look-ups. `Speculator()` drafts from memory alone.
+    Thread-safe; every call is O(tokens passed) plus index look-ups. `Speculator()` drafts from
+    memory alone.
 
     Args:
         index: the draft memory; a new one with default capacity if None.
-        journal: receives each finished sequence of a recording tenant; None keeps them in this process.
+        journal: receives each finished sequence of a recording tenant; None keeps them in this
+            process.
         origin: id of this process in its records; a random one if None.
         clock: Unix time in seconds.
     """
@@ -108,7 +116,7 @@ class Speculator:
             return list(self._open)
 
     def attach_journal(self, journal: RecordSink) -> None:
-        """Publish what finishes from now on to `journal` (it often needs this object's `origin` and `absorb`)."""
+        """Publish what finishes from now on to `journal`, which often needs this object first."""
         self._journal = journal
 
     def begin(self, info: RequestInfo, prompt_ids: TokenIds) -> None:
@@ -118,7 +126,9 @@ class Speculator:
             DraftError: a request of that id is open already.
         """
         if info.request_id in self._open:
-            raise DraftError(f"request {info.request_id!r} is open already; finish it or use a new id")
+            raise DraftError(
+                f"request {info.request_id!r} is open already; finish it or use a new id"
+            )
         scope_id = self.index.scope(info.scope) if info.scope else -1
         handle, _ = self.index.begin(
             _as_tokens(prompt_ids),
@@ -152,11 +162,11 @@ class Speculator:
         buffers: Sequence[TokenIds],
         num_tokens: Sequence[int],
     ) -> None:
-        """Make each request's context equal to `buffers[i][:num_tokens[i]]`, the engine's own view of it.
+        """Make each request's context `buffers[i][:num_tokens[i]]`, the engine's own view of it.
 
-        The engine's buffer is the truth: deltas can be lost (a step in which drafting was skipped) and an engine may
-        take tokens back. Only what lies past the known length is read, so the cost is O(new tokens); a buffer shorter
-        than what is known truncates.
+        The engine's buffer is the truth: deltas can be lost (a step in which drafting was skipped)
+        and an engine may take tokens back. Only what lies past the known length is read, so the
+        cost is O(new tokens); a buffer shorter than what is known truncates.
         """
         behind: list[str] = []
         deltas: list[TokenIds] = []
@@ -173,11 +183,14 @@ class Speculator:
     def propose(
         self, request_ids: Sequence[str], *, max_tokens: int | Mapping[str, int] = 8
     ) -> list[TokenTree]:
-        """Drafts for a batch in one native call; entry i belongs to request_ids[i] and may be empty.
+        """Drafts for a batch in one native call.
+
+        Entry i belongs to request_ids[i] and may be empty.
 
         Args:
             request_ids: open requests, each at most once.
-            max_tokens: most nodes for each tree (>= 0), one number for all or one for each request id.
+            max_tokens: most nodes for each tree (>= 0), one number for all or one for each request
+                id.
         """
         if not request_ids:
             return []
@@ -185,11 +198,12 @@ class Speculator:
             limits = np.full(len(request_ids), max_tokens, np.int32)
         else:
             limits = np.array([max_tokens[request_id] for request_id in request_ids], np.int32)
-        offsets, tokens, parent, prob, source = self.index.propose(self._handles(request_ids), limits)
+        offsets, tokens, parent, prob, source = self.index.propose(
+            self._handles(request_ids), limits
+        )
         bounds = offsets.tolist()
         return [
-            TokenTree(tokens[a:b], parent[a:b], prob[a:b], source[a:b])
-            for a, b in zip(bounds, bounds[1:], strict=False)
+            TokenTree(tokens[a:b], parent[a:b], prob[a:b], source[a:b]) for a, b in pairwise(bounds)
         ]
 
     def finish(self, request_id: str) -> None:
@@ -220,7 +234,10 @@ class Speculator:
         )
 
     def absorb(self, record: SequenceRecord) -> None:
-        """Add what another engine served to this one's memory (the journal's reader calls this). O(tokens)."""
+        """Add what another engine served to this one's memory (the journal's reader calls this).
+
+        O(tokens).
+        """
         self.index.append_shared(self.index.scope(record.scope), record.token_ids)
 
     def stats(self) -> dict[str, int]:
@@ -249,8 +266,13 @@ def _as_tokens(token_ids: TokenIds) -> npt.NDArray[np.int32]:
 
 
 def _session_key(info: RequestInfo) -> int:
-    """Key of a session within its scope (63 bits, 0 for none): a session id of one tenant never meets another's."""
+    """Key of a session within its scope (63 bits, 0 for none).
+
+    A session id of one tenant never meets another's.
+    """
     if not (info.session and info.tenant):
         return 0
-    digest = blake2b(f"{info.scope}\0{info.tenant}\0{info.session}".encode(), digest_size=8).digest()
+    digest = blake2b(
+        f"{info.scope}\0{info.tenant}\0{info.session}".encode(), digest_size=8
+    ).digest()
     return int.from_bytes(digest, "little") >> 1 or 1

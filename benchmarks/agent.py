@@ -1,7 +1,10 @@
-"""`paceline bench agent`: recorded agents' requests on a real vLLM through the proxy; off, vLLM's own n-gram, ours.
+"""`paceline bench agent`: recorded agents' requests on a real vLLM through the proxy.
 
-Every variant gets the same requests in the same order, one at a time, at temperature 0, through the same proxy. The target's
-own words are compared token by token: speculation may only change the time they take.
+Off, vLLM's own n-gram, ours.
+
+Every variant gets the same requests in the same order, one at a time, at temperature 0, through the
+same proxy. The target's own words are compared token by token: speculation may only change the time
+they take.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from paceline.errors import ConfigError
 from paceline.middleware.config import ProxyConfig, UpstreamConfig
 from paceline.middleware.server import running_proxy
 
+SOURCES: Final = ("tau-bench", "mini-swe-agent")
 LOOP_NGRAM: Final = 8
 LOOP_REPEATS: Final = 4
 
@@ -53,7 +57,7 @@ class AgentBenchSettings:
 
     traces: Path
     model: Path
-    sources: tuple[str, ...] = ("tau-bench", "mini-swe-agent")
+    sources: tuple[str, ...] = SOURCES
     episodes: int = 10
     requests: int = 40
     context_tokens: int = 2048
@@ -99,7 +103,9 @@ class EpisodeResult:
     def decode_tokens_per_second(self) -> float:
         """Output tokens after the first per second after the first: prefill left out."""
         seconds = sum(r.total_seconds - r.first_token_seconds for r in self.replies)
-        return sum(len(r.token_ids) - 1 for r in self.replies) / seconds if seconds else float("nan")
+        return (
+            sum(len(r.token_ids) - 1 for r in self.replies) / seconds if seconds else float("nan")
+        )
 
 
 def has_loop(token_ids: Sequence[int]) -> bool:
@@ -114,7 +120,10 @@ def has_loop(token_ids: Sequence[int]) -> bool:
 
 
 def run_agent_bench(settings: AgentBenchSettings, *, log_folder: Path) -> Report:
-    """Replay the settings' requests on each variant; servers are started one after the other and stopped."""
+    """Replay the settings' requests on each variant.
+
+    Servers are started one after the other and stopped.
+    """
     work = list(_workload(settings))
     results = {
         variant: _run_variant(settings, variant, work, log_folder) for variant in settings.variants
@@ -127,7 +136,10 @@ def run_agent_bench(settings: AgentBenchSettings, *, log_folder: Path) -> Report
 
 
 def figures(results: dict[Variant, list[EpisodeResult]]) -> dict[str, float]:
-    """Flat figures: for each source and variant the medians over episodes, and ratios against the other variants."""
+    """Flat figures.
+
+    For each source and variant the medians over episodes, and ratios against the other variants.
+    """
     flat: dict[str, float] = {}
     sources = sorted({e.source for episodes in results.values() for e in episodes})
     for source in sources:
@@ -164,7 +176,7 @@ def _comparison(rows: dict[Variant, list[EpisodeResult]]) -> dict[str, float]:
     if ours is None:
         return flat
     for peer in ("off", "ngram"):
-        theirs = rows.get(peer)  # type: ignore[call-overload]  # a literal of Variant
+        theirs = rows.get(peer)
         if theirs is None:
             continue
         pairs = list(zip(ours, theirs, strict=True))
@@ -174,12 +186,17 @@ def _comparison(rows: dict[Variant, list[EpisodeResult]]) -> dict[str, float]:
             for a, b in zip(x.replies, y.replies, strict=True)
         ]
         flat[f"identical_to_{peer}"] = sum(same)
-        flat[f"ratio_to_{peer}"] = median(x.tokens_per_second() / y.tokens_per_second() for x, y in pairs)
+        flat[f"ratio_to_{peer}"] = median(
+            x.tokens_per_second() / y.tokens_per_second() for x, y in pairs
+        )
         flat[f"decode_ratio_to_{peer}"] = median(
             x.decode_tokens_per_second() / y.decode_tokens_per_second() for x, y in pairs
         )
         flat[f"ratio_to_{peer}_not_looping"] = _median_number(
-            [x.tokens_per_second(looping=False) / y.tokens_per_second(looping=False) for x, y in pairs]
+            [
+                x.tokens_per_second(looping=False) / y.tokens_per_second(looping=False)
+                for x, y in pairs
+            ]
         )
     return flat
 
@@ -217,9 +234,14 @@ def _run_variant(
     results = []
     with running_engine(engine_settings, log_folder=log_folder) as engine:
         config = ProxyConfig(upstreams=[UpstreamConfig(name="target", url=engine.url)])
-        with running_proxy(config) as proxy, click.progressbar(
-            work, label=f"{variant:<9}", item_show_func=lambda w: w[0].episode_id[:40] if w else ""
-        ) as bar:
+        with (
+            running_proxy(config) as proxy,
+            click.progressbar(
+                work,
+                label=f"{variant:<9}",
+                item_show_func=lambda w: w[0].episode_id[:40] if w else "",
+            ) as bar,
+        ):
             for episode, contexts in bar:
                 results.append(_run_episode(settings, engine, proxy.url, episode, contexts))
     return results
@@ -270,9 +292,13 @@ def _ask(
 
 
 @click.command("agent")
-@click.option("--traces", required=True, type=click.Path(path_type=Path), help="Folder of recorded traces.")
 @click.option(
-    "--model", type=click.Path(path_type=Path), help="Hugging Face folder of the target.  [default: SmolLM2-135M]"
+    "--traces", required=True, type=click.Path(path_type=Path), help="Folder of recorded traces."
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Hugging Face folder of the target.  [default: SmolLM2-135M]",
 )
 @click.option("--source", "sources", multiple=True, help="Trace file; may be repeated.")
 @click.option("--episodes", default=10, show_default=True, help="Episodes of each source.")
@@ -281,9 +307,13 @@ def _ask(
 @click.option("--output-tokens", default=96, show_default=True)
 @click.option("--draft-tokens", default=16, show_default=True, help="Most tokens drafted a step.")
 @click.option("--dtype", default="float32", show_default=True)
-@click.option("--variant", "variants", multiple=True, type=click.Choice(VARIANTS), help="May be repeated.")
+@click.option(
+    "--variant", "variants", multiple=True, type=click.Choice(VARIANTS), help="May be repeated."
+)
 @click.option("--logs", type=click.Path(path_type=Path), help="Folder for the servers' logs.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report there.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
+)
 def agent(
     traces: Path,
     model: Path | None,
@@ -305,7 +335,7 @@ def agent(
         settings = AgentBenchSettings(
             traces=traces,
             model=model or _packaged_target(Path(scratch)),
-            sources=sources or AgentBenchSettings.sources,
+            sources=sources or SOURCES,
             episodes=episodes,
             requests=requests,
             context_tokens=context_tokens,

@@ -1,4 +1,7 @@
-"""Starting the engines that benchmarks compare: the same vLLM without speculation, with a peer's, with ours."""
+"""Starting the engines that benchmarks compare.
+
+The same vLLM without speculation, with a peer's, with ours.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ class EngineSettings:
         variant: how it speculates.
         num_draft_tokens: most tokens drafted a request and step.
         max_model_len: context length, in tokens.
-        dtype: vLLM's name of the number format; greedy outputs can be compared token for token in float32 only.
+        dtype: vLLM's name of the number format; greedy outputs can be compared token for token in
+            float32 only.
         redis_url: journal of our worker, "" for none.
         vllm_args: further arguments of `vllm serve`.
         worker_env: further environment variables of the server.
@@ -79,7 +83,12 @@ def running_engine(settings: EngineSettings, *, log_folder: Path) -> Iterator[Ru
     url = f"http://127.0.0.1:{port}"
     ours = settings.variant == "paceline"
     environment = serve_environment(
-        {**os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", **dict(settings.worker_env)},
+        {
+            **os.environ,
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            **dict(settings.worker_env),
+        },
         WorkerSettings(redis_url=settings.redis_url) if ours else None,
         device=require_vllm().device,
     )

@@ -39,7 +39,10 @@ class SpeculationCounts:
 
     @property
     def tokens_per_step(self) -> float:
-        """Decoded tokens per decode step; a request's first token comes from its prefill and is left out."""
+        """Decoded tokens per decode step.
+
+        A request's first token comes from its prefill and is left out.
+        """
         decoded = self.generated - self.requests
         steps = decoded - self.accepted
         return decoded / steps if steps > 0 else float("nan")

@@ -1,4 +1,7 @@
-"""Reading recorded agent traces (folder given by the caller; the data is never part of the project)."""
+"""Reading recorded agent traces (folder given by the caller.
+
+The data is never part of the project).
+"""
 
 from __future__ import annotations
 
@@ -61,16 +64,22 @@ def read_episodes(folder: Path, source: str) -> Iterator[Episode]:
     """
     path = folder / f"{source}.jsonl.gz"
     if not path.is_file():
-        known = ", ".join(sorted(p.name.removesuffix(".jsonl.gz") for p in folder.glob("*.jsonl.gz")))
+        known = ", ".join(
+            sorted(p.name.removesuffix(".jsonl.gz") for p in folder.glob("*.jsonl.gz"))
+        )
         raise ConfigError(f"{path} does not exist; the sources in {folder} are: {known or 'none'}")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            yield Episode(source, row["model"], row["episode_id"], tuple(_contexts(row["messages"])))
+            yield Episode(
+                source, row["model"], row["episode_id"], tuple(_contexts(row["messages"]))
+            )
 
 
 def cut(messages: tuple[Message, ...], tokenizer: Tokenizer, *, max_tokens: int) -> list[Message]:
-    """The messages that fit `max_tokens`: the leading system message (at most half), then the newest ones.
+    """The messages that fit `max_tokens`.
+
+    The leading system message (at most half), then the newest ones.
 
     The oldest message kept loses its beginning. Role markers are not counted.
     """
@@ -103,8 +112,9 @@ def _body(row: dict[str, Any]) -> str:
     for call in row.get("tool_calls") or ():
         function = call.get("function", call)
         arguments = function["arguments"]
+        name = json.dumps(function["name"])
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        parts.append(f'<tool_call>\n{{"name": {json.dumps(function["name"])}, "arguments": {text}}}\n</tool_call>')
+        parts.append(f'<tool_call>\n{{"name": {name}, "arguments": {text}}}\n</tool_call>')
     return "\n".join(parts)
 
 

@@ -4,20 +4,24 @@ import numpy as np
 import numpy.typing as npt
 
 class DraftIndex:
-    """Draft memory of one engine worker: request and session contexts beside shared logs, one a scope.
+    """Draft memory of one engine worker.
 
-    A log is a ring of tokens with hashed k-gram chains (previous-occurrence arrays and head tables, as in LZ
-    match finders). Every method releases the GIL, takes the index's lock and may be called from any thread.
+    Request and session contexts beside shared logs, one a scope.
+
+    A log is a ring of tokens with hashed k-gram chains (previous-occurrence arrays and head tables,
+    as in LZ match finders). Every method releases the GIL, takes the index's lock and may be called
+    from any thread.
 
     Args:
         shared_capacity: tokens each shared log keeps; the oldest are overwritten. In [2, 2**31];
             a border between two sequences takes one place.
-        max_sessions: finished session contexts kept for the session's next turn, least recently used out first.
-            0 keeps none.
-        max_session_tokens: tokens that the kept contexts may hold together (about 20 bytes each); >= 0.
+        max_sessions: finished session contexts kept for the session's next turn, least recently
+            used out first. 0 keeps none.
+        max_session_tokens: tokens that the kept contexts may hold together (about 20 bytes each);
+            >= 0.
         max_candidates: earlier places a lookup verifies per log. In [1, 256].
-        min_probability: drafting stops before the cumulative calibrated probability of the chain falls below this.
-            In (0, 1].
+        min_probability: drafting stops before the cumulative calibrated probability of the chain
+            falls below this. In (0, 1].
 
     Raises:
         ValueError: an argument lies outside its range (the message names value, limit and fix).
@@ -36,10 +40,16 @@ class DraftIndex:
         """Id (>= 0) of the scope called `name`, opened empty on first use. O(1)."""
 
     def drop_scope(self, scope_id: int) -> int:
-        """Forget everything of a scope; returns the number of tokens forgotten. Open requests stop reading it."""
+        """Forget everything of a scope; returns the number of tokens forgotten.
+
+        Open requests stop reading it.
+        """
 
     def append_shared(self, scope_id: int, token_ids: npt.NDArray[np.int32]) -> None:
-        """Add one sequence, token_ids int32 (n,), to a shared log. Matches and drafts never cross sequences. O(n)."""
+        """Add one sequence, token_ids int32 (n,), to a shared log.
+
+        Matches and drafts never cross sequences. O(n).
+        """
 
     def begin(
         self,
@@ -51,10 +61,13 @@ class DraftIndex:
     ) -> tuple[int, int]:
         """Open a request; returns (handle, num_reused).
 
-        prompt_ids: int32 (n,). read_scopes: int32 (s,), scopes its lookups can reach, in order of locality.
-        write_scope: scope that `finish` adds the new tokens to, -1 for none. session: key of the session (0: none);
-        if a finished context of it is kept and no other request holds it, the common prefix is reused and only the
-        n - num_reused new tokens are indexed. O(n - num_reused) index work, O(num_reused) compare.
+        prompt_ids: int32 (n,). read_scopes: int32 (s,), scopes its lookups can reach, in order of
+            locality.
+        write_scope: scope that `finish` adds the new tokens to, -1 for none. session: key of the
+            session (0: none);
+        if a finished context of it is kept and no other request holds it, the common prefix is
+        reused and only the n - num_reused new tokens are indexed. O(n - num_reused) index work,
+        O(num_reused) compare.
         """
 
     def commit(
@@ -65,11 +78,15 @@ class DraftIndex:
     ) -> None:
         """Append accepted tokens: those of handles[i] are token_ids[offsets[i]:offsets[i + 1]].
 
-        handles int64 (b,), offsets int64 (b + 1,). Scores the request's last draft against them first.
+        handles int64 (b,), offsets int64 (b + 1,). Scores the request's last draft against them
+        first.
         """
 
     def truncate(self, handle: int, num_tokens: int) -> None:
-        """Drop the context's tokens from `num_tokens` on (the engine took them back). O(dropped)."""
+        """Drop the context's tokens from `num_tokens` on (the engine took them back).
+
+        O(dropped).
+        """
 
     def num_tokens(self, handle: int) -> int:
         """Tokens in the request's context, prompt included."""
@@ -85,19 +102,24 @@ class DraftIndex:
     ]:
         """Draft for a batch in one call; returns (offsets, token_ids, parent, prob, source).
 
-        max_tokens int32 (b,), each >= 0: at most that many nodes for handles[i]. The tree of handles[i] is the slice
-        offsets[i]:offsets[i + 1] of the flat arrays; parent counts within the slice. New arrays, owned by the caller.
+        max_tokens int32 (b,), each >= 0: at most that many nodes for handles[i]. The tree of
+        handles[i] is the slice offsets[i]:offsets[i + 1] of the flat arrays; parent counts within
+        the slice. New arrays, owned by the caller.
         """
 
     def finish(self, handle: int) -> tuple[npt.NDArray[np.int32], int]:
         """Close a request; returns (new_tokens int32 (m,), num_prompt).
 
-        new_tokens are what it added: the part of its prompt that no earlier turn of the session held
-        (`num_prompt` tokens) and then its output. They are appended to the write scope as one sequence.
+        new_tokens are what it added: the part of its prompt that no earlier turn of the session
+        held (`num_prompt` tokens) and then its output. They are appended to the write scope as one
+        sequence.
         """
 
     def stats(self) -> dict[str, int]:
-        """Counters and sizes: requests, sessions, scopes, shared_tokens, context_tokens, bytes, drafted, accepted."""
+        """Counters and sizes.
+
+        Requests, sessions, scopes, shared_tokens, context_tokens, bytes, drafted, accepted.
+        """
 
     def check_integrity(self) -> None:
         """Raise RuntimeError naming the first broken invariant. O(everything held)."""

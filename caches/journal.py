@@ -1,7 +1,8 @@
 """The journal: what each engine served, shared with every engine of the same model through Redis.
 
-Two threads and a bounded queue stand between an engine's step and the network: `Journal.publish` only ever appends to the
-queue. The reader follows every scope of its model: first what is there, newest first up to a budget, then as it comes.
+Two threads and a bounded queue stand between an engine's step and the network: `Journal.publish`
+only ever appends to the queue. The reader follows every scope of its model: first what is there,
+newest first up to a budget, then as it comes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ logger = logging.getLogger("paceline.journal")
 BATCH_RECORDS: Final = 64
 LOG_INTERVAL_SECONDS: Final = 60.0
 IDLE_SECONDS: Final = 0.1
-"""Pause between looks for a first scope; with scopes, Redis itself holds the reader until something comes."""
+"""Pause between looks for a first scope.
+
+With scopes, Redis itself holds the reader until something comes.
+"""
 
 
 class Journal:
@@ -35,11 +39,13 @@ class Journal:
     Args:
         url: Redis to use: redis://, rediss:// (TLS), unix://, with user and password where needed.
         fingerprint: model and tokenizer; journals of different fingerprints never meet.
-        origin: this process's id in its records; a restarted process takes a new one and gets its records back.
+        origin: this process's id in its records; a restarted process takes a new one and gets its
+            records back.
         on_record: called from the reader's thread with every record of another origin, once each.
         max_stream_records: about how many records Redis keeps for each scope, the oldest go first.
         warm_up_tokens: most tokens read back at the start.
-        queue_records: records held while Redis is away; beyond it the oldest are dropped and counted.
+        queue_records: records held while Redis is away; beyond it the oldest are dropped and
+            counted.
         clock: monotonic seconds.
 
     Raises:
@@ -60,7 +66,8 @@ class Journal:
     ) -> None:
         if min(max_stream_records, queue_records) < 1:
             raise JournalError(
-                f"max_stream_records={max_stream_records}, queue_records={queue_records}; give at least 1"
+                f"max_stream_records={max_stream_records}, queue_records={queue_records}; give at "
+                "least 1"
             )
         self._url = url
         self._keys = JournalKeys(fingerprint)
@@ -93,12 +100,18 @@ class Journal:
         self.warmed_up = threading.Event()
         """Set once the memory that was in Redis at the start has been delivered."""
         self._threads = [
-            threading.Thread(target=self._publish_forever, name="paceline-journal-publisher", daemon=True),
-            threading.Thread(target=self._read_forever, name="paceline-journal-reader", daemon=True),
+            threading.Thread(
+                target=self._publish_forever, name="paceline-journal-publisher", daemon=True
+            ),
+            threading.Thread(
+                target=self._read_forever, name="paceline-journal-reader", daemon=True
+            ),
         ]
 
     def start(self) -> None:
-        """Begin publishing and reading. A Redis that cannot be reached now is waited for in the background.
+        """Begin publishing and reading.
+
+        A Redis that cannot be reached now is waited for in the background.
 
         Raises:
             JournalError: Redis refuses user, password or permissions.
@@ -108,7 +121,10 @@ class Journal:
             thread.start()
 
     def publish(self, record: SequenceRecord) -> None:
-        """Queue one record for Redis. Never waits: when the queue is full the oldest record is dropped. O(1)."""
+        """Queue one record for Redis.
+
+        Never waits: when the queue is full the oldest record is dropped. O(1).
+        """
         with self._changed:
             if len(self._queue) >= self._queue_records:
                 self._queue.popleft()
@@ -117,12 +133,18 @@ class Journal:
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all that was queued is in Redis; False if `timeout` seconds were not enough."""
+        """Wait until all that was queued is in Redis.
+
+        False if `timeout` seconds were not enough.
+        """
         with self._changed:
             return self._changed.wait_for(lambda: not self._queue, timeout)
 
     def close(self, timeout: float = 2.0) -> None:
-        """Publish what is queued if `timeout` seconds suffice, then stop; what is left is counted as dropped."""
+        """Publish what is queued if `timeout` seconds suffice, then stop.
+
+        What is left is counted as dropped.
+        """
         self.flush(timeout)
         self._stopping.set()
         with self._changed:
@@ -134,7 +156,10 @@ class Journal:
                 thread.join(timeout)
 
     def stats(self) -> dict[str, int]:
-        """Counters since the start: published, dropped, received, warmed_up, skipped_*, disconnections; connected 0 or 1."""
+        """Counters since the start.
+
+        Published, dropped, received, warmed_up, skipped_*, disconnections; connected 0 or 1.
+        """
         with self._changed:
             return {**self._counts, "queued": len(self._queue)}
 
@@ -164,7 +189,10 @@ class Journal:
             self._published(batch)
 
     def _publish(self, batch: list[SequenceRecord]) -> None:
-        """Write the batch; a retry after a lost answer writes it twice, which readers recognise by request id."""
+        """Write the batch.
+
+        A retry after a lost answer writes it twice, which readers recognise by request id.
+        """
         pipeline = self._publishing_client.pipeline(transaction=False)
         for record in batch:
             try:
@@ -221,7 +249,9 @@ class Journal:
         if self._stopping.is_set():
             return
         self._counts["disconnections"] += 1
-        self._log_rarely(f"{redact_url(self._url)} is away; drafting goes on from local memory", error)
+        self._log_rarely(
+            f"{redact_url(self._url)} is away; drafting goes on from local memory", error
+        )
 
     def _log_rarely(self, message: str, error: Exception) -> None:
         now = self._clock()

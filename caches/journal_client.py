@@ -37,7 +37,8 @@ def open_redis(url: str) -> redis.Redis:
         )
     except (ValueError, TypeError) as error:
         raise JournalError(
-            f"{redact_url(url)} is not a Redis URL ({error}); use redis://HOST:PORT, rediss:// for TLS or unix://PATH"
+            f"{redact_url(url)} is not a Redis URL ({error}); use redis://HOST:PORT, rediss:// "
+            "for TLS or unix://PATH"
         ) from error
 
 
@@ -53,7 +54,8 @@ def check_access(client: redis.Redis, url: str) -> None:
         client.ping()
     except (AuthenticationError, NoPermissionError) as error:
         raise JournalError(
-            f"{redact_url(url)} refuses us ({error}); check user and password in the URL, and the user's permissions"
+            f"{redact_url(url)} refuses us ({error}); check user and password in the URL, and the "
+            "user's permissions"
         ) from error
     except ResponseError as error:
         if "NOAUTH" in str(error) or "WRONGPASS" in str(error):
@@ -65,7 +67,9 @@ def check_access(client: redis.Redis, url: str) -> None:
 
 
 class Backoff:
-    """Waiting times between attempts: doubling from 50 ms to 2 s, each shortened at random by up to a half.
+    """Waiting times between attempts.
+
+    Doubling from 50 ms to 2 s, each shortened at random by up to a half.
 
     Args:
         rng: source of the jitter.

@@ -35,8 +35,8 @@ class JournalReader:
         origin: own id; own records are skipped, their tokens are in the memory already.
         on_record: takes each record, in stream order.
         on_failure: told of an exception that `on_record` raised; reading goes on.
-        counts: counters to increase: received, warmed_up, skipped_own, skipped_duplicate, skipped_newer,
-            skipped_malformed.
+        counts: counters to increase: received, warmed_up, skipped_own, skipped_duplicate,
+            skipped_newer, skipped_malformed.
     """
 
     def __init__(
@@ -62,9 +62,10 @@ class JournalReader:
         return bool(self._positions)
 
     def warm_up(self, client: redis.Redis, *, max_tokens: int) -> None:
-        """Take over the newest records of all scopes, at most `max_tokens` tokens, oldest of them first.
+        """Deliver the newest records of all scopes, at most `max_tokens` tokens, oldest first.
 
-        Afterwards `read` goes on after the newest entry seen here, so that nothing that arrives meanwhile is lost.
+        Afterwards `read` goes on after the newest entry seen here, so that nothing that arrives
+        meanwhile is lost.
         """
         newest_first: list[tuple[tuple[int, int], SequenceRecord]] = []
         budget = max_tokens
@@ -81,11 +82,16 @@ class JournalReader:
                 self._counts["warmed_up"] += 1
 
     def read(self, client: redis.Redis) -> bool:
-        """Deliver what has come since the last call, waiting up to 100 ms for it; True if anything had come."""
+        """Deliver what has come since the last call, waiting up to 100 ms for it.
+
+        True if anything had come.
+        """
         self._discover(client)
         if not self._positions:
             return False
-        answer = client.xread(dict(self._positions), count=PAGE_RECORDS, block=BLOCK_MILLISECONDS)
+        answer = client.xread(
+            cast("Any", self._positions), count=PAGE_RECORDS, block=BLOCK_MILLISECONDS
+        )
         found = False
         for stream, entries in _pairs(answer):
             for entry_id, fields in entries:
@@ -97,7 +103,9 @@ class JournalReader:
         return found
 
     def resynchronise(self, client: redis.Redis) -> None:
-        """After a reconnection: streams that lost data (flushed, restored from older data) are read from their beginning.
+        """After a reconnection.
+
+        Streams that lost data (flushed, restored from older data) are read from their beginning.
 
         Records delivered before are recognised by their request id.
         """
@@ -112,7 +120,10 @@ class JournalReader:
             self._positions.setdefault(self._keys.journal(name.decode()), BEGINNING)
 
     def _newest_entries(self, client: redis.Redis) -> Iterator[tuple[tuple[int, int], bytes]]:
-        """Entries of all scopes, newest first, a page a scope at a time; notes each stream's newest id."""
+        """Entries of all scopes, newest first, a page a scope at a time.
+
+        Notes each stream's newest id.
+        """
         self._discover(client)
         streams = {s: _entries_backwards(client, s) for s in self._positions}
         heap: list[tuple[tuple[int, int], str, bytes]] = []
@@ -174,7 +185,7 @@ def _entries_backwards(client: redis.Redis, stream: str) -> Iterator[tuple[str, 
 
 
 def _pairs(answer: Any) -> Iterator[tuple[bytes, list[Entry]]]:
-    """Streams and their entries from XREAD's answer, which is a map or a list of pairs by protocol version."""
+    """Streams and their entries from XREAD's answer, a map or pairs by protocol version."""
     if isinstance(answer, dict):
         for stream, chunks in answer.items():
             for entries in chunks:

@@ -3,10 +3,12 @@
 ::
 
     paceline:1:{NAMESPACE}:scopes           set      names of the scopes that have a journal
-    paceline:1:{NAMESPACE}:journal:SCOPE    stream   one entry a finished request, field ``r``: an encoded SequenceRecord
+    paceline:1:{NAMESPACE}:journal:SCOPE    stream   one entry a finished request, field ``r``: an
+    encoded SequenceRecord
 
-``1`` is the schema of the layout. NAMESPACE is a digest of model and tokenizer, in braces so that a Redis Cluster keeps one
-model's keys together. SCOPE is the scope's name, percent-encoded: names are free text and must not reach into other keys.
+``1`` is the schema of the layout. NAMESPACE is a digest of model and tokenizer, in braces so that a
+Redis Cluster keeps one model's keys together. SCOPE is the scope's name, percent-encoded: names are
+free text and must not reach into other keys.
 """
 
 from __future__ import annotations

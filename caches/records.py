@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -14,14 +14,18 @@ import numpy.typing as npt
 from paceline.errors import RecordError
 
 SCHEMA_VERSION: Final = 1
-"""Version of the records this build writes. It reads this version and older ones; newer ones are skipped and counted."""
+"""Version of the records this build writes.
+
+It reads this version and older ones; newer ones are skipped and counted.
+"""
 
 
 class SequenceRecord(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What one finished request adds to its sharing scope.
 
     Attributes:
-        request_id: id of the request, unique across engines; duplicates of it are ignored by readers.
+        request_id: id of the request, unique across engines; duplicates of it are ignored by
+            readers.
         scope: sharing scope that may read the tokens (see `RequestInfo.scope`).
         tenant: tenant that said them.
         workload: name of the workload, "" if unknown.
@@ -60,7 +64,10 @@ class NewerSchemaError(RecordError):
 
 
 class _Wire(msgspec.Struct, frozen=True, array_like=True):
-    """The record as it is stored: a msgpack array, schema version first, so that any reader can tell it."""
+    """The record as it is stored.
+
+    A msgpack array, schema version first, so that any reader can tell it.
+    """
 
     schema: int
     request_id: str
@@ -82,7 +89,7 @@ _any_decoder = msgspec.msgpack.Decoder()
 
 _NARROW, _WIDE = 0, 1  # uint16 or uint32 tokens, little endian
 _DEFLATED = 2  # added when the tokens are compressed
-_DTYPES: Final = {_NARROW: np.dtype("<u2"), _WIDE: np.dtype("<u4")}
+_DTYPES: Final[dict[int, np.dtype[Any]]] = {_NARROW: np.dtype("<u2"), _WIDE: np.dtype("<u4")}
 MAX_RECORD_TOKENS: Final = 16_777_216
 """Longest sequence a reader accepts; bounds what a damaged record can make it allocate."""
 
@@ -90,14 +97,17 @@ MAX_RECORD_TOKENS: Final = 16_777_216
 def encode_record(record: SequenceRecord) -> bytes:
     """The record as bytes for the journal.
 
-    Tokens take two bytes each where all ids fit, else four, and are deflated when that is shorter. O(tokens).
+    Tokens take two bytes each where all ids fit, else four, and are deflated when that is shorter.
+    O(tokens).
 
     Raises:
         RecordError: a token id is negative, or there are more than `MAX_RECORD_TOKENS`.
     """
     tokens = np.asarray(record.token_ids, dtype=np.int32)
     if len(tokens) > MAX_RECORD_TOKENS:
-        raise RecordError(f"a record has {len(tokens)} tokens, the limit is {MAX_RECORD_TOKENS}; split it")
+        raise RecordError(
+            f"a record has {len(tokens)} tokens, the limit is {MAX_RECORD_TOKENS}; split it"
+        )
     if len(tokens) and int(tokens.min()) < 0:
         raise RecordError(f"token id {int(tokens.min())} is negative; record only real tokens")
     encoding = _NARROW if not len(tokens) or int(tokens.max()) <= np.iinfo(np.uint16).max else _WIDE
@@ -135,7 +145,9 @@ def decode_record(data: bytes) -> SequenceRecord:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         if _schema_of(data) > SCHEMA_VERSION:
             raise NewerSchemaError(_newer(_schema_of(data))) from error
-        raise RecordError(f"a journal entry of {len(data)} bytes is not a record: {error}") from error
+        raise RecordError(
+            f"a journal entry of {len(data)} bytes is not a record: {error}"
+        ) from error
     if wire.schema > SCHEMA_VERSION:
         raise NewerSchemaError(_newer(wire.schema))
     tokens = _decode_tokens(wire)
@@ -155,7 +167,10 @@ def decode_record(data: bytes) -> SequenceRecord:
 
 
 def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:
-    """Hex digest of a tokenizer's vocabulary: equal exactly when every token has the same id. O(n log n)."""
+    """Hex digest of a tokenizer's vocabulary: equal exactly when every token has the same id.
+
+    O(n log n).
+    """
     digest = blake2b(digest_size=16)
     for token, token_id in sorted(vocabulary.items(), key=lambda item: item[::-1]):
         digest.update(f"{token_id}\0{token}\0".encode("utf-8", "surrogatepass"))
@@ -165,7 +180,9 @@ def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:
 def _decode_tokens(wire: _Wire) -> npt.NDArray[np.int32]:
     dtype = _DTYPES.get(wire.encoding & ~_DEFLATED)
     if dtype is None or not 0 <= wire.num_tokens <= MAX_RECORD_TOKENS:
-        raise RecordError(f"a record has token encoding {wire.encoding} and {wire.num_tokens} tokens")
+        raise RecordError(
+            f"a record has token encoding {wire.encoding} and {wire.num_tokens} tokens"
+        )
     raw = wire.tokens
     num_bytes = wire.num_tokens * dtype.itemsize
     if wire.encoding & _DEFLATED:
@@ -175,10 +192,11 @@ def _decode_tokens(wire: _Wire) -> npt.NDArray[np.int32]:
             raise RecordError(f"a record's tokens cannot be inflated: {error}") from error
     if len(raw) != num_bytes:
         raise RecordError(f"a record's tokens take {len(raw)} bytes, {num_bytes} were announced")
-    wide = np.frombuffer(raw, dtype=dtype)
+    wide: npt.NDArray[Any] = np.frombuffer(raw, dtype=dtype)
     if len(wide) and int(wide.max()) > np.iinfo(np.int32).max:
         raise RecordError(f"a record has token id {int(wide.max())}, too large for int32")
-    return wide.astype(np.int32)
+    tokens: npt.NDArray[np.int32] = wide.astype(np.int32)
+    return tokens
 
 
 def _schema_of(data: bytes) -> int:
@@ -192,4 +210,7 @@ def _schema_of(data: bytes) -> int:
 
 
 def _newer(schema: int) -> str:
-    return f"a record has schema {schema}, this Paceline reads up to {SCHEMA_VERSION}; update it to use the record"
+    return (
+        f"a record has schema {schema}, this Paceline reads up to {SCHEMA_VERSION}; "
+        "update it to use the record"
+    )

@@ -16,7 +16,10 @@ ROOT: Final = -1
 
 
 class Source(IntEnum):
-    """Who drafted a node: the value of `TokenTree.source`. Never renumber: journalled statistics name them."""
+    """Who drafted a node: the value of `TokenTree.source`.
+
+    Never renumber: journalled statistics name them.
+    """
 
     CONTEXT = 0
     """The request's own session: its prompt, its earlier turns, its reply so far."""
@@ -32,8 +35,8 @@ class TokenTree:
 
     Attributes:
         token_ids: int32, (num_nodes,). Token of each node.
-        parent: int32, (num_nodes,). Index of the parent node, or `ROOT` (-1). A parent always precedes its
-            children. In a chain `parent[i] == i - 1`.
+        parent: int32, (num_nodes,). Index of the parent node, or `ROOT` (-1). A parent always
+            precedes its children. In a chain `parent[i] == i - 1`.
         prob: float32, (num_nodes,), in [0, 1]. Calibrated P(node accepted | its parent accepted).
         source: uint8, (num_nodes,). `Source` of each node.
 
@@ -49,7 +52,10 @@ class TokenTree:
     def empty(cls) -> TokenTree:
         """A draft of nothing: the engine decodes this round without speculation."""
         return cls(
-            np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.uint8)
+            np.empty(0, np.int32),
+            np.empty(0, np.int32),
+            np.empty(0, np.float32),
+            np.empty(0, np.uint8),
         )
 
     @classmethod
@@ -62,7 +68,9 @@ class TokenTree:
     ) -> TokenTree:
         """A chain of `token_ids`; `prob` defaults to 1. O(num_nodes)."""
         tokens = np.asarray(token_ids, dtype=np.int32)
-        probs = np.ones(len(tokens), np.float32) if prob is None else np.asarray(prob, dtype=np.float32)
+        probs = (
+            np.ones(len(tokens), np.float32) if prob is None else np.asarray(prob, dtype=np.float32)
+        )
         return cls(
             tokens,
             np.arange(-1, len(tokens) - 1, dtype=np.int32),
@@ -78,8 +86,16 @@ class TokenTree:
         return bool(np.array_equal(self.parent, np.arange(-1, len(self) - 1)))
 
     def validate(self) -> None:
-        """Raise `DraftError` unless shapes, dtypes, parents and probabilities keep the contract. O(num_nodes)."""
-        columns = (("token_ids", np.int32), ("parent", np.int32), ("prob", np.float32), ("source", np.uint8))
+        """Raise `DraftError` unless shapes, dtypes, parents and probabilities keep the contract.
+
+        O(num_nodes).
+        """
+        columns = (
+            ("token_ids", np.int32),
+            ("parent", np.int32),
+            ("prob", np.float32),
+            ("source", np.uint8),
+        )
         for name, dtype in columns:
             column = getattr(self, name)
             if column.shape != (len(self),) or column.dtype != dtype:
@@ -91,7 +107,10 @@ class TokenTree:
         if misplaced.any():
             node = int(np.flatnonzero(misplaced)[0])
             raise DraftError(
-                f"TokenTree.parent[{node}] is {int(self.parent[node])}; a parent is -1 or an earlier node"
+                f"TokenTree.parent[{node}] is {int(self.parent[node])}; a parent is -1 or an "
+                "earlier node"
             )
         if not ((self.prob >= 0) & (self.prob <= 1)).all():
-            raise DraftError("TokenTree.prob has a value outside [0, 1]; give probabilities, not logits")
+            raise DraftError(
+                "TokenTree.prob has a value outside [0, 1]; give probabilities, not logits"
+            )

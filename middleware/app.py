@@ -12,8 +12,8 @@ from typing import Final
 
 import aiohttp
 
-from paceline.middleware.config import ProxyConfig, is_loopback
 from paceline.api_errors import ApiError, upstream_failed
+from paceline.middleware.config import ProxyConfig, is_loopback
 from paceline.middleware.exchange import (
     JSON,
     ClientGoneError,
@@ -78,6 +78,16 @@ class Proxy:
         elif scope["type"] == "http":
             await self._serve(Exchange(scope, receive, send))
 
+    @property
+    def replicas(self) -> list[Replica]:
+        """The engines and what is known of their health; empty until the proxy has started."""
+        return self._replicas.replicas
+
+    @property
+    def ready(self) -> bool:
+        """Whether some engine can be expected to answer."""
+        return self._replicas.any_healthy
+
     async def open(self) -> None:
         """Connect to the engines and start watching them."""
         self._session = open_session(
@@ -129,8 +139,8 @@ class Proxy:
             self.metrics.internal_errors.inc()
             logger.exception("a request to %s failed", exchange.path)
             if not exchange.started:
-                error = ApiError(SERVER_ERROR, "the proxy failed; its log says why", "api_error")
-                await exchange.answer(error.status, error.body())
+                failed = ApiError(SERVER_ERROR, "the proxy failed; its log says why", "api_error")
+                await exchange.answer(failed.status, failed.body())
         finally:
             self.metrics.in_flight.dec()
             route = _route_of(exchange.path)
@@ -151,7 +161,8 @@ class Proxy:
         else:
             raise ApiError(
                 404,
-                f"{exchange.path} is not served here; served are {', '.join(GENERATION_PATHS)} and {MODELS_PATH}",
+                f"{exchange.path} is not served here; served are {', '.join(GENERATION_PATHS)} "
+                f"and {MODELS_PATH}",
                 code="unknown_url",
             )
         _require_method(exchange, method)
@@ -163,12 +174,12 @@ class Proxy:
         if exchange.path == "/health":
             await exchange.answer(200, b'{"status":"ok"}')
         elif exchange.path == "/ready":
-            ready = self._replicas.any_healthy
+            ready = self.ready
             body = b'{"status":"ready"}' if ready else b'{"status":"no engine answers"}'
             await exchange.answer(200 if ready else UNAVAILABLE, body)
         else:
             self._authorise_metrics(exchange)
-            for replica in self._replicas.replicas:
+            for replica in self.replicas:
                 self.metrics.healthy.labels(replica.name).set(replica.healthy)
             await exchange.answer(200, self.metrics.render(), [TEXT])
 
@@ -176,7 +187,9 @@ class Proxy:
         admin = self._policy is not None and self._policy.is_admin(key_of(exchange.headers))
         if not admin and not is_loopback(exchange.client_host):
             raise ApiError(
-                401, "metrics are shown on this machine, or with an admin key", code="invalid_api_key"
+                401,
+                "metrics are shown on this machine, or with an admin key",
+                code="invalid_api_key",
             )
 
     async def _models(self, exchange: Exchange, _tenant: Tenant) -> None:
@@ -200,24 +213,32 @@ class Proxy:
         )
         await self._watched(exchange, forward, tenant.name)
 
-    async def _watched(
-        self, exchange: Exchange, work: Awaitable[None], tenant_name: str
-    ) -> None:
-        """Do the work unless the client leaves first; then stop it, which closes the engine's connection."""
-        working = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(exchange.client_left())
+    async def _watched(self, exchange: Exchange, work: Awaitable[None], tenant_name: str) -> None:
+        """Do the work unless the client leaves first.
+
+        Then stop it, which closes the engine's connection.
+        """
+        this = asyncio.current_task()
+        assert this is not None
+        left = False
+
+        async def stop_when_left() -> None:
+            nonlocal left
+            await exchange.client_left()
+            left = True
+            this.cancel()
+
+        watcher = asyncio.create_task(stop_when_left())
         try:
-            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                self.metrics.client_aborts.labels(tenant_name).inc()
-                raise ClientGoneError
+            await work
+        except asyncio.CancelledError:
+            if not left:
+                raise
+            this.uncancel()
+            self.metrics.client_aborts.labels(tenant_name).inc()
+            raise ClientGoneError from None
         finally:
-            for task in (working, leaving):
-                task.cancel()
-            with suppress(asyncio.CancelledError):
-                await leaving
-            with suppress(asyncio.CancelledError):
-                await working
+            watcher.cancel()
 
     async def _forward(
         self,
@@ -227,13 +248,14 @@ class Proxy:
         *,
         seeded_sampling: bool = False,
     ) -> None:
-        """Send the request to the session's engine, or to the next one while nothing of an answer has come."""
+        """Send the request to the session's engine, or to the next while nothing has come back."""
         failure = "no engine is configured"
         for replica in self._attempts(session):
             if seeded_sampling and replica.config.refuse_seeded_sampling:
                 raise ApiError(
                     400,
-                    "this engine cannot sample with a seed; leave out seed, or set temperature to 0",
+                    "this engine cannot sample with a seed; leave out seed, or set temperature to "
+                    "0",
                     param="seed",
                 )
             replica.outstanding += 1
@@ -249,7 +271,10 @@ class Proxy:
         raise upstream_failed(failure)
 
     def _attempts(self, session: str) -> list[Replica]:
-        """The engines to try, in order. A lone one is tried twice: its kept-alive connection may have been stale."""
+        """The engines to try, in order.
+
+        A lone one is tried twice: its kept-alive connection may have been stale.
+        """
         ranked = self._replicas.ranked(session)
         return ranked * 2 if len(ranked) == 1 else ranked
 
@@ -275,7 +300,10 @@ class Proxy:
     async def _relay_stream(
         self, exchange: Exchange, replica: Replica, response: UpstreamResponse
     ) -> None:
-        """Pass a stream on as it comes; an engine that dies in it leaves whole events and one error event."""
+        """Pass a stream on as it comes.
+
+        An engine that dies in it leaves whole events and one error event.
+        """
         hold = EventHold()
         try:
             async for chunk in response.chunks():
@@ -298,7 +326,10 @@ class Proxy:
 
 
 async def _relay_whole(exchange: Exchange, response: UpstreamResponse) -> None:
-    """Pass a whole answer on, once all of it has come: until then another engine could still give it."""
+    """Pass a whole answer on, once all of it has come.
+
+    Until then another engine could still give it.
+    """
     body = b"".join([chunk async for chunk in response.chunks()])
     await exchange.answer(response.status, body, _passed_on(response.headers))
 

@@ -1,4 +1,7 @@
-"""The `paceline` command: the composition root. Heavy parts are imported by the command that needs them."""
+"""The `paceline` command: the composition root.
+
+Heavy parts are imported by the command that needs them.
+"""
 
 from __future__ import annotations
 
@@ -52,19 +55,32 @@ class BenchmarkGroup(FriendlyGroup):
 def cli() -> None:
     """Agents on self-hosted vLLM, faster the more they are used, token for token the same.
 
-    Start with `paceline serve`: a model, a memory and the proxy on this machine, nothing to configure.
-    Beside a vLLM of your own: `paceline vllm MODEL`, then `paceline proxy --config FILE` in front of it.
+    Start with `paceline serve`: a model, a memory and the proxy on this machine, nothing to
+    configure. Beside a vLLM of your own: `paceline vllm MODEL`, then `paceline proxy --config FILE`
+    in front of it.
     """
 
 
 @cli.command()
 @click.option("--host", default=DEFAULT_HOST, show_default=True, help="Address to listen on.")
-@click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port to listen on; 0 takes a free one.")
-@click.option("--model", help="Hugging Face folder to serve.  [default: the packaged SmolLM2-135M]")
-@click.option("--redis", "redis_url", help="Redis for the shared memory.  [default: an embedded Valkey]")
-@click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="Tenants and their keys (YAML).")
 @click.option(
-    "--data", "data_folder", type=click.Path(path_type=Path), help="Folder of the embedded memory.  [default: per user]"
+    "--port", default=DEFAULT_PORT, show_default=True, help="Port to listen on; 0 takes a free one."
+)
+@click.option("--model", help="Hugging Face folder to serve.  [default: the packaged SmolLM2-135M]")
+@click.option(
+    "--redis", "redis_url", help="Redis for the shared memory.  [default: an embedded Valkey]"
+)
+@click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(path_type=Path),
+    help="Tenants and their keys (YAML).",
+)
+@click.option(
+    "--data",
+    "data_folder",
+    type=click.Path(path_type=Path),
+    help="Folder of the embedded memory.  [default: per user]",
 )
 def serve(
     host: str,
@@ -93,7 +109,11 @@ def serve(
 
 @cli.command()
 @click.option(
-    "--config", "config_file", required=True, type=click.Path(path_type=Path), help="Proxy configuration (YAML)."
+    "--config",
+    "config_file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Proxy configuration (YAML).",
 )
 def proxy(config_file: Path) -> None:
     """Run the proxy in front of one or several vLLM servers."""
@@ -105,12 +125,23 @@ def proxy(config_file: Path) -> None:
 
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("model")
-@click.option("--redis", "redis_url", envvar="PACELINE_REDIS_URL", help="Redis for the shared memory.  [default: an embedded Valkey]")
 @click.option(
-    "--data", "data_folder", type=click.Path(path_type=Path), help="Folder of the embedded memory.  [default: per user]"
+    "--redis",
+    "redis_url",
+    envvar="PACELINE_REDIS_URL",
+    help="Redis for the shared memory.  [default: an embedded Valkey]",
 )
 @click.option(
-    "--draft-tokens", default=DEFAULT_DRAFT_TOKENS, show_default=True, help="Most tokens drafted a request and step."
+    "--data",
+    "data_folder",
+    type=click.Path(path_type=Path),
+    help="Folder of the embedded memory.  [default: per user]",
+)
+@click.option(
+    "--draft-tokens",
+    default=DEFAULT_DRAFT_TOKENS,
+    show_default=True,
+    help="Most tokens drafted a request and step.",
 )
 @click.option("--allow-untested", is_flag=True, help="Try a vLLM outside the tested range.")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
@@ -141,7 +172,9 @@ def vllm(
 
 @cli.command()
 @click.option("--redis", "redis_url", envvar="PACELINE_REDIS_URL", help="Redis to reach.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Proxy configuration to check.")
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="Proxy configuration to check."
+)
 def doctor(redis_url: str | None, config_file: Path | None) -> None:
     """Check what is installed here and say what to do about what is not."""
     from paceline.middleware.doctor import examine, report
@@ -172,3 +205,7 @@ def bench() -> None:
 def main() -> None:
     """Entry point of the `paceline` command."""
     cli()
+
+
+if __name__ == "__main__":
+    main()

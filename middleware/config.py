@@ -34,8 +34,8 @@ class UpstreamConfig(BaseModel):
         name: unique name, for metrics.
         url: its base URL, without ``/v1``.
         api_key: key it wants, if any.
-        refuse_seeded_sampling: answer a sampled request that has a ``seed`` with an error. Set it for a vLLM CPU build that runs
-            without our worker: such a request ends it.
+        refuse_seeded_sampling: answer a sampled request that has a ``seed`` with an error. Set it
+            for a vLLM CPU build that runs without our worker: such a request ends it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,8 +56,10 @@ class ProxyConfig(BaseModel):
 
     Attributes:
         listen: where to listen.
-        upstreams: at least one engine; requests of one session go to the same one while it is healthy.
-        policy_file: tenants and their keys; None serves one local tenant without a key, on loopback only.
+        upstreams: at least one engine; requests of one session go to the same one while it is
+            healthy.
+        policy_file: tenants and their keys; None serves one local tenant without a key, on loopback
+            only.
         max_body_bytes: longest request body.
         connect_timeout_seconds: longest wait for a connection to an engine.
         read_timeout_seconds: longest silence of an engine within a reply.
@@ -81,7 +83,8 @@ class ProxyConfig(BaseModel):
             raise ValueError(f"upstream names {names} are not unique; give each its own")
         if self.policy_file is None and not is_loopback(self.listen.host):
             raise ValueError(
-                f"listen.host is {self.listen.host!r} without a policy_file; listen on 127.0.0.1, or write a "
+                f"listen.host is {self.listen.host!r} without a policy_file; listen on 127.0.0.1, "
+                "or write a "
                 "policy file with tenants and keys"
             )
         return self
@@ -144,4 +147,6 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; check the path and its permissions") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error}; check the path and its permissions"
+        ) from error

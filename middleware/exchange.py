@@ -1,4 +1,7 @@
-"""One request and its answer on the ASGI side: reading the body, sending, noticing that the client left."""
+"""One request and its answer on the ASGI side.
+
+Reading the body, sending, noticing that the client left.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,8 @@ class Exchange:
             if size > max_bytes:
                 raise ApiError(
                     413,
-                    f"the request body is longer than {max_bytes} bytes; shorten the conversation or raise "
+                    f"the request body is longer than {max_bytes} bytes; shorten the conversation "
+                    "or raise "
                     "max_body_bytes in the proxy's configuration",
                     code="request_too_large",
                 )

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from paceline.middleware.config import is_loopback
 from paceline.api_errors import ApiError
+from paceline.middleware.config import is_loopback
 from paceline.middleware.request_body import BodyView, opening_of
 from paceline.policies.tenants import LOCAL_TENANT, PolicyFile, Tenant
 from paceline.policies.workload import WORKLOAD_HEADER, session_of, workload_of
@@ -44,17 +44,19 @@ class Identity:
         return fields
 
     def cache_salt(self) -> str:
-        """Salt of the target's prefix cache: one sharing scope never sees by timing what another has cached."""
+        """Salt of the target's prefix cache.
+
+        One sharing scope never sees by timing what another has cached.
+        """
         return blake2b(self.tenant.scope.encode(), digest_size=SALT_BYTES).hexdigest()
 
 
-def authenticate(
-    policy: PolicyFile | None, headers: Mapping[str, str], client_host: str
-) -> Tenant:
+def authenticate(policy: PolicyFile | None, headers: Mapping[str, str], client_host: str) -> Tenant:
     """The tenant that a request's key belongs to.
 
     Args:
-        policy: None when there is no policy file; then everybody on this machine is the local tenant.
+        policy: None when there is no policy file; then everybody on this machine is the local
+            tenant.
         headers: request headers, names in lower case.
         client_host: address the request came from.
 
@@ -65,7 +67,8 @@ def authenticate(
         if not is_loopback(client_host):
             raise ApiError(
                 403,
-                "this proxy has no policy file and serves its own machine only; write a policy file with tenants and keys",
+                "this proxy has no policy file and serves its own machine only; write a policy "
+                "file with tenants and keys",
                 code="forbidden",
             )
         return LOCAL_TENANT
@@ -79,7 +82,9 @@ def authenticate(
     tenant = policy.tenant_of(key)
     if tenant is None:
         raise ApiError(
-            401, "the API key is not one of this proxy's; ask its operator for one", code="invalid_api_key"
+            401,
+            "the API key is not one of this proxy's; ask its operator for one",
+            code="invalid_api_key",
         )
     return tenant
 
@@ -93,7 +98,10 @@ def key_of(headers: Mapping[str, str]) -> str:
 
 
 def identify(tenant: Tenant, headers: Mapping[str, str], view: BodyView) -> Identity:
-    """The tenant's request with its session and workload. O(body) unless session and workload are named explicitly."""
+    """The tenant's request with its session and workload.
+
+    O(body) unless session and workload are named explicitly.
+    """
     header = headers.get(WORKLOAD_HEADER)
     system, user = opening_of(view)
     return Identity(

@@ -10,7 +10,10 @@ LATENCY_BUCKETS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class ProxyMetrics:
-    """Counters of one proxy; labels are tenants and upstreams of its configuration, never what clients send."""
+    """Counters of one proxy.
+
+    Labels are tenants and upstreams of its configuration, never what clients send.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""Passing an engine's stream on, byte for byte, without ever leaving a client with half an event."""
+"""Passing an engine's stream on, byte for byte, never leaving a client with half an event."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ MAX_HELD_BYTES: Final = 16 * 1024 * 1024
 
 
 class EventHold:
-    """Holds back the unfinished event at the end of a server-sent-event stream until its rest arrives.
+    """Holds back the unfinished event at the end of an event stream until its rest arrives.
 
-    What `push` returns, joined, is always a prefix of what was pushed and ends with a whole event, so that an error event can
-    follow it at any time.
+    What `push` returns, joined, is always a prefix of what was pushed and ends with a whole event,
+    so that an error event can follow it at any time.
     """
 
     def __init__(self) -> None:
         self._held = b""
 
     def push(self, chunk: bytes) -> bytes:
-        """Take the next bytes; returns what may be passed on now, possibly nothing. O(chunk) when events come whole."""
+        """Take the next bytes; returns what may be passed on now, possibly nothing.
+
+        O(chunk) when events come whole.
+        """
         if not self._held and chunk.endswith(b"\n\n"):
             return chunk
         pending = self._held + chunk
@@ -31,7 +34,10 @@ class EventHold:
         return pending[:end]
 
     def rest(self) -> bytes:
-        """What is still held when the engine ended the stream properly: it may lack the last empty line."""
+        """What is still held when the engine ended the stream properly.
+
+        It may lack the last empty line.
+        """
         held, self._held = self._held, b""
         return held
 

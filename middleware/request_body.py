@@ -1,7 +1,8 @@
 """Reading what the proxy needs from a request body, and writing into it what the engine needs.
 
-A body can be long (a whole conversation) and is passed on as it is wherever possible: it is looked at without being decoded,
-and our fields are spliced in before its last brace. Only a body that holds fields we must remove or merge is re-encoded.
+A body can be long (a whole conversation) and is passed on as it is wherever possible: it is looked
+at without being decoded, and our fields are spliced in before its last brace. Only a body that
+holds fields we must remove or merge is re-encoded.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ import msgspec
 
 from paceline.api_errors import ApiError
 
-PROTECTED: Final = ("cache_salt", "priority", "kv_transfer_params", "ec_transfer_params", "request_id")
+PROTECTED: Final = (
+    "cache_salt",
+    "priority",
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "request_id",
+)
 """Fields with which a client could reach beyond its own request."""
 XARGS: Final = "vllm_xargs"
 OWN_PREFIX: Final = "paceline_"
@@ -88,7 +95,10 @@ def view_body(body: bytes) -> BodyView:
 
 
 def opening_of(view: BodyView) -> tuple[bytes, bytes]:
-    """The leading system message and the first user message, as they stand in the body; empty where there is none."""
+    """The leading system message and the first user message, as they stand in the body.
+
+    Empty where there is none.
+    """
     try:
         messages = _messages.decode(view.messages)
     except msgspec.DecodeError:

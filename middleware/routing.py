@@ -1,4 +1,7 @@
-"""Choosing an engine: the same one for the same session while it is healthy, the next one otherwise."""
+"""Choosing an engine.
+
+The same one for the same session while it is healthy, the next one otherwise.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ class Replica:
     Attributes:
         config: its entry in the configuration.
         upstream: the way to it.
-        healthy: whether the last look at it, or the last request to it, went well; False until the first look.
+        healthy: whether the last look at it, or the last request to it, went well; False until the
+            first look.
         outstanding: requests it is working on for us.
     """
 
@@ -72,8 +76,9 @@ class ReplicaSet:
     def ranked(self, session: str) -> list[Replica]:
         """All engines in the order in which to try them. O(n log n).
 
-        Healthy ones first; among them the session's own by rendezvous hashing (Thaler and Ravishankar, 1998: each session has
-        its own stable order, and a lost engine moves only its own sessions), or the least busy one without a session.
+        Healthy ones first; among them the session's own by rendezvous hashing (Thaler and
+        Ravishankar, 1998: each session has its own stable order, and a lost engine moves only its
+        own sessions), or the least busy one without a session.
         """
         if not session:
             return sorted(self.replicas, key=lambda r: (not r.healthy, r.outstanding))

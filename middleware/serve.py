@@ -17,8 +17,8 @@ from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.keys import redact_url
 from paceline.middleware.config import ListenConfig, ProxyConfig, UpstreamConfig
-from paceline.processes import ChildProcess, ProcessError, answers, free_port
 from paceline.middleware.server import running_proxy
+from paceline.processes import ChildProcess, ProcessError, answers, free_port
 
 Echo = Callable[[str], None]
 
@@ -37,7 +37,8 @@ class ServeSettings:
         model: Hugging Face folder, None for the packaged SmolLM2-135M.
         redis_url: Redis that holds the memory, None for an embedded Valkey.
         policy_file: tenants and their keys, None for one local tenant without a key.
-        data_folder: where the embedded Valkey and the engine's log live, None for the user's data folder.
+        data_folder: where the embedded Valkey and the engine's log live, None for the user's data
+            folder.
     """
 
     host: str = "127.0.0.1"
@@ -79,7 +80,8 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
     folder = settings.data_folder or user_data_folder()
     config = ProxyConfig(
         listen=ListenConfig(host=settings.host, port=settings.port),
-        # found out below; named here so that a wrong policy or address is refused before anything is started
+        # found out below; named here so that a wrong policy or address is refused before anything
+        # is started
         upstreams=[UpstreamConfig(name="embedded", url=f"http://127.0.0.1:{free_port()}")],
         policy_file=settings.policy_file,
     )
@@ -90,7 +92,12 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
         health = f"{config.upstreams[0].url}/health"
         engine.wait_until(lambda: answers(health), timeout_seconds=ENGINE_START_SECONDS)
         proxy = stack.enter_context(running_proxy(config))
-        echo(greeting(f"{proxy.url}/v1", "smollm2" if settings.model is None else Path(settings.model).name))
+        echo(
+            greeting(
+                f"{proxy.url}/v1",
+                "smollm2" if settings.model is None else Path(settings.model).name,
+            )
+        )
         engine.wait()
         raise ProcessError(f"the engine ended on its own; see {folder / ENGINE_LOG}")
 
@@ -108,9 +115,7 @@ def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
     )
     folder = settings.data_folder or user_data_folder()
     with until_stopped(echo), memory(settings.redis_url, folder, echo) as redis_url:
-        worker_settings = WorkerSettings.from_env(
-            {**os.environ, "PACELINE_REDIS_URL": redis_url}
-        )
+        worker_settings = WorkerSettings.from_env({**os.environ, "PACELINE_REDIS_URL": redis_url})
         env = serve_environment(os.environ, worker_settings, device=vllm.device)
         with ChildProcess("vLLM", command, env=env) as process:
             return process.wait()
@@ -119,7 +124,10 @@ def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
 
 @contextmanager
 def memory(redis_url: str | None, folder: Path, echo: Echo) -> Iterator[str]:
-    """URL of the Redis to share memory through: the given one, or an embedded Valkey that runs meanwhile."""
+    """URL of the Redis to share memory through.
+
+    The given one, or an embedded Valkey that runs meanwhile.
+    """
     if redis_url:
         echo(f"memory: {redact_url(redis_url)}")
         yield redis_url
@@ -135,7 +143,10 @@ def memory(redis_url: str | None, folder: Path, echo: Echo) -> Iterator[str]:
 
 @contextmanager
 def until_stopped(echo: Echo) -> Iterator[None]:
-    """Run the body until it ends or Ctrl-C or SIGTERM comes; either leaves the body through its clean-up."""
+    """Run the body until it ends or Ctrl-C or SIGTERM comes.
+
+    Either leaves the body through its clean-up.
+    """
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         # A second Ctrl-C must not interrupt the clean-up that the first one started.
@@ -154,21 +165,25 @@ def until_stopped(echo: Echo) -> Iterator[None]:
 
 
 def user_data_folder() -> Path:
-    """Where this user's memory lives: ``$XDG_DATA_HOME/paceline`` or ``~/.local/share/paceline``."""
+    """Where this user's memory lives.
+
+    ``$XDG_DATA_HOME/paceline`` or ``~/.local/share/paceline``.
+    """
     base = os.environ.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "paceline"
 
 
 def greeting(base_url: str, model: str) -> str:
-    """What a newcomer pastes first: the base URL, a `curl` and the Python lines."""
+    """What a newcomer pastes first: the base URL, a `curl` and two lines of Python."""
+    message = '{"role": "user", "content": "Say hello."}'
     return f"""
 Paceline is ready: {base_url}
 
   curl {base_url}/chat/completions -H 'content-type: application/json' \\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+    -d '{{"model": "{model}", "messages": [{message}]}}'
 
-  from openai import OpenAI
-  print(OpenAI(base_url="{base_url}", api_key="local").chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Say hello."}}]).choices[0].message.content)
+  import openai; chat = openai.OpenAI(base_url="{base_url}", api_key="local").chat
+  print(chat.completions.create(model="{model}", messages=[{message}]).choices[0].message.content)
 
 Ctrl-C stops everything."""
 

@@ -38,7 +38,7 @@ def run_proxy(config: ProxyConfig) -> None:
     """
     proxy = Proxy(config, config.load_policy())
     with _listening(config) as listener:
-        print(f"paceline proxy: http://{_address(listener)}/v1", flush=True)  # noqa: T201  the command's answer
+        print(f"paceline proxy: http://{_address(listener)}/v1", flush=True)
         uvicorn.Server(_server_config(proxy)).run(sockets=[listener])
 
 
@@ -71,6 +71,7 @@ def _server_config(proxy: Proxy) -> uvicorn.Config:
         http="httptools",
         lifespan="on",
         access_log=False,
+        proxy_headers=False,
         log_level="warning",
         server_header=False,
         ws="none",
@@ -87,7 +88,8 @@ def _listening(config: ProxyConfig) -> Iterator[socket.socket]:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; stop what uses the port or choose another"
+            f"cannot listen on {host}:{port}: {error.strerror or error}; stop what uses the port "
+            "or choose another"
         ) from error
     with listener:
         yield listener

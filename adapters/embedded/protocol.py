@@ -1,4 +1,7 @@
-"""The part of OpenAI's API that the embedded engine speaks: requests read and checked, answers written."""
+"""The part of OpenAI's API that the embedded engine speaks.
+
+Requests read and checked, answers written.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ class StreamOptions(BaseModel):
 
 
 class _Request(BaseModel):
-    """What chat and completion requests have in common; unknown fields are ignored, as OpenAI-compatible engines do."""
+    """What chat and completion requests have in common.
+
+    Unknown fields are ignored, as OpenAI-compatible engines do.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -105,7 +111,9 @@ def parse_chat(body: bytes) -> ChatRequest:
     """
     request = _parse(ChatRequest, body)
     if request.tool_choice not in (None, "auto", "none"):
-        raise _unsupported("tool_choice", "the model cannot be made to call a tool; use auto or none")
+        raise _unsupported(
+            "tool_choice", "the model cannot be made to call a tool; use auto or none"
+        )
     if request.response_format not in (None, {"type": "text"}):
         raise _unsupported("response_format", "only text can be asked for")
     if request.logprobs:
@@ -148,7 +156,8 @@ def generation_request(
     """The engine's request for a client's.
 
     Raises:
-        ApiError: 400, prompt and reply do not fit the context, or the prompt is not of this vocabulary.
+        ApiError: 400, prompt and reply do not fit the context, or the prompt is not of this
+            vocabulary.
     """
     limit, num_prompt = target.max_model_len, len(prompt_ids)
     wanted = request.wanted_tokens
@@ -156,14 +165,19 @@ def generation_request(
         asked = f" and {wanted} tokens of reply were asked for" if wanted else ""
         raise ApiError(
             400,
-            f"This model's maximum context length is {limit} tokens. However, the prompt has {num_prompt} tokens"
+            f"This model's maximum context length is {limit} tokens. However, the prompt has "
+            f"{num_prompt} tokens"
             f"{asked}. Please reduce the length of the prompt or of the reply.",
             code="context_length_exceeded",
             param="messages" if isinstance(request, ChatRequest) else "prompt",
         )
     vocabulary = int(target.model.config.vocab_size)
     if not prompt_ids or not all(0 <= token_id < vocabulary for token_id in prompt_ids):
-        raise ApiError(400, f"the prompt needs token ids from 0 to {vocabulary - 1}, at least one", param="prompt")
+        raise ApiError(
+            400,
+            f"the prompt needs token ids from 0 to {vocabulary - 1}, at least one",
+            param="prompt",
+        )
     xargs = request.vllm_xargs
     return GenerationRequest(
         info=request_info_from_xargs(request_id, xargs),
@@ -185,7 +199,9 @@ def _parse(kind: type[R], body: bytes) -> R:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise ApiError(400, f"{where or 'the body'}: {problem['msg']}", param=where or None) from error
+        raise ApiError(
+            400, f"{where or 'the body'}: {problem['msg']}", param=where or None
+        ) from error
     if request.n not in (None, 1):
         raise _unsupported("n", f"one reply is given at a time, {request.n} were asked for")
     return request
@@ -196,7 +212,10 @@ def _unsupported(param: str, message: str) -> ApiError:
 
 
 def _content(message: ChatMessage, position: int) -> str:
-    """A message's text: its parts joined, its tool calls written out as the model was trained to read them."""
+    """A message's text.
+
+    Its parts joined, its tool calls written out as the model was trained to read them.
+    """
     parts: list[str] = []
     if isinstance(message.content, str):
         parts.append(message.content)

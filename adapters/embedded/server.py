@@ -28,7 +28,6 @@ from paceline.adapters.embedded.protocol import (
 from paceline.api_errors import ApiError
 from paceline.errors import EngineError
 
-DISCONNECT_POLL_SECONDS: Final = 0.05
 OVERLOADED: Final = 503
 SERVER_ERROR: Final = 500
 
@@ -45,7 +44,12 @@ class _Style:
         """The one choice of a whole answer."""
         if self.id_prefix == "chatcmpl":
             message = {"role": "assistant", "content": text, "refusal": None}
-            return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+            return {
+                "index": 0,
+                "message": message,
+                "logprobs": None,
+                "finish_reason": finish_reason,
+            }
         return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
 
     def delta(self, text: str | None, finish_reason: str | None) -> dict[str, Any]:
@@ -257,8 +261,8 @@ async def _whole(http: Request, reply: _Reply) -> tuple[str, str | None]:
 
 
 async def _abort_when_left(http: Request, reply: _Reply) -> None:
-    while not await http.is_disconnected():
-        await asyncio.sleep(DISCONNECT_POLL_SECONDS)
+    while (await http.receive())["type"] != "http.disconnect":
+        continue
     reply.abort()
 
 
@@ -268,7 +272,11 @@ async def _events(
     """The reply as server-sent events; closing the iterator aborts the job."""
 
     def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
-        return b"data: " + json.dumps(head | {"object": style.chunk, "choices": choices} | more).encode() + b"\n\n"
+        return (
+            b"data: "
+            + json.dumps(head | {"object": style.chunk, "choices": choices} | more).encode()
+            + b"\n\n"
+        )
 
     if style is CHAT:
         yield event([style.delta(None, None)])

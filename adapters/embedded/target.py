@@ -52,7 +52,10 @@ class TargetSequence:
         return int(self._cache.get_seq_length())
 
     def prefill(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Take the prompt (at least one token); returns the logits after it, float32 (vocabulary,)."""
+        """Take the prompt (at least one token).
+
+        Returns the logits after it, float32 (vocabulary,).
+        """
         for start in range(0, len(token_ids), PREFILL_TOKENS):
             logits = self._forward(token_ids[start : start + PREFILL_TOKENS], keep=1)
         return logits[-1]

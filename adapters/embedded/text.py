@@ -29,8 +29,8 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """Take one token; returns the text that may be shown now.
 
-        Held back are the bytes of an unfinished character and what may be the beginning of a stop string. Once a stop string has
-        come `stopped` is True and nothing more is shown.
+        Held back are the bytes of an unfinished character and what may be the beginning of a stop
+        string. Once a stop string has come `stopped` is True and nothing more is shown.
         """
         self._token_ids.append(token_id)
         fresh = self._decode_new()

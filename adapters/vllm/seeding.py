@@ -1,7 +1,8 @@
 """Seeded sampling on devices whose random generators have no offset.
 
-vLLM samples a row for each partial prefill too, throws the token away and rewinds the request's generator by its offset.
-PyTorch's CPU generator has none and raises, which ends the whole engine: one client's ``seed`` would take everybody down.
+vLLM samples a row for each partial prefill too, throws the token away and rewinds the request's
+generator by its offset. PyTorch's CPU generator has none and raises, which ends the whole engine:
+one client's ``seed`` would take everybody down.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import torch
 
 
 class RewindableGenerator(torch.Generator):
-    """A CPU generator that can undo what it drew since `mark`; behaves like the generator it was copied from."""
+    """A CPU generator that can undo what it drew since `mark`.
+
+    Behaves like the generator it was copied from.
+    """
 
     _marked: torch.Tensor
 
@@ -30,7 +34,10 @@ class RewindableGenerator(torch.Generator):
 
 
 def make_rewindable(runner: Any) -> None:
-    """Make every generator in the runner's batch rewindable to its state now. O(seeded requests)."""
+    """Make every generator in the runner's batch rewindable to its state now.
+
+    O(seeded requests).
+    """
     generators = runner.input_batch.generators
     for row, generator in generators.items():
         if not isinstance(generator, RewindableGenerator):

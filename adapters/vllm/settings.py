@@ -1,4 +1,4 @@
-"""What the worker needs to know, handed from `paceline vllm` to the engine process in the environment.
+"""What `paceline vllm` tells the worker in the engine process, through the environment.
 
 The environment, not the command line: a Redis URL holds a password, and command lines are public.
 """
@@ -18,12 +18,15 @@ MAX_DRAFT_TOKENS: Final = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """Settings of one engine worker; each field is read from the variable `PACELINE_` + its name in capitals.
+    """Settings of one engine worker.
+
+    Each field is read from the variable `PACELINE_` + its name in capitals.
 
     Attributes:
         redis_url: journal to publish to and read from; "" keeps the memory in this process.
         shared_capacity: tokens the memory keeps for each sharing scope.
-        min_probability: a draft stops where its calibrated cumulative probability would fall below this, in (0, 1].
+        min_probability: a draft stops where its calibrated cumulative probability would fall below
+            this, in (0, 1].
         warm_up_tokens: most tokens read back from the journal at start.
     """
 
@@ -35,10 +38,13 @@ class WorkerSettings:
     def __post_init__(self) -> None:
         for name in ("shared_capacity", "warm_up_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{PREFIX}{name.upper()} is {getattr(self, name)}; give at least 1 token")
+                raise ConfigError(
+                    f"{PREFIX}{name.upper()} is {getattr(self, name)}; give at least 1 token"
+                )
         if not 0 < self.min_probability <= 1:
             raise ConfigError(
-                f"{PREFIX}MIN_PROBABILITY is {self.min_probability}; give a number above 0, at most 1"
+                f"{PREFIX}MIN_PROBABILITY is {self.min_probability}; give a number above 0, at "
+                "most 1"
             )
 
     @classmethod
@@ -53,12 +59,15 @@ class WorkerSettings:
             text = env.get(PREFIX + setting.name.upper())
             if text is None:
                 continue
-            kind = type(setting.default)
+            default = setting.default
+            assert isinstance(default, str | int | float)
+            kind = type(default)
             try:
                 values[setting.name] = kind(text)
             except ValueError:
                 raise ConfigError(
-                    f"{PREFIX}{setting.name.upper()} is {text!r}; give a value of type {kind.__name__}"
+                    f"{PREFIX}{setting.name.upper()} is {text!r}; give a value of type "
+                    f"{kind.__name__}"
                 ) from None
         return cls(**values)  # type: ignore[arg-type]  # each value has the type of its field's default
 

@@ -1,9 +1,10 @@
 """vLLM worker classes that draft from Paceline's memory: `CPUWorker` and `GPUWorker`.
 
-Each is the platform's own worker with three additions: after the model is loaded it attaches a `Speculator` to the
-proposer (on the one rank whose drafts vLLM uses), before each step it closes the requests that left, and at shutdown it
-flushes the journal. The classes are made on first access, so that a CPU process never imports the GPU platform's code
-paths before vLLM has chosen its platform.
+Each is the platform's own worker with three additions: after the model is loaded it attaches a
+`Speculator` to the proposer (on the one rank whose drafts vLLM uses), before each step it closes
+the requests that left, and at shutdown it flushes the journal. The classes are made on first
+access, so that a CPU process never imports the GPU platform's code paths before vLLM has chosen its
+platform.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class SpeculatingWorker:
         proposer = getattr(self.model_runner, "drafter", None)
         if not isinstance(proposer, DraftProposer):
             return
-        # vLLM stops drafting for a whole batch when one request comes within K tokens of the model's length. Our
-        # proposer keeps every draft inside the model's length by itself, so that check can never be needed.
+        # vLLM stops drafting for a whole batch when one request comes within K tokens of the
+        # model's length. Our proposer keeps every draft inside the model's length by itself, so
+        # that check can never be needed.
         self.model_runner.effective_drafter_max_model_len += proposer.num_speculative_tokens
         if not drafts_count_here():
             return
@@ -72,7 +74,7 @@ class SpeculatingWorker:
 
 
 class SeedSafeSampling:
-    """Keeps a seeded request from ending the engine on a device whose generators cannot be rewound (the CPU)."""
+    """Keeps a seeded request from ending an engine whose generators cannot be rewound (the CPU)."""
 
     model_runner: Any
 
@@ -83,7 +85,10 @@ class SeedSafeSampling:
 
 
 def drafts_count_here() -> bool:
-    """Whether this rank is the one whose drafts the scheduler reads: the first tensor rank of the last stage."""
+    """Whether this rank is the one whose drafts the scheduler reads.
+
+    The first tensor rank of the last stage.
+    """
     from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 
     return bool(get_pp_group().is_last_rank and get_tp_group().rank_in_group == 0)
@@ -94,7 +99,8 @@ def open_journal(
 ) -> Journal | None:
     """Start sharing `speculator`'s memory through Redis; None if no URL is set or Redis refuses us.
 
-    A journal that cannot be used never keeps the target from serving: the reason is logged and memory stays local.
+    A journal that cannot be used never keeps the target from serving: the reason is logged and
+    memory stays local.
     """
     if not settings.redis_url:
         return None

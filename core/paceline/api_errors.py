@@ -51,4 +51,6 @@ class ApiError(PacelineError):
 
 def upstream_failed(detail: str) -> ApiError:
     """No engine could answer, or the one that was answering died."""
-    return ApiError(502, f"the engine failed: {detail}; try again", "api_error", code="upstream_error")
+    return ApiError(
+        502, f"the engine failed: {detail}; try again", "api_error", code="upstream_error"
+    )

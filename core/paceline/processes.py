@@ -1,4 +1,7 @@
-"""Child processes that never outlive us: started, watched until ready, stopped politely, then firmly."""
+"""Child processes that never outlive us.
+
+Started, watched until ready, stopped politely, then firmly.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ class ProcessError(PacelineError):
 class ChildProcess:
     """One child process, with its output in a file or on our own standard error.
 
-    It runs in a process group of its own, so that Ctrl-C reaches only us and we end it in order; on Linux the kernel
-    ends it if we die without doing so.
+    It runs in a process group of its own, so that Ctrl-C reaches only us and we end it in order; on
+    Linux the kernel ends it if we die without doing so.
 
     Args:
         name: what to call it in messages.
@@ -60,7 +63,10 @@ class ChildProcess:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -88,7 +94,8 @@ class ChildProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 process_group=0,
-                preexec_fn=_die_with_parent,
+                # runs one system call in the child; safe beside our threads
+                preexec_fn=_die_with_parent,  # noqa: PLW1509
             )
         finally:
             if not isinstance(output, int):
@@ -105,7 +112,9 @@ class ChildProcess:
             if self.exit_code is not None:
                 raise ProcessError(f"{self.name} ended with code {self.exit_code}{self._tail()}")
             if time.monotonic() > deadline:
-                raise ProcessError(f"{self.name} was not ready after {timeout_seconds:.0f} s{self._tail()}")
+                raise ProcessError(
+                    f"{self.name} was not ready after {timeout_seconds:.0f} s{self._tail()}"
+                )
             time.sleep(POLL_SECONDS)
 
     def wait(self) -> int:
@@ -163,6 +172,9 @@ def answers(url: str) -> bool:
 
 
 def _die_with_parent() -> None:
-    """In the child, before it becomes its program: have the kernel end it when its parent dies (Linux only)."""
+    """In the child, before it becomes its program.
+
+    Have the kernel end it when its parent dies (Linux only).
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

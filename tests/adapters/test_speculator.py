@@ -20,13 +20,17 @@ class Sink:
         self.records.append(record)
 
 
-def serve(speculator: Speculator, request: RequestInfo, prompt: list[int], output: list[int]) -> None:
+def serve(
+    speculator: Speculator, request: RequestInfo, prompt: list[int], output: list[int]
+) -> None:
     speculator.begin(request, prompt)
     speculator.commit(request.request_id, output)
     speculator.finish(request.request_id)
 
 
-def drafted(speculator: Speculator, request: RequestInfo, prompt: list[int], *, limit: int = 8) -> list[int]:
+def drafted(
+    speculator: Speculator, request: RequestInfo, prompt: list[int], *, limit: int = 8
+) -> list[int]:
     speculator.begin(request, prompt)
     tree = speculator.propose([request.request_id], max_tokens=limit)[0]
     tree.validate()
@@ -81,7 +85,7 @@ def test_unrecorded_requests_leave_no_trace() -> None:
 
 
 def test_finish_publishes_only_what_the_session_added() -> None:
-    """The second turn's record holds its new prompt tokens and its output, not the first turn's text again."""
+    """The second turn's record holds its new prompt tokens and output, not the first turn's."""
     sink = Sink()
     speculator = Speculator(journal=sink, origin="me", clock=lambda: 5.0)
     first = RequestInfo(request_id="a", session="s", workload="w")
@@ -126,7 +130,10 @@ def test_batches_mix_lengths_and_limits() -> None:
 
 
 def test_wrong_use_is_named() -> None:
-    """Opening an id twice and asking for an unknown one say so; finishing an unknown one is harmless."""
+    """Opening an id twice and asking for an unknown one say so.
+
+    Finishing an unknown one is harmless.
+    """
     speculator = Speculator()
     speculator.begin(RequestInfo(request_id="a"), TEXT[:4])
     with pytest.raises(DraftError, match="'a' is open already"):

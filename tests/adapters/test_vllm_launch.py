@@ -20,17 +20,15 @@ def test_tested_versions_are_accepted(version: str) -> None:
 
 @pytest.mark.parametrize("version", ["0.25.1", "0.33.0", "1.0.0", "unknown"])
 def test_other_versions_are_refused_with_the_tested_range(version: str) -> None:
-    """A release outside the range is refused with a message that names it, the range and the way round."""
+    """A release outside the range is refused; the message names it, the range and the way round."""
     with pytest.raises(UnsupportedError, match=r"0\.26 to 0\.32.*--allow-untested") as error:
         InstalledVllm(version, "gpu").check_supported()
     assert version in str(error.value)
 
 
 @pytest.mark.parametrize(("vllm", "worker"), [(CPU, "CPUWorker"), (GPU, "GPUWorker")])
-def test_command_loads_our_worker_and_passes_arguments_on(
-    vllm: InstalledVllm, worker: str
-) -> None:
-    """The server gets our worker, our proposer and, unchanged and last, whatever else was asked for."""
+def test_command_loads_our_worker_and_passes_arguments_on(vllm: InstalledVllm, worker: str) -> None:
+    """The server gets our worker, our proposer and, unchanged, whatever else was asked for."""
     extra = ["--max-model-len", "512", "--enable-lora"]
     command = worker_command(vllm, "some/model", extra, num_draft_tokens=12)
     assert command[-3:] == extra
@@ -56,7 +54,7 @@ def test_draft_length_is_checked(num_draft_tokens: int) -> None:
 
 
 def test_environment_carries_the_settings_and_keeps_the_callers() -> None:
-    """The engine process reads back exactly the settings it was started with, beside the caller's own variables."""
+    """The engine process reads back its settings, beside the caller's own variables."""
     settings = WorkerSettings(redis_url="redis://:secret@h:1", min_probability=0.25)
     env = serve_environment({"PATH": "/bin"}, settings, device="gpu")
     assert env["PATH"] == "/bin"

@@ -15,7 +15,10 @@ from paceline.processes import ChildProcess, free_port
 
 
 class RedisServer:
-    """A redis-server on a loopback port with its data in a folder; can be killed, frozen and started again."""
+    """A redis-server on a loopback port with its data in a folder.
+
+    Can be killed, frozen and started again.
+    """
 
     def __init__(self, folder: Path, *arguments: str, port: int | None = None) -> None:
         program = shutil.which("redis-server")

@@ -49,7 +49,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 class Engine:
     """A journal and what it delivered."""
 
-    def __init__(self, url: str, origin: str, model: ModelFingerprint = MODEL, **options: Any) -> None:
+    def __init__(
+        self, url: str, origin: str, model: ModelFingerprint = MODEL, **options: Any
+    ) -> None:
         self.got: list[SequenceRecord] = []
         self.journal = Journal(url, model, origin=origin, on_record=self.got.append, **options)
 
@@ -100,7 +102,7 @@ def test_scopes_that_appear_later_are_followed(
 def test_a_restarted_engine_gets_its_memory_back_oldest_first(
     redis_server: Any, engine: Callable[..., Engine]
 ) -> None:
-    """A new process warms up from all that is there, in the order in which it was said, over all scopes."""
+    """A new process warms up from all scopes, each in the order in which it was said."""
     a = engine(redis_server.url, "A")
     for number in range(200):
         a.journal.publish(record(number, scope=f"tenant:{number % 3}"))
@@ -109,14 +111,19 @@ def test_a_restarted_engine_gets_its_memory_back_oldest_first(
     wait_until(again.journal.warmed_up.is_set)
     assert sorted(again.ids()) == sorted(f"request-{n}" for n in range(200))
     for scope in range(3):
-        own = [i for i, r in zip(again.ids(), again.got, strict=True) if r.scope == f"tenant:{scope}"]
+        own = [
+            i for i, r in zip(again.ids(), again.got, strict=True) if r.scope == f"tenant:{scope}"
+        ]
         assert own == [f"request-{n}" for n in range(scope, 200, 3)]
 
 
 def test_warm_up_takes_the_newest_within_its_budget(
     redis_server: Any, engine: Callable[..., Engine]
 ) -> None:
-    """With room for five records the five newest come back, oldest of them first; later ones still follow."""
+    """With room for five records the five newest come back, oldest of them first.
+
+    Later ones still follow.
+    """
     a = engine(redis_server.url, "A")
     for number in range(20):
         a.journal.publish(record(number))
@@ -161,7 +168,7 @@ def test_a_redis_that_comes_later_is_found(
 def test_a_frozen_redis_never_blocks_publishing_and_drops_are_counted(
     redis_server: Any, engine: Callable[..., Engine]
 ) -> None:
-    """With Redis frozen every publish returns, the queue keeps its bound, and the oldest are counted as dropped."""
+    """With Redis frozen publishing returns, the queue keeps its bound and drops are counted."""
     a = engine(redis_server.url, "A", queue_records=10)
     redis_server.freeze()
     try:
@@ -201,7 +208,10 @@ def test_models_never_meet(redis_server: Any, engine: Callable[..., Engine]) -> 
 def test_foreign_entries_are_skipped_and_counted(
     redis_server: Any, engine: Callable[..., Engine]
 ) -> None:
-    """Garbage, duplicates and records of a newer schema are counted apart; the next record arrives."""
+    """Garbage, duplicates and records of a newer schema are counted apart.
+
+    The next record arrives.
+    """
     b = engine(redis_server.url, "B")
     keys, client = JournalKeys(MODEL), redis_server.client()
     fields = msgspec.msgpack.decode(encode_record(record(1)))
@@ -252,7 +262,10 @@ def test_streams_are_bounded(redis_server: Any, engine: Callable[..., Engine]) -
 def test_tls_and_acl_users_work_and_wrong_passwords_are_named(
     start_redis: Callable[..., Any], engine: Callable[..., Engine], tmp_path: Path
 ) -> None:
-    """Over TLS with a user of its own the journal works; a wrong password is refused at once, without being shown."""
+    """Over TLS with a user of its own the journal works.
+
+    A wrong password is refused at once, without being shown.
+    """
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         [
@@ -294,7 +307,10 @@ def test_bad_urls_and_limits_are_named() -> None:
 def test_embedded_store_keeps_its_data_and_is_shared(
     tmp_path: Path, engine: Callable[..., Engine]
 ) -> None:
-    """What is written is there after a stop and a start; a second opener joins and does not stop the first's server."""
+    """What is written is there after a stop and a start.
+
+    A second opener joins and does not stop the first's server.
+    """
     folder = tmp_path / "s"
     with EmbeddedStore(folder) as store:
         a = engine(store.url, "A")

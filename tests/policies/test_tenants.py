@@ -1,0 +1,69 @@
+"""The policy file: what it may say, and what it says about mistakes."""
+
+from __future__ import annotations
+
+import pytest
+
+from paceline.errors import ConfigError
+from paceline.policies.tenants import hash_key, new_key, parse_policy
+
+HASH_A, HASH_B = hash_key("a"), hash_key("b")
+
+
+def policy(text: str) -> str:
+    return text.replace("HASH_A", HASH_A).replace("HASH_B", HASH_B)
+
+
+def test_keys_name_tenants() -> None:
+    """Each key leads to its tenant; an unknown one to nobody; admin keys to no tenant."""
+    parsed = parse_policy(
+        policy(
+            """
+            tenants:
+              - {name: shop, keys: [HASH_A], group: retail}
+              - {name: bank, record: false, speculation: "off"}
+            admin_keys: [HASH_B]
+            """
+        ),
+        name="p.yaml",
+    )
+    shop = parsed.tenant_of("a")
+    assert shop is not None
+    assert (shop.name, shop.scope) == ("shop", "group:retail")
+    assert parsed.tenants[1].scope == "tenant:bank"
+    assert parsed.tenant_of("b") is None
+    assert parsed.is_admin("b")
+    assert not parsed.is_admin("a")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tenants: [", "is not YAML"),
+        ("tenants: []", "tenants"),
+        ("{}", "tenants"),
+        ("just text", "the file"),
+        ("tenants: [{name: 'a b'}]", r"tenants\.0\.name.*a b"),
+        ("tenants: [{name: a, colour: red}]", r"tenants\.0\.colour.*red"),
+        ("tenants: [{name: a, keys: [secret]}]", r"tenants\.0\.keys\.0"),
+        ("tenants: [{name: a}, {name: a}]", "'a' appears 2 times"),
+        ("tenants: [{name: a, keys: [HASH_A]}, {name: b, keys: [HASH_A]}]", "'a' and 'b'"),
+        ("tenants: [{name: a, keys: [HASH_A, HASH_A]}]", "a key names one tenant"),
+        ("tenants: [{name: a, speculation: maybe}]", r"speculation.*maybe"),
+        ("tenants: [{name: a, allow: [everything]}]", r"allow\.0.*everything"),
+    ],
+)
+def test_mistakes_are_named(text: str, message: str) -> None:
+    """A wrong file is refused with the file's name, the place and the value."""
+    with pytest.raises(ConfigError, match=message) as error:
+        parse_policy(policy(text), name="p.yaml")
+    assert "p.yaml" in str(error.value)
+
+
+def test_new_keys_are_long_different_and_match_their_hash() -> None:
+    """A new key has at least 256 random bits and its hash is what the file wants."""
+    (first, hashed), (second, _) = new_key(), new_key()
+    assert first != second
+    assert len(first) >= 43
+    assert hash_key(first) == hashed
+    parse_policy(f"tenants: [{{name: a, keys: ['{hashed}']}}]", name="p")
