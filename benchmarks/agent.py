@@ -53,6 +53,7 @@ class AgentBenchSettings:
         num_draft_tokens: most tokens drafted a step.
         dtype: number format of the target.
         variants: which engines to compare, in this order.
+        eager: start faster and run slower: the target is not compiled.
     """
 
     traces: Path
@@ -65,6 +66,7 @@ class AgentBenchSettings:
     num_draft_tokens: int = 16
     dtype: str = "float32"
     variants: tuple[Variant, ...] = VARIANTS
+    eager: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,7 @@ def _run_variant(
         # room for the reply and for the chat template's markers, which `cut` does not count
         max_model_len=settings.context_tokens + settings.output_tokens + 1024,
         dtype=settings.dtype,
+        vllm_args=("--enforce-eager",) if settings.eager else (),
     )
     results = []
     with running_engine(engine_settings, log_folder=log_folder) as engine:
@@ -310,6 +313,7 @@ def _ask(
 @click.option(
     "--variant", "variants", multiple=True, type=click.Choice(VARIANTS), help="May be repeated."
 )
+@click.option("--eager", is_flag=True, help="Start faster, run slower: no compilation.")
 @click.option("--logs", type=click.Path(path_type=Path), help="Folder for the servers' logs.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
@@ -325,6 +329,7 @@ def agent(
     draft_tokens: int,
     dtype: str,
     variants: tuple[Variant, ...],
+    eager: bool,
     logs: Path | None,
     json_file: Path | None,
 ) -> None:
@@ -343,6 +348,7 @@ def agent(
             num_draft_tokens=draft_tokens,
             dtype=dtype,
             variants=variants or VARIANTS,
+            eager=eager,
         )
         log_folder = logs or Path(scratch)
         log_folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,64 @@
+"""Identity from a request's extra arguments fails closed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.adapters.identity import request_info_from_xargs, speculation_is_off
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+names = st.sampled_from(["tenant", "workload", "session", "group", "record"]).map("paceline_{}".format)
+
+
+@given(st.dictionaries(names | st.text(), anything) | anything)
+def test_whatever_is_sent_nothing_raises_and_only_a_named_tenant_shares(xargs: Any) -> None:
+    """Any input gives an identity; one without a proper tenant has no scope and records nothing."""
+    info = request_info_from_xargs("r", xargs)
+    assert info.request_id == "r"
+    assert speculation_is_off(xargs) in (True, False)
+    if not info.scope:
+        assert not info.record
+    else:
+        assert info.tenant == xargs["paceline_tenant"]
+
+
+def test_what_the_proxy_sends_is_understood() -> None:
+    """All fields arrive."""
+    info = request_info_from_xargs(
+        "r",
+        {
+            "paceline_tenant": "t",
+            "paceline_workload": "w",
+            "paceline_session": "s",
+            "paceline_group": "g",
+            "paceline_record": 0,
+        },
+    )
+    assert (info.tenant, info.workload, info.session, info.group) == ("t", "w", "s", "g")
+    assert info.record is False
+    assert info.scope == "group:g"
+
+
+@pytest.mark.parametrize(
+    "xargs",
+    [
+        None,
+        {},
+        {"paceline_tenant": 3},
+        {"paceline_tenant": ""},
+        {"paceline_tenant": "t", "paceline_group": ["g"]},
+        {"paceline_tenant": "t", "paceline_record": "yes"},
+        {"paceline_tenant": "t", "paceline_record": True},
+    ],
+)
+def test_anything_doubtful_belongs_to_nobody(xargs: Any) -> None:
+    """A missing or malformed identity shares with no one."""
+    assert request_info_from_xargs("r", xargs).scope == ""

@@ -1,0 +1,102 @@
+"""Runs a real vLLM engine in this process through the situations that lose a drafter its place; prints JSON.
+
+Usage: python offline.py MODEL_FOLDER off|on
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+PROMPT = "The quick brown fox {n} jumps over the lazy dog {n} times. The quick brown fox {n} jumps"
+LONG_PROMPT = "One, two, three, four, five. " * 20
+MAX_MODEL_LEN = 256
+NUM_REQUESTS = 6
+
+
+def main(model: str, *, speculate: bool) -> dict[str, Any]:
+    from vllm import LLM
+
+    options: dict[str, Any] = {}
+    if speculate:
+        options["worker_cls"] = "paceline.adapters.vllm.worker.CPUWorker"
+        options["speculative_config"] = {
+            "method": "custom_class",
+            "model": "paceline.adapters.vllm.proposer.DraftProposer",
+            "num_speculative_tokens": 8,
+        }
+    llm = LLM(
+        model,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=MAX_MODEL_LEN,
+        max_num_batched_tokens=64,  # a prompt of more is prefilled in chunks
+        max_num_seqs=NUM_REQUESTS,
+        num_gpu_blocks_override=8,  # too few for all requests at their full length: some are preempted
+        disable_log_stats=False,
+        **options,
+    )
+    result: dict[str, Any] = {"outputs": run_all(llm)}
+    if speculate:
+        worker = llm.llm_engine.model_executor.driver_worker.worker
+        result |= {"first": counts(llm, worker)}
+        result["again"] = run_all(llm)
+        result["seeded"] = run_seeded(llm)
+        worker._speculator.index.check_integrity()  # noqa: SLF001  looked at from outside on purpose
+        worker._speculator.propose = broken  # noqa: SLF001
+        result["broken"] = run_all(llm)
+        result["failures"] = worker._proposer.failures.count  # noqa: SLF001
+    return result | {"preemptions": metric(llm, "vllm:num_preemptions")}
+
+
+def run_all(llm: Any) -> list[list[int]]:
+    """Six requests at once: short ones, and some that run into the model's length."""
+    from vllm import SamplingParams
+
+    prompts, params = [], []
+    for number in range(NUM_REQUESTS):
+        to_the_end = number % 2 == 0
+        prompts.append(LONG_PROMPT if number == 1 else PROMPT.format(n=number))
+        params.append(
+            SamplingParams(
+                temperature=0,
+                max_tokens=MAX_MODEL_LEN if to_the_end else 24,
+                ignore_eos=to_the_end,
+                extra_args={"paceline_tenant": "t", "paceline_session": f"s{number}"},
+            )
+        )
+    return [list(o.outputs[0].token_ids) for o in llm.generate(prompts, params, use_tqdm=False)]
+
+
+def run_seeded(llm: Any) -> list[int]:
+    """Sampling with a seed after a chunked prefill, which would end an unprepared CPU engine."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0.8, seed=3, max_tokens=8)
+    return [len(o.outputs[0].token_ids) for o in llm.generate([LONG_PROMPT] * 2, params)]
+
+
+def broken(*_args: Any, **_kwargs: Any) -> Any:
+    raise RuntimeError("broken on purpose")
+
+
+def counts(llm: Any, worker: Any) -> dict[str, Any]:
+    return {
+        "accepted": metric(llm, "vllm:spec_decode_num_accepted_tokens"),
+        "failures": worker._proposer.failures.count,  # noqa: SLF001
+        "stats": worker._speculator.stats(),  # noqa: SLF001
+    }
+
+
+def metric(llm: Any, name: str) -> float:
+    return sum(m.value for m in llm.get_metrics() if m.name == name)
+
+
+if __name__ == "__main__":
+    # The engine in this process, so that the worker can be looked into.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    print("RESULT " + json.dumps(main(sys.argv[1], speculate=sys.argv[2] == "on")))

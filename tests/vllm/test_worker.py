@@ -1,0 +1,75 @@
+"""The worker in a real vLLM engine, through chunked prefill, preemption and the end of the context."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paceline.adapters.vllm.launch import require_vllm, serve_environment
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+
+def run_offline(model: Path, mode: str) -> dict[str, Any]:
+    script = Path(__file__).with_name("offline.py")
+    environment = serve_environment(os.environ, None, device=require_vllm().device)
+    done = subprocess.run(
+        [sys.executable, str(script), str(model), mode],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert results, f"the engine failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    result: dict[str, Any] = json.loads(results[0].removeprefix("RESULT "))
+    return result
+
+
+@pytest.fixture(scope="module")
+def off(target_folder: Path) -> dict[str, Any]:
+    """The engine without speculation."""
+    return run_offline(target_folder, "off")
+
+
+@pytest.fixture(scope="module")
+def on(target_folder: Path) -> dict[str, Any]:
+    """The engine with our worker."""
+    return run_offline(target_folder, "on")
+
+
+def test_the_situations_really_occur(off: dict[str, Any], on: dict[str, Any]) -> None:
+    """Requests are preempted, reach the end of the context, and are longer than a prefill chunk."""
+    assert on["preemptions"] > 0
+    assert off["preemptions"] > 0
+    assert max(len(output) for output in off["outputs"]) > 200
+
+
+def test_every_token_is_the_targets(off: dict[str, Any], on: dict[str, Any]) -> None:
+    """Greedy outputs in float32 equal those without speculation, the first time and from memory."""
+    assert on["outputs"] == off["outputs"]
+    assert on["again"] == off["outputs"]
+
+
+def test_drafts_are_accepted_and_none_fails(on: dict[str, Any]) -> None:
+    """The memory drafts in spite of it all: many tokens are accepted and no drafting failed."""
+    assert on["first"]["accepted"] > 100
+    assert on["first"]["failures"] == 0
+    assert on["first"]["stats"]["shared_tokens"] > 0
+
+
+def test_failing_drafts_leave_the_target_alone(off: dict[str, Any], on: dict[str, Any]) -> None:
+    """With a draft memory that raises on every round the outputs are the target's; failures are counted."""
+    assert on["broken"] == off["outputs"]
+    assert on["failures"] > 0
+
+
+def test_a_seed_does_not_end_the_engine(on: dict[str, Any]) -> None:
+    """Sampling with a seed after a chunked prefill works on a CPU."""
+    assert on["seeded"] == [8, 8]
