@@ -1,4 +1,4 @@
-"""The other end of `paceline bench proxy`: it answers at once, so that only the proxy's cost is left.
+"""The far end of `paceline bench proxy`: answers at once, so that only the proxy's cost is left.
 
 Run as ``python -m paceline.benchmarks.proxy_engine PORT CHUNKS``.
 """

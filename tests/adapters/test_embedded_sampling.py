@@ -26,9 +26,7 @@ def expected(params: SamplingParams) -> list[float]:
     return [p / sum(kept) for p in kept]
 
 
-@pytest.mark.parametrize(
-    ("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.7, 1.0), (1.0, 0.8)]
-)
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.7, 1.0), (1.0, 0.8)])
 def test_draws_follow_the_filtered_distribution(temperature: float, top_p: float) -> None:
     """Over many positions the frequencies fit the distribution (chi-square, 0.1 %)."""
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=7)

@@ -15,7 +15,9 @@ anything = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
 )
-names = st.sampled_from(["tenant", "workload", "session", "group", "record"]).map("paceline_{}".format)
+names = st.sampled_from(["tenant", "workload", "session", "group", "record"]).map(
+    "paceline_{}".format
+)
 
 
 @given(st.dictionaries(names | st.text(), anything) | anything)

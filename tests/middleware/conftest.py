@@ -1,4 +1,4 @@
-"""An engine that misbehaves on command, on a real socket; real engines are used where they can show the same."""
+"""An engine that misbehaves on command, on a real socket, for what real engines cannot show."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ class ScriptedEngine:
         finally:
             server.close()
 
-    async def _connection(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while (request := await _read_request(reader)) is not None:
                 if request.path == "/health":

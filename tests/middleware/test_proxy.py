@@ -1,4 +1,4 @@
-"""The proxy over real sockets: what engines see, what clients get, and what happens when either fails."""
+"""The proxy over real sockets: what engines see, what clients get, what happens when either fails."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_streams_pass_byte_for_byte(engines: Engines, proxies: Proxies) -> None:
 def test_the_engine_sees_who_asks_and_no_credentials(
     engines: Engines, proxies: Proxies, tmp_path: Path
 ) -> None:
-    """Identity, salt and request id are ours; the client's key and its forged fields never arrive."""
+    """Identity, salt and request id are ours; the client's key and forged fields never arrive."""
     engine = engines()
     proxy = proxies(engine.url, policy_file=policy_file(tmp_path))
     headers = {"authorization": "Bearer shop-key", "x-session-id": "s1", "x-request-id": "mine"}
@@ -174,7 +174,8 @@ def test_a_death_in_a_stream_ends_in_one_well_formed_error_event(
     engines: Engines, proxies: Proxies
 ) -> None:
     """Whole events, then an error event: bytes show it, and the SDK raises APIError."""
-    event = b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[]}\n\n'
+    chunk = b'{"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[]}'
+    event = b"data: " + chunk + b"\n\n"
     engine = engines(die_after([event, b'data: {"half']))
     proxy = proxies(engine.url)
     _, data = post(proxy.url, BODY | {"stream": True})
@@ -250,7 +251,7 @@ def test_a_client_that_leaves_takes_the_engines_work_with_it(
 def test_a_session_stays_with_its_engine_until_it_fails(
     engines: Engines, proxies: Proxies, wait_until: Callable[..., None]
 ) -> None:
-    """Requests of one session go to one engine, sessions spread, and a sick engine is left alone."""
+    """A session stays on one engine, sessions spread, and a sick engine is left alone."""
     pair = [engines(), engines()]
     proxy = proxies(*(e.url for e in pair))
     wait_until(lambda: all(r.healthy for r in proxy.proxy.replicas))
@@ -290,7 +291,9 @@ def test_health_readiness_and_metrics(
     engine.healthy = True
     wait_until(lambda: exchange(proxy.url, "GET", "/ready")[0] == 200)
     post(proxy.url, BODY, {"x-api-key": "shop-key"})
-    counted = 'paceline_proxy_requests_total{route="/v1/chat/completions",status="200",tenant="shop"} 1.0'
+    counted = (
+        'paceline_proxy_requests_total{route="/v1/chat/completions",status="200",tenant="shop"} 1.0'
+    )
     wait_until(lambda: counted in exchange(proxy.url, "GET", "/metrics")[1].decode())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +21,7 @@ def test_any_chunking_comes_out_as_it_went_in(stream: bytes, cuts: list[int]) ->
     hold = EventHold()
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     out = b""
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         out += hold.push(stream[start:end])
         assert stream.startswith(out)
         assert out == b"" or out.endswith(BORDERS)

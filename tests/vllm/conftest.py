@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def target_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packaged model as a Hugging Face folder; made by a process of its own, so that this one stays small."""
+    """The packaged model as a Hugging Face folder, exported by a process of its own."""
     folder = tmp_path_factory.mktemp("target")
     code = (
         "import sys, pathlib;"

@@ -1,4 +1,4 @@
-"""The worker in a real vLLM engine, through chunked prefill, preemption and the end of the context."""
+"""The worker in a real vLLM: chunked prefill, preemption, the end of the context."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_drafts_are_accepted_and_none_fails(on: dict[str, Any]) -> None:
 
 
 def test_failing_drafts_leave_the_target_alone(off: dict[str, Any], on: dict[str, Any]) -> None:
-    """With a draft memory that raises on every round the outputs are the target's; failures are counted."""
+    """A draft memory that raises on every round changes no output; its failures are counted."""
     assert on["broken"] == off["outputs"]
     assert on["failures"] > 0
 
