@@ -19,6 +19,8 @@ from paceline.caches.journal import Journal
 from paceline.caches.keys import JournalKeys, redact_url
 from paceline.caches.records import encode_record
 from paceline.errors import ConfigError, JournalError
+from redis_server import RedisServer
+from waiting import wait_until
 
 pytestmark = pytest.mark.redis
 
@@ -37,13 +39,6 @@ def record(number: int, *, scope: str = "tenant:a", origin: str = "A") -> Sequen
         num_prompt=4,
         finished_at=0.0,
     )
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.005)
 
 
 class Engine:
@@ -74,7 +69,7 @@ def engine() -> Iterator[Callable[..., Engine]]:
 
 
 def test_what_one_publishes_the_other_gets_once(
-    redis_server: Any, engine: Callable[..., Engine]
+    redis_server: RedisServer, engine: Callable[..., Engine]
 ) -> None:
     """A record reaches the other engine within a second, unchanged, and not its writer."""
     a, b = engine(redis_server.url, "A"), engine(redis_server.url, "B")
@@ -89,7 +84,7 @@ def test_what_one_publishes_the_other_gets_once(
 
 
 def test_scopes_that_appear_later_are_followed(
-    redis_server: Any, engine: Callable[..., Engine]
+    redis_server: RedisServer, engine: Callable[..., Engine]
 ) -> None:
     """A tenant's first record ever reaches an engine that was already reading others."""
     a, b = engine(redis_server.url, "A"), engine(redis_server.url, "B")
@@ -100,7 +95,7 @@ def test_scopes_that_appear_later_are_followed(
 
 
 def test_a_restarted_engine_gets_its_memory_back_oldest_first(
-    redis_server: Any, engine: Callable[..., Engine]
+    redis_server: RedisServer, engine: Callable[..., Engine]
 ) -> None:
     """A new process warms up from all scopes, each in the order in which it was said."""
     a = engine(redis_server.url, "A")
@@ -118,7 +113,7 @@ def test_a_restarted_engine_gets_its_memory_back_oldest_first(
 
 
 def test_warm_up_takes_the_newest_within_its_budget(
-    redis_server: Any, engine: Callable[..., Engine]
+    redis_server: RedisServer, engine: Callable[..., Engine]
 ) -> None:
     """With room for five records the five newest come back, oldest of them first.
 
@@ -137,7 +132,7 @@ def test_warm_up_takes_the_newest_within_its_budget(
 
 
 def test_a_killed_redis_loses_no_queued_record(
-    redis_server: Any, engine: Callable[..., Engine]
+    redis_server: RedisServer, engine: Callable[..., Engine]
 ) -> None:
     """Records published while Redis is dead arrive after it is back, each once, in order."""
     a, b = engine(redis_server.url, "A"), engine(redis_server.url, "B")
@@ -154,7 +149,7 @@ def test_a_killed_redis_loses_no_queued_record(
 
 
 def test_a_redis_that_comes_later_is_found(
-    start_redis: Callable[..., Any], engine: Callable[..., Engine]
+    start_redis: Callable[..., RedisServer], engine: Callable[..., Engine]
 ) -> None:
     """An engine started before its Redis connects when it comes."""
     server = start_redis()
@@ -166,7 +161,7 @@ def test_a_redis_that_comes_later_is_found(
 
 
 def test_a_frozen_redis_never_blocks_publishing_and_drops_are_counted(
-    redis_server: Any, engine: Callable[..., Engine]
+    redis_server: RedisServer, engine: Callable[..., Engine]
 ) -> None:
     """With Redis frozen publishing returns, the queue keeps its bound and drops are counted."""
     a = engine(redis_server.url, "A", queue_records=10)
@@ -182,7 +177,7 @@ def test_a_frozen_redis_never_blocks_publishing_and_drops_are_counted(
 
 
 def test_a_flushed_redis_is_followed_again(
-    redis_server: Any, engine: Callable[..., Engine]
+    redis_server: RedisServer, engine: Callable[..., Engine]
 ) -> None:
     """After all data is deleted new records still arrive."""
     a, b = engine(redis_server.url, "A"), engine(redis_server.url, "B")
@@ -193,7 +188,7 @@ def test_a_flushed_redis_is_followed_again(
     wait_until(lambda: b.ids() == ["request-1", "request-2"])
 
 
-def test_models_never_meet(redis_server: Any, engine: Callable[..., Engine]) -> None:
+def test_models_never_meet(redis_server: RedisServer, engine: Callable[..., Engine]) -> None:
     """An engine of another model or another tokenizer gets nothing."""
     others = [
         engine(redis_server.url, "B", ModelFingerprint(model="m2", tokenizer="t")),
@@ -206,7 +201,7 @@ def test_models_never_meet(redis_server: Any, engine: Callable[..., Engine]) -> 
 
 
 def test_foreign_entries_are_skipped_and_counted(
-    redis_server: Any, engine: Callable[..., Engine]
+    redis_server: RedisServer, engine: Callable[..., Engine]
 ) -> None:
     """Garbage, duplicates and records of a newer schema are counted apart.
 
@@ -227,7 +222,7 @@ def test_foreign_entries_are_skipped_and_counted(
 
 
 def test_a_failing_consumer_does_not_stop_the_reading(
-    redis_server: Any, engine: Callable[..., Engine]
+    redis_server: RedisServer, engine: Callable[..., Engine]
 ) -> None:
     """A record that cannot be used is counted; the next one is delivered."""
     a = engine(redis_server.url, "A")
@@ -249,7 +244,7 @@ def test_a_failing_consumer_does_not_stop_the_reading(
         b.close()
 
 
-def test_streams_are_bounded(redis_server: Any, engine: Callable[..., Engine]) -> None:
+def test_streams_are_bounded(redis_server: RedisServer, engine: Callable[..., Engine]) -> None:
     """Redis keeps about as many records a scope as asked for, not all that were ever written."""
     a = engine(redis_server.url, "A", max_stream_records=100)
     for number in range(1000):
@@ -260,7 +255,7 @@ def test_streams_are_bounded(redis_server: Any, engine: Callable[..., Engine]) -
 
 
 def test_tls_and_acl_users_work_and_wrong_passwords_are_named(
-    start_redis: Callable[..., Any], engine: Callable[..., Engine], tmp_path: Path
+    start_redis: Callable[..., RedisServer], engine: Callable[..., Engine], tmp_path: Path
 ) -> None:
     """Over TLS with a user of its own the journal works.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import pytest
 
 from paceline.middleware.config import ProxyConfig, make_config
 from paceline.middleware.server import RunningProxy, running_proxy
+from waiting import wait_until
 
 OK = b"HTTP/1.1 200 OK\r\n"
 JSON_REPLY = b'{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[]}'
@@ -158,16 +158,3 @@ def proxies() -> Iterator[Callable[..., RunningProxy]]:
             return proxy
 
         yield start
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.005)
-
-
-@pytest.fixture(name="wait_until")
-def wait_until_fixture() -> Callable[..., None]:
-    """Poll a condition with a deadline."""
-    return wait_until

@@ -1,4 +1,4 @@
-"""The proxy over real sockets: what engines see, what clients get, what happens when either fails."""
+"""The proxy over real sockets: what engines see, what clients get when either side fails."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from paceline.middleware.config import make_config
 from paceline.middleware.server import running_proxy
 from paceline.policies.tenants import hash_key
 from paceline.processes import free_port
+from waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -224,7 +225,7 @@ def test_a_dead_engine_does_not_keep_clients_waiting(engines: Engines, proxies: 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_takes_the_engines_work_with_it(
-    engines: Engines, proxies: Proxies, wait_until: Callable[..., None], *, stream: bool
+    engines: Engines, proxies: Proxies, *, stream: bool
 ) -> None:
     """Closing the client's connection closes the engine's, streaming or not."""
     event = b"data: {}\n\n"
@@ -248,9 +249,7 @@ def test_a_client_that_leaves_takes_the_engines_work_with_it(
     wait_until(lambda: b'client_aborts_total{tenant="local"} 1.0' in proxy.proxy.metrics.render())
 
 
-def test_a_session_stays_with_its_engine_until_it_fails(
-    engines: Engines, proxies: Proxies, wait_until: Callable[..., None]
-) -> None:
+def test_a_session_stays_with_its_engine_until_it_fails(engines: Engines, proxies: Proxies) -> None:
     """A session stays on one engine, sessions spread, and a sick engine is left alone."""
     pair = [engines(), engines()]
     proxy = proxies(*(e.url for e in pair))
@@ -279,9 +278,7 @@ def test_a_request_that_would_end_the_engine_is_refused(engines: Engines, proxie
     assert len(engine.seen) == 1
 
 
-def test_health_readiness_and_metrics(
-    engines: Engines, proxies: Proxies, wait_until: Callable[..., None], tmp_path: Path
-) -> None:
+def test_health_readiness_and_metrics(engines: Engines, proxies: Proxies, tmp_path: Path) -> None:
     """Alive at once, ready when an engine is, counted by tenant and route."""
     engine = engines()
     engine.healthy = False
