@@ -54,14 +54,14 @@ class Report:
     machine: Mapping[str, Any] = field(default_factory=describe_machine)
 
     def as_json(self) -> str:
-        """The report as JSON; figures that are not numbers become null."""
+        """The report as JSON; a figure for which there was nothing to measure (NaN) is left out."""
         return json.dumps(
             {
                 "bench": self.bench,
                 "version": self.version,
                 "machine": dict(self.machine),
                 "settings": dict(self.settings),
-                "figures": {k: None if math.isnan(v) else v for k, v in self.figures.items()},
+                "figures": {k: v for k, v in self.figures.items() if not math.isnan(v)},
             },
             indent=2,
         )

@@ -176,14 +176,15 @@ def user_data_folder() -> Path:
 def greeting(base_url: str, model: str) -> str:
     """What a newcomer pastes first: the base URL, a `curl` and two lines of Python."""
     message = '{"role": "user", "content": "Say hello."}'
+    call = f'create(model="{model}", max_tokens=40, messages=[{message}])'
     return f"""
 Paceline is ready: {base_url}
 
   curl {base_url}/chat/completions -H 'content-type: application/json' \\
-    -d '{{"model": "{model}", "messages": [{message}]}}'
+    -d '{{"model": "{model}", "max_tokens": 40, "messages": [{message}]}}'
 
   import openai; chat = openai.OpenAI(base_url="{base_url}", api_key="local").chat
-  print(chat.completions.create(model="{model}", messages=[{message}]).choices[0].message.content)
+  print(chat.completions.{call}.choices[0].message.content)
 
 Ctrl-C stops everything."""
 

@@ -1,0 +1,40 @@
+"""The worker's settings travel through the environment."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from paceline.adapters.vllm.settings import WorkerSettings
+from paceline.errors import ConfigError
+
+
+def test_settings_come_back_from_the_environment() -> None:
+    """What one process writes the other reads; variables that are not set keep their defaults."""
+    settings = WorkerSettings(redis_url="redis://h:1", shared_capacity=7, min_probability=0.5)
+    assert WorkerSettings.from_env({"HOME": "/", **settings.to_env()}) == settings
+    assert WorkerSettings.from_env({}) == WorkerSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PACELINE_SHARED_CAPACITY", "many"),
+        ("PACELINE_SHARED_CAPACITY", "0"),
+        ("PACELINE_WARM_UP_TOKENS", "-1"),
+        ("PACELINE_MIN_PROBABILITY", "1.5"),
+        ("PACELINE_MIN_PROBABILITY", "0"),
+    ],
+)
+def test_a_wrong_value_is_named(name: str, value: str) -> None:
+    """The error gives variable and value."""
+    with pytest.raises(ConfigError, match=name) as caught:
+        WorkerSettings.from_env({name: value})
+    assert value in str(caught.value)
+
+
+def test_every_setting_is_documented() -> None:
+    """Each field stands in the class's docstring."""
+    for setting in fields(WorkerSettings):
+        assert f"{setting.name}:" in (WorkerSettings.__doc__ or "")

@@ -1,0 +1,175 @@
+"""`paceline serve` as a newcomer meets it: the real command, the official client."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from paceline.policies.tenants import new_key
+from serving import Serving
+from waiting import wait_until
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+
+HELLO: Any = [{"role": "user", "content": "Say hello to the riders of the bunch."}]
+MODEL = "smollm2"
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """`paceline serve` on embedded defaults."""
+    with Serving(tmp_path_factory.mktemp("serve")) as running:
+        yield running
+
+
+@pytest.fixture
+def api(serving: Serving) -> Iterator[openai.OpenAI]:
+    """The official client, pointed at it."""
+    with openai.OpenAI(base_url=serving.base_url, api_key="local", max_retries=0) as client:
+        yield client
+
+
+def test_a_chat_is_answered(api: openai.OpenAI) -> None:
+    """A chat gets a whole answer with its usage."""
+    reply = api.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=12, temperature=0)
+    assert reply.choices[0].message.content
+    assert reply.choices[0].message.role == "assistant"
+    assert reply.choices[0].finish_reason in ("length", "stop")
+    assert reply.usage is not None
+    assert 0 < reply.usage.completion_tokens <= 12
+
+
+def test_a_stream_says_what_the_whole_answer_says(api: openai.OpenAI) -> None:
+    """Streamed pieces join to the same text; the usage chunk comes when asked for."""
+    options: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 24, "temperature": 0}
+    whole = api.chat.completions.create(**options)
+    stream = api.chat.completions.create(
+        **options, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert len(chunks) > 3
+
+
+def test_tool_calls_in_the_history_are_understood(api: openai.OpenAI) -> None:
+    """An agent's history of calls and results is rendered for the model, not refused."""
+    call = {"name": "weather", "arguments": '{"city": "Ghent"}'}
+    history: Any = [
+        {"role": "system", "content": [{"type": "text", "text": "You are brief."}]},
+        {"role": "user", "content": "How is the weather?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "call_1", "type": "function", "function": call}],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "14 degrees, wind from the west"},
+    ]
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+    ask = api.chat.completions.create
+    reply = ask(model=MODEL, messages=history, tools=[tool], max_tokens=8)
+    assert reply.usage is not None
+    without = ask(model=MODEL, messages=history[:2], max_tokens=8)
+    assert without.usage is not None
+    assert reply.usage.prompt_tokens > without.usage.prompt_tokens + 20
+
+
+def test_a_raw_completion_is_answered(api: openai.OpenAI) -> None:
+    """The older endpoint works too, with stop strings."""
+    reply = api.completions.create(
+        model=MODEL, prompt="one, two, three,", max_tokens=12, temperature=0, stop=["five"]
+    )
+    assert "four" in reply.choices[0].text
+    assert "five" not in reply.choices[0].text
+
+
+def test_an_unknown_model_is_not_found(api: openai.OpenAI) -> None:
+    """As OpenAI answers: 404, model_not_found."""
+    with pytest.raises(openai.NotFoundError) as caught:
+        api.chat.completions.create(model="gpt-9", messages=HELLO)
+    assert caught.value.code == "model_not_found"
+    assert "gpt-9" in caught.value.message
+    assert [model.id for model in api.models.list()] == [MODEL]
+
+
+def test_an_over_long_prompt_is_refused(api: openai.OpenAI) -> None:
+    """As OpenAI answers: 400, context_length_exceeded, with both numbers."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "pedal " * 9000}]
+        )
+    assert caught.value.code == "context_length_exceeded"
+    assert "8192" in caught.value.message
+
+
+def test_the_second_identical_request_drafts_from_the_first(
+    api: openai.OpenAI, serving: Serving
+) -> None:
+    """What was said once takes far fewer rounds of the target the second time."""
+    question: Any = [{"role": "user", "content": "Name some rivers of Europe and their cities."}]
+
+    def ask(session: str) -> tuple[str, float, float]:
+        rounds, accepted = (serving.engine_metric(n) for n in ("rounds", "accepted_tokens"))
+        reply = api.chat.completions.create(
+            model=MODEL,
+            messages=question,
+            max_tokens=48,
+            temperature=0,
+            extra_headers={"x-session-id": session},
+        )
+        return (
+            reply.choices[0].message.content or "",
+            serving.engine_metric("rounds") - rounds,
+            serving.engine_metric("accepted_tokens") - accepted,
+        )
+
+    first, first_rounds, _ = ask("one")
+    second, second_rounds, accepted = ask("two")
+    assert second == first
+    assert accepted > 24
+    assert second_rounds < first_rounds / 2
+
+
+def test_a_client_that_leaves_frees_the_engine(api: openai.OpenAI, serving: Serving) -> None:
+    """An aborted reply is dropped within a round; the engine is free for the next request."""
+    aborted = serving.engine_metric("aborted")
+    stream = api.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=4000, stream=True)
+    next(iter(stream))
+    stream.close()
+    wait_until(lambda: serving.engine_metric("aborted") == aborted + 1)
+
+
+def test_what_is_printed_can_be_pasted(serving: Serving) -> None:
+    """The curl command and the Python lines of the greeting work as they stand."""
+    greeting = serving.output.split("Paceline is ready")[1]
+    _, curl, python, _ = greeting.split("\n\n")
+    asked = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True)  # noqa: S607
+    assert '"role":"assistant"' in asked.stdout.replace(" ", "")
+    lines = "\n".join(line.strip() for line in python.splitlines())
+    said = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    assert said.stdout.strip()
+
+
+def test_keys_guard_it_and_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    """With a policy file a wrong key is refused; Ctrl-C ends every process it started."""
+    key, hashed = new_key()
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f"tenants:\n  - name: team\n    keys: ['{hashed}']\n")
+    with Serving(tmp_path, "--policy", str(policy)) as serving:
+        with openai.OpenAI(base_url=serving.base_url, api_key="wrong", max_retries=0) as api:
+            with pytest.raises(openai.AuthenticationError) as caught:
+                api.models.list()
+            assert caught.value.code == "invalid_api_key"
+            right = api.with_options(api_key=key)
+            assert right.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=2).choices
+        assert serving.num_children >= 2
+        assert serving.interrupt() == 0
+        assert serving.output.rstrip().endswith("stopped")
+        wait_until(lambda: serving.num_children == 0)

@@ -1,0 +1,79 @@
+"""A real `paceline serve` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from paceline.processes import ChildProcess
+
+START_SECONDS = 240.0
+
+
+class Serving:
+    """`paceline serve` on a free port, its data and its output in `folder`."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._output = folder / "serve.log"
+        self._children: list[psutil.Process] = []
+        self._process = ChildProcess(
+            "paceline serve",
+            [
+                *(sys.executable, "-m", "paceline.middleware.cli", "serve", "--port", "0"),
+                *("--data", str(folder / "data"), *arguments),
+            ],
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            log=self._output,
+        )
+
+    def __enter__(self) -> Self:
+        self._process.start()
+        self._process.wait_until(
+            lambda: "Ctrl-C stops everything" in self.output, timeout_seconds=START_SECONDS
+        )
+        self._children = psutil.Process(self._process.pid).children(recursive=True)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._process.stop()
+
+    @property
+    def output(self) -> str:
+        """All it has printed so far."""
+        return self._output.read_text()
+
+    @property
+    def base_url(self) -> str:
+        """What an SDK is pointed at."""
+        found = re.search(r"^Paceline is ready: (\S+)$", self.output, re.MULTILINE)
+        assert found, self.output
+        return found[1]
+
+    @property
+    def num_children(self) -> int:
+        """Processes that it started and that still run."""
+        return len(psutil.wait_procs(self._children, timeout=0)[1])
+
+    def engine_metric(self, name: str) -> float:
+        """A counter of the embedded engine."""
+        engine = next(c for c in self._children if "paceline.adapters.embedded" in c.cmdline())
+        command = engine.cmdline()
+        url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            text = response.read().decode()
+        found = re.search(rf"^paceline_engine_{name}_total (\S+)$", text, re.MULTILINE)
+        assert found, text
+        return float(found[1])
+
+    def interrupt(self) -> int:
+        """Ctrl-C; returns its exit code."""
+        os.kill(self._process.pid, signal.SIGINT)
+        return self._process.wait()
