@@ -1,19 +1,21 @@
 """`paceline bench proxy`: what the proxy adds to a direct call, in one run.
 
 The engine is a bare asyncio server that answers at once: a fixed 1 KB reply, or a stream of 200
-events. Direct and proxied rounds take turns, so that a drifting machine touches both alike. CPU
-time is that of the proxy's process alone.
+events. It is asked directly, through the least that can be built on the same libraries (``bare``),
+and through the proxy, in turns, so that a drifting machine touches all alike. CPU time is that of
+the process in the middle alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -52,46 +54,77 @@ class ProxyBenchSettings:
     chunks: int = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to the engine.
+
+    Attributes:
+        name: ``direct``, ``bare`` or ``proxied``.
+        port: where its requests go.
+        pid: process in the middle, None on the direct way.
+    """
+
+    name: str
+    port: int
+    pid: int | None
+
+
 def run_proxy_bench(settings: ProxyBenchSettings) -> Report:
-    """Measure; starts and stops an engine and a proxy of its own."""
+    """Measure; starts and stops an engine, the peer and a proxy of its own."""
     with (
         tempfile.TemporaryDirectory(prefix="paceline-bench-") as scratch,
-        _servers(Path(scratch), settings) as (direct, proxied, pid),
+        _servers(Path(scratch), settings) as ways,
     ):
-        figures = asyncio.run(_measure(settings, direct, proxied, pid))
-    return Report(bench="proxy", settings=asdict(settings), figures=figures)
+        turns = asyncio.run(_measure(settings, ways))
+    return Report(bench="proxy", settings=asdict(settings), figures=_figures(turns))
 
 
-async def _measure(
-    settings: ProxyBenchSettings, direct: int, proxied: int, pid: int
-) -> dict[str, float]:
-    await _requests(proxied, 200)  # both ends get warm before anything counts
-    await _requests(direct, 200)
-    turns: list[dict[str, float]] = []
-    for _ in range(settings.rounds):
-        turn: dict[str, float] = {}
-        for way, port in (("direct", direct), ("proxied", proxied)):
-            before = _cpu_seconds(pid)
-            turn[f"{way}_p50_ms"] = 1e3 * median(await _requests(port, settings.requests))
-            turn[f"{way}_request_cpu"] = _cpu_seconds(pid) - before
-            turn[f"{way}_rps"] = await _rate(port, settings)
-            before = _cpu_seconds(pid)
-            for _ in range(settings.streams):
-                await _stream(port)
-            turn[f"{way}_stream_cpu"] = _cpu_seconds(pid) - before
-        turns.append(turn)
-    middle = {name: median(turn[name] for turn in turns) for name in turns[0]}
-    request_ms = 1e3 * middle["proxied_request_cpu"] / settings.requests
-    stream_us = 1e6 * middle["proxied_stream_cpu"] / settings.streams - 1e3 * request_ms
-    return {
-        "direct_p50_ms": middle["direct_p50_ms"],
-        "proxied_p50_ms": middle["proxied_p50_ms"],
-        "added_p50_ms": median(t["proxied_p50_ms"] - t["direct_p50_ms"] for t in turns),
-        "cpu_ms_per_request": request_ms,
-        "cpu_us_per_chunk": max(0.0, stream_us) / settings.chunks,
-        "direct_requests_per_second": middle["direct_rps"],
-        "proxied_requests_per_second": middle["proxied_rps"],
-    }
+async def _measure(settings: ProxyBenchSettings, ways: list[Way]) -> list[dict[str, float]]:
+    for way in ways:
+        await _requests(way.port, settings.requests // 2)  # warm before anything counts
+    return [
+        {
+            f"{way.name}_{figure}": value
+            for way in ways
+            for figure, value in (await _turn(settings, way)).items()
+        }
+        for _ in range(settings.rounds)
+    ]
+
+
+async def _turn(settings: ProxyBenchSettings, way: Way) -> dict[str, float]:
+    """One way's figures in one turn; CPU figures on the ways with a process in the middle."""
+    start = _cpu_seconds(way.pid)
+    p50_ms = 1e3 * median(await _requests(way.port, settings.requests))
+    after_requests = _cpu_seconds(way.pid)
+    rate = await _rate(way.port, settings)
+    before_streams = _cpu_seconds(way.pid)
+    for _ in range(settings.streams):
+        await _stream(way.port)
+    figures = {"p50_ms": p50_ms, "requests_per_second": rate}
+    if way.pid is not None:
+        request_seconds = (after_requests - start) / settings.requests
+        stream_seconds = (_cpu_seconds(way.pid) - before_streams) / settings.streams
+        figures["cpu_ms_per_request"] = 1e3 * request_seconds
+        figures["cpu_us_per_chunk"] = 1e6 * (stream_seconds - request_seconds) / settings.chunks
+    return figures
+
+
+def _figures(turns: list[dict[str, float]]) -> dict[str, float]:
+    """Medians over the turns, of differences and ratios within a turn."""
+
+    def difference(name: str, base: str) -> float:
+        return median(turn[name] - turn[base] for turn in turns)
+
+    def ratio(name: str, base: str) -> float:
+        return median(turn[name] / turn[base] if turn[base] else math.nan for turn in turns)
+
+    flat = {name: median(turn[name] for turn in turns) for name in turns[0]}
+    for way in ("bare", "proxied"):
+        flat[f"{way}_added_p50_ms"] = difference(f"{way}_p50_ms", "direct_p50_ms")
+    for name in ("cpu_ms_per_request", "cpu_us_per_chunk"):
+        flat[f"{name}_over_bare"] = ratio(f"proxied_{name}", f"bare_{name}")
+    return flat
 
 
 async def _requests(port: int, count: int) -> list[float]:
@@ -154,38 +187,42 @@ async def _connection(
         await writer.wait_closed()
 
 
-def _cpu_seconds(pid: int) -> float:
-    """CPU seconds that a process has used, user and system (Linux)."""
+def _cpu_seconds(pid: int | None) -> float:
+    """CPU seconds that a process has used, user and system (Linux); 0 without a process."""
+    if pid is None:
+        return 0.0
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 @contextmanager
-def _servers(folder: Path, settings: ProxyBenchSettings) -> Iterator[tuple[int, int, int]]:
-    """Port of the engine, port of the proxy, process id of the proxy."""
-    engine_port, proxy_port = free_port(), free_port()
+def _servers(folder: Path, settings: ProxyBenchSettings) -> Iterator[list[Way]]:
+    """The three ways to a running engine."""
+    engine, peer, proxy = (free_port() for _ in range(3))
+    url = f"http://127.0.0.1:{engine}"
     config = folder / "proxy.yaml"
-    upstream = {"name": "engine", "url": f"http://127.0.0.1:{engine_port}"}
-    config.write_text(yaml.safe_dump({"listen": {"port": proxy_port}, "upstreams": [upstream]}))
-    paceline = [sys.executable, "-m", "paceline.middleware.cli"]
-    engine = [sys.executable, "-m", "paceline.benchmarks.proxy_engine"]
-    with (
-        ChildProcess(
-            "the benchmark's engine",
-            [*engine, str(engine_port), str(settings.chunks)],
-            log=folder / "engine.log",
-        ) as one,
-        ChildProcess(
-            "the proxy", [*paceline, "proxy", "--config", str(config)], log=folder / "proxy.log"
-        ) as two,
-    ):
-        one.wait_until(
-            lambda: answers(f"http://127.0.0.1:{engine_port}/health"), timeout_seconds=START_SECONDS
-        )
-        two.wait_until(
-            lambda: answers(f"http://127.0.0.1:{proxy_port}/ready"), timeout_seconds=START_SECONDS
-        )
-        yield engine_port, proxy_port, two.pid
+    upstreams = [{"name": "engine", "url": url}]
+    config.write_text(yaml.safe_dump({"listen": {"port": proxy}, "upstreams": upstreams}))
+    with ExitStack() as stack:
+
+        def start(port: int, module: str, *arguments: str) -> int:
+            process = ChildProcess(
+                module,
+                [sys.executable, "-m", f"paceline.{module}", *arguments],
+                log=folder / f"{module}.log",
+            )
+            stack.enter_context(process)
+            process.wait_until(
+                lambda: answers(f"http://127.0.0.1:{port}/health"), timeout_seconds=START_SECONDS
+            )
+            return process.pid
+
+        start(engine, "benchmarks.proxy_engine", str(engine), str(settings.chunks))
+        yield [
+            Way("direct", engine, None),
+            Way("bare", peer, start(peer, "benchmarks.proxy_peer", str(peer), url)),
+            Way("proxied", proxy, start(proxy, "middleware.cli", "proxy", "--config", str(config))),
+        ]
 
 
 @click.command("proxy")

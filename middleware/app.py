@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 import aiohttp
 
 from paceline.api_errors import ApiError, upstream_failed
-from paceline.middleware.config import ProxyConfig, is_loopback
+from paceline.middleware.config import ProxyConfig, UpstreamConfig, is_loopback
 from paceline.middleware.exchange import (
     JSON,
     ClientGoneError,
@@ -90,18 +90,24 @@ class Proxy:
 
     async def open(self) -> None:
         """Connect to the engines and start watching them."""
-        self._session = open_session(
-            connect_timeout_seconds=self.config.connect_timeout_seconds,
-            read_timeout_seconds=self.config.read_timeout_seconds,
-        )
+        session = open_session(connect_timeout_seconds=self.config.connect_timeout_seconds)
+        self._session = session
         self._replicas = ReplicaSet(
             [
-                Replica(upstream, AiohttpUpstream(self._session, upstream.url, upstream.api_key))
+                Replica(upstream, self._way_to(upstream, session))
                 for upstream in self.config.upstreams
             ]
         )
         self._watcher = asyncio.create_task(
             self._replicas.watch(self.config.health_interval_seconds)
+        )
+
+    def _way_to(self, upstream: UpstreamConfig, session: aiohttp.ClientSession) -> AiohttpUpstream:
+        return AiohttpUpstream(
+            session,
+            upstream.url,
+            upstream.api_key,
+            read_timeout_seconds=self.config.read_timeout_seconds,
         )
 
     async def close(self) -> None:
@@ -200,7 +206,7 @@ class Proxy:
         body = await exchange.read_body(max_bytes=self.config.max_body_bytes)
         view = view_body(body)
         identity = identify(tenant, exchange.headers, view)
-        exchange.request_id = f"pace-{uuid.uuid4().hex}"
+        exchange.request_id = f"pace-{secrets.token_hex(16)}"
         sent = with_fields(
             body,
             view,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Self
@@ -133,6 +134,7 @@ def make_config(**values: object) -> ProxyConfig:
         raise ConfigError(describe(error, name="the proxy's settings")) from error
 
 
+@lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """Whether `host` is the loopback interface."""
     if host == "localhost":

@@ -15,6 +15,7 @@ from paceline.middleware.config import UpstreamConfig
 from paceline.middleware.upstream import Upstream, UpstreamError
 
 HEALTH_PATH: Final = "/health"
+HEALTH_SECONDS: Final = 5.0
 HTTP_OK: Final = 200
 
 
@@ -47,9 +48,13 @@ class Replica:
         self.last_error = reason
 
     async def look(self) -> None:
-        """Ask for its health and remember the answer."""
+        """Ask for its health and remember the answer; none within five seconds is a bad one."""
         try:
-            response = await self.upstream.send("GET", HEALTH_PATH, {}, None)
+            async with asyncio.timeout(HEALTH_SECONDS):
+                response = await self.upstream.send("GET", HEALTH_PATH, {}, None)
+        except TimeoutError:
+            self.failed(f"its health did not answer within {HEALTH_SECONDS:g} s")
+            return
         except UpstreamError as error:
             self.failed(str(error))
             return
@@ -80,6 +85,8 @@ class ReplicaSet:
         Ravishankar, 1998: each session has its own stable order, and a lost engine moves only its
         own sessions), or the least busy one without a session.
         """
+        if len(self.replicas) == 1:
+            return list(self.replicas)
         if not session:
             return sorted(self.replicas, key=lambda r: (not r.healthy, r.outstanding))
         return sorted(self.replicas, key=lambda r: (not r.healthy, _weight(session, r.name)))

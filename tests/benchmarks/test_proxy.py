@@ -20,8 +20,9 @@ def test_a_small_run_measures_every_figure() -> None:
     assert report["bench"] == "proxy"
     assert report["settings"]["requests"] == 20
     assert report["figures"]["proxied_p50_ms"] > report["figures"]["direct_p50_ms"] > 0
-    assert "cpu_us_per_chunk" in report["figures"]
-    assert "cpu_ms_per_request" in report["figures"]
+    for way in ("bare", "proxied"):
+        assert f"{way}_cpu_us_per_chunk" in report["figures"]
+        assert f"{way}_cpu_ms_per_request" in report["figures"]
 
 
 def test_a_wrong_number_of_rounds_is_refused(tmp_path: Path) -> None:

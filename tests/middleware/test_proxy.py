@@ -223,6 +223,33 @@ def test_a_dead_engine_does_not_keep_clients_waiting(engines: Engines, proxies: 
     assert len(sound.seen) == 6
 
 
+@pytest.mark.parametrize("says_something", [True, False])
+def test_a_silent_engine_is_given_up(
+    engines: Engines, proxies: Proxies, *, says_something: bool
+) -> None:
+    """Silence before the answer is a 502, silence within a stream ends it with an error event."""
+    event = b"data: {}\n\n"
+
+    async def fall_silent(_request: Any, reader: Any, writer: Any) -> None:
+        if says_something:
+            writer.write(STREAM_HEAD + b"transfer-encoding: chunked\r\n\r\n")
+            for _ in range(3):
+                writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+                await writer.drain()
+                await asyncio.sleep(0.2)
+        await engine.wait_until_left(reader)
+
+    engine = engines(fall_silent)
+    status, data = post(proxies(engine.url, read_timeout_seconds=0.3).url, BODY | {"stream": True})
+    if says_something:
+        assert status == 200
+        assert data.startswith(event * 3 + b"data: {")
+        assert b"nothing came for 0.3 s" in data
+    else:
+        assert status == 502
+    assert engine.left.wait(5)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_takes_the_engines_work_with_it(
     engines: Engines, proxies: Proxies, *, stream: bool
