@@ -22,6 +22,10 @@ START_SECONDS: Final = 900.0
 """Longest wait for a vLLM server: a first start compiles the model, minutes on a small CPU."""
 
 
+KV_CACHE_GIB: Final = "4"
+"""Of vLLM's CPU build, which would take nine tenths of the memory, unless the caller says more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """One vLLM server.
@@ -84,6 +88,7 @@ def running_engine(settings: EngineSettings, *, log_folder: Path) -> Iterator[Ru
     ours = settings.variant == "paceline"
     environment = serve_environment(
         {
+            "VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB,
             **os.environ,
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",

@@ -1,0 +1,128 @@
+"""README.md is true: its snippets run, its tables come from measured files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from paceline.benchmarks.tables import table
+from paceline.middleware.cli import cli
+from paceline.middleware.config import load_config
+from paceline.policies.tenants import parse_policy
+from serving import Serving
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/journal.md")
+DEFAULT_URL = "http://127.0.0.1:8080/v1"
+
+
+def snippets(language: str) -> list[str]:
+    """Fenced blocks of one language, README's first."""
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    """Arguments of every shell line that starts with `program`."""
+    lines = [line for block in snippets("sh") for line in block.splitlines()]
+    split = [shlex.split(line, comments=True) for line in lines]
+    return [words[1:] for words in split if words and words[0] == program]
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """What `make serve` leaves the reader with."""
+    with Serving(tmp_path_factory.mktemp("readme")) as running:
+        yield running
+
+
+@pytest.mark.model
+def test_python_snippets_run(serving: Serving) -> None:
+    """Pasted as they are, with this server's address, they print replies."""
+    assert DEFAULT_URL.removesuffix("/v1") in (ROOT / "README.md").read_text(encoding="utf-8")
+    found = snippets("python")
+    assert found
+    for code in found:
+        assert DEFAULT_URL in code
+        done = subprocess.run(
+            [sys.executable, "-c", code.replace(DEFAULT_URL, serving.base_url)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+
+
+def test_the_readme_opens_with_two_commands() -> None:
+    """`make serve` and `make test` come first, and both are recipes of the Makefile."""
+    first = snippets("sh")[0]
+    assert [line.split("#")[0].split() for line in first.splitlines()] == [
+        ["make", "serve"],
+        ["make", "test"],
+    ]
+    for target in commands("make"):
+        subprocess.run(["make", "-n", *target], cwd=ROOT, check=True, capture_output=True)  # noqa: S607
+
+
+def test_paceline_commands_parse() -> None:
+    """Every command line shown names commands and options that exist."""
+    shown = commands("paceline")
+    assert len(shown) >= 3
+    for words in shown:
+        command: click.Command = cli
+        rest = list(words)
+        while isinstance(command, click.Group):
+            found = command.get_command(click.Context(command), rest.pop(0))
+            assert found is not None, words
+            command = found
+        with command.make_context(command.name, rest):
+            pass
+
+
+def test_configuration_files_load(tmp_path: Path) -> None:
+    """The shown configuration and policy are accepted together."""
+    files = {}
+    for block in snippets("yaml"):
+        name, _, text = block.partition("\n")
+        files[name.removeprefix("# ")] = text
+        (tmp_path / name.removeprefix("# ")).write_text(text, encoding="utf-8")
+    assert set(files) == {"proxy.yaml", "policy.yaml"}
+    assert len(load_config(tmp_path / "proxy.yaml").upstreams) == 2
+    policy = parse_policy(files["policy.yaml"], name="policy.yaml")
+    assert [tenant.name for tenant in policy.tenants] == [
+        "search-team",
+        "legal-team",
+        "night-batch",
+    ]
+
+
+def test_every_setting_of_the_worker_is_described() -> None:
+    """The variables named are those that are read."""
+    from paceline.adapters.vllm.settings import WorkerSettings
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(PACELINE_\w+)`", text)) == set(WorkerSettings().to_env())
+
+
+def test_tables_are_those_of_the_measured_files() -> None:
+    """Each benchmark's table in README is what its JSON file gives."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = sorted((ROOT / "docs" / "benchmarks").glob("*.json"))
+    assert [file.stem for file in files] == ["agent", "proxy"]
+    for file in files:
+        assert table(file) in text
+
+
+def test_links_lead_somewhere() -> None:
+    """Relative links of the pages name files that exist."""
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text("utf-8")):
+            assert (ROOT / page).parent.joinpath(target).exists(), target
