@@ -2,8 +2,8 @@
 
 An engine calls `begin` when it first sees a request, `commit` (or `observe`) with the tokens its
 target accepted, `propose` for the next round's drafts, and `finish` when the request leaves.
-Nothing here can change what the target
-says: drafts are only ever verified by the engine.
+Nothing here can change what
+the target says: drafts are only ever verified by the engine.
 """
 
 from __future__ import annotations

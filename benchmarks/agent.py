@@ -1,10 +1,9 @@
 """`paceline bench agent`: recorded agents' requests on a real vLLM through the proxy.
 
-Off, vLLM's own n-gram, ours.
-
-Every variant gets the same requests in the same order, one at a time, at temperature 0, through the
-same proxy. The target's own words are compared token by token: speculation may only change the time
-they take.
+The engine runs without speculation, with vLLM's own n-gram, and with Paceline's worker. Every
+variant gets the same requests in the same order, one at a time, at temperature 0, through the same
+proxy. The target's own words are compared token by token: speculation may only change the time they
+take.
 """
 
 from __future__ import annotations

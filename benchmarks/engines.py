@@ -1,7 +1,4 @@
-"""Starting the engines that benchmarks compare.
-
-The same vLLM without speculation, with a peer's, with ours.
-"""
+"""Starting the engines that benchmarks compare: vLLM as it is, with its n-gram, with our worker."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Reading recorded agent traces (folder given by the caller.
-
-The data is never part of the project).
-"""
+"""Reading recorded agent traces from a folder that the caller names."""
 
 from __future__ import annotations
 
@@ -77,11 +74,10 @@ def read_episodes(folder: Path, source: str) -> Iterator[Episode]:
 
 
 def cut(messages: tuple[Message, ...], tokenizer: Tokenizer, *, max_tokens: int) -> list[Message]:
-    """The messages that fit `max_tokens`.
+    """The messages that fit `max_tokens`: the leading system message, then the newest ones.
 
-    The leading system message (at most half), then the newest ones.
-
-    The oldest message kept loses its beginning. Role markers are not counted.
+    The system message gets at most half of them; the oldest message kept loses its beginning. Role
+    markers are not counted.
     """
     system = [m for m in messages[:1] if m.role == "system"]
     kept_system = [Message("system", _head(m.content, tokenizer, max_tokens // 2)) for m in system]

@@ -103,11 +103,10 @@ class JournalReader:
         return found
 
     def resynchronise(self, client: redis.Redis) -> None:
-        """After a reconnection.
+        """After a reconnection, read streams that lost data from their beginning.
 
-        Streams that lost data (flushed, restored from older data) are read from their beginning.
-
-        Records delivered before are recognised by their request id.
+        They may have been flushed or restored from older data; records delivered before are
+        recognised by their request id.
         """
         for stream, position in self._positions.items():
             newest = cast("list[Entry]", client.xrevrange(stream, count=1))

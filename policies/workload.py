@@ -48,8 +48,7 @@ def session_of(
     """Id of the conversation a request belongs to, "" if nothing tells.
 
     The body's ``prompt_cache_key`` first, then one family of headers, then a fingerprint of the
-    conversation's opening
-    messages: a plain SDK agent repeats them in every turn.
+    conversation's opening messages: a plain SDK agent repeats them in every turn.
 
     Args:
         cache_key: the body's field, None if absent.

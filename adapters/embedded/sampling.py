@@ -3,10 +3,9 @@
 The randomness for a token depends on the request's seed and the token's position and on nothing
 else. At each verified position the target's own token is drawn with that position's number, and a
 draft is accepted while it equals it. For a draft without probabilities this accepts with
-p_target(draft) and otherwise yields a token of the target's distribution without the
-draft: rejection sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318), with
-    a coupling that makes a
-seeded reply the same with and without drafts.
+p_target(draft) and otherwise yields a token of the target's distribution without the draft:
+rejection sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318), with a
+coupling that makes a seeded reply the same with and without drafts.
 """
 
 from __future__ import annotations

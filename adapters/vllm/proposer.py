@@ -2,9 +2,8 @@
 
 vLLM hands `propose` the step's sampled tokens and its own token buffers, no request ids; the worker
 attaches the model runner, whose input batch has them. Tokens are always taken from the buffers up
-to ``num_tokens_no_spec``, never from the
-deltas: a step in which vLLM skips drafting would lose some, and a preempted request is absent and
-    comes back.
+to ``num_tokens_no_spec``, never from the deltas: a step in which vLLM skips drafting would lose
+some, and a preempted request is absent for a while and comes back.
 """
 
 from __future__ import annotations

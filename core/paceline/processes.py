@@ -1,7 +1,4 @@
-"""Child processes that never outlive us.
-
-Started, watched until ready, stopped politely, then firmly.
-"""
+"""Child processes that never outlive us: started, watched until ready, stopped politely or not."""
 
 from __future__ import annotations
 
@@ -172,9 +169,9 @@ def answers(url: str) -> bool:
 
 
 def _die_with_parent() -> None:
-    """In the child, before it becomes its program.
+    """In the child, before it becomes its program: have the kernel end it when its parent dies.
 
-    Have the kernel end it when its parent dies (Linux only).
+    Linux only.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
