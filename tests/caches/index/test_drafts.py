@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from paceline.caches import DraftIndex, Source, TokenTree
+from paceline.caches.reference import ReferenceIndex
 
 NONE = np.array([], np.int32)
 
@@ -140,6 +141,22 @@ def test_a_single_token_is_hardly_trusted() -> None:
     assert 1 <= len(drafted(index, begin(index, [9, 8, 7, 150], scope), 16)) <= 4
 
 
+@pytest.mark.parametrize("index_type", [DraftIndex, ReferenceIndex])
+def test_a_lookup_visits_four_places_for_each_candidate(
+    index_type: type[DraftIndex | ReferenceIndex],
+) -> None:
+    """Places that end their sequence count as visited, so that a lookup's work is bounded."""
+    index = index_type(max_candidates=2)
+    scope = index.scope("s")
+    index.append_shared(scope, i32(1, 2, 3, 4, 5))
+    lengths = []
+    for _ in range(9):
+        handle, _ = index.begin(i32(1, 2, 3, 4), read_scopes=i32(scope))
+        lengths.append(len(index.propose(np.array([handle], np.int64), i32(4))[1]))
+        index.append_shared(scope, i32(1, 2, 3, 4))
+    assert lengths == [1] * 8 + [0]
+
+
 def test_a_copy_goes_on_past_an_edit() -> None:
     """After a token that differs from the place followed, the draft goes on behind that token."""
     index = DraftIndex()
@@ -151,6 +168,23 @@ def test_a_copy_goes_on_past_an_edit() -> None:
     assert drafted(index, handle)[:2] == [21, 22]
     commit(index, handle, 21, 999)
     assert drafted(index, handle)[:2] == [23, 24]
+
+
+@pytest.mark.parametrize(("num_between", "num_expected"), [(16, 3), (17, 8)])
+def test_a_copy_is_given_up_after_many_edits(num_between: int, num_expected: int) -> None:
+    """The fourth edit ends a copy, unless more than 16 tokens in between made up for the others."""
+    index = DraftIndex()
+    scope = index.scope("s")
+    text = list(range(1000, 1400))
+    index.append_shared(scope, i32(*text))
+    handle = begin(index, text[:20], scope)
+    num_survived = -1
+    for position in range(20, 180, num_between + 1):
+        if drafted(index, handle, 1) != [text[position]]:
+            break
+        num_survived += 1
+        commit(index, handle, *text[position : position + num_between], 5000 + position)
+    assert num_survived == num_expected
 
 
 def test_a_followed_copy_ends_with_its_sequence() -> None:
