@@ -152,13 +152,22 @@ class NativeAgainstReference(RuleBasedStateMachine):
 
     @rule(
         choice=choices,
-        steps=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=6),
+        steps=st.lists(
+            st.tuples(st.integers(0, 9), st.integers(0, 4), st.integers(1, 6), st.integers(0, 9)),
+            min_size=1,
+            max_size=6,
+        ),
     )
-    def decode(self, choice: int, steps: list[tuple[int, int]]) -> None:
-        """At each step the target accepts some of the draft and says a token of its own."""
-        for num_accepted, correction in steps:
-            drafted = self.draft([choice], [30])
-            self.commit_rows([self.request(choice)], [[*drafted[:num_accepted], correction]])
+    def decode(self, choice: int, steps: list[tuple[int, int, int, int]]) -> None:
+        """At each step the target says some of the draft, a token of its own, or a loop."""
+        handle = self.request(choice)
+        for num_accepted, correction, period, num_repeated in steps:
+            said = self.draft([choice], [30])[:num_accepted]
+            if num_repeated == 0:
+                said.append(correction)
+            for _ in range(num_repeated):
+                said.append(([correction] * period + self.context[handle] + said)[-period])
+            self.commit_rows([handle], [said])
 
     @rule(choice=choices, num_dropped=st.integers(0, 50))
     def truncate(self, choice: int, num_dropped: int) -> None:
