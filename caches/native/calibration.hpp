@@ -23,11 +23,11 @@ unsigned length_bucket(unsigned match_length);
 unsigned agreement_bucket(bool contested, unsigned num_votes, double share);
 unsigned depth_bucket(unsigned depth);
 
-// Observed frequency of being right, one per cell, starting from a prior and forgetting slowly: when a cell's count
-// reaches kCellLimit both counts are halved. probability() and record() are O(1).
+// Observed frequency of being right, one per cell, starting from prior odds that weigh as much as kPriorTotal trials and
+// forgetting slowly: when a cell's count reaches kCellLimit both counts are halved. probability() and record() are O(1).
 class FrequencyTable {
  public:
-  explicit FrequencyTable(std::size_t num_cells);
+  FrequencyTable(std::size_t num_cells, double (*prior_odds)(std::size_t cell));
   double probability(std::size_t cell) const {
     return static_cast<double>(cells_[cell].hits / cells_[cell].total);
   }
@@ -53,9 +53,10 @@ struct Calibration {
   static std::size_t acceptance_cell(Source source, unsigned misses, unsigned match_length,
                                      unsigned agreement, unsigned depth);
 
-  FrequencyTable trust{std::size_t{kNumSources} * (kMaxMisses + 1) * kNumLengths};
-  FrequencyTable acceptance{std::size_t{kNumSources} * (kMaxMisses + 1) * kNumLengths * kNumAgreements *
-                            kNumDepths};
+  Calibration();
+
+  FrequencyTable trust;
+  FrequencyTable acceptance;
 };
 
 }  // namespace paceline

@@ -67,7 +67,9 @@ void find_candidates(const TokenLog& log, std::uint32_t log_number, bool own, st
 
 bool advance(Cursor& cursor, const TokenLog& log, Token committed) {
   if (cursor.epoch != log.epoch() || cursor.next < log.begin() || cursor.next >= log.end()) return false;
-  if (log.at(cursor.next) == committed) {
+  const Token guess = log.at(cursor.next);
+  if (guess == kBorder) return false;  // what comes after it is another sequence, no edited copy
+  if (guess == committed) {
     ++cursor.num_matched;
     if (cursor.num_matched > kMatchedToForgetMisses) cursor.misses = 0;
   } else {

@@ -83,7 +83,8 @@ class TokenLog {
 
  private:
   std::size_t slot(Position position) const {
-    return position >= lap_ ? position - lap_ : position - lap_ + capacity_;
+    // The capacity is added first: in 32 bits `position - lap_` would wrap round below 0.
+    return position >= lap_ ? position - lap_ : position + capacity_ - lap_;
   }
   void reserve(std::size_t extra);
   void push(Token token);

@@ -1,0 +1,274 @@
+"""`ReferenceIndex`: a brute-force `DraftIndex` in plain Python, the oracle of its tests.
+
+Same methods, same drafts, from lists and linear scans: no hashing, no chains, no ring of slots, no
+locks. It trusts its arguments; the native index's errors are tested by themselves. Never use it to
+serve: a draft costs O(everything held).
+
+The native index follows at most 16 * max_candidates links of a hash bucket, so that in a long log
+it may miss a place that other grams of the bucket hide. Here nothing is missed. In a log of at most
+16 * max_candidates tokens no bucket is longer than that: there the two agree exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.caches.reference_drafting import (
+    Calibration,
+    Cursor,
+    Draft,
+    Log,
+    draft,
+    follow,
+    score,
+)
+
+_MAX_CONTEXTS_PER_SESSION: Final = 4
+_MIN_SLIDE: Final = 32
+
+Reach = tuple[tuple[int, ...], int]
+"""Scopes that a request reads, and the one it writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The context of a finished request."""
+
+    session: int
+    reach: Reach
+    tokens: list[int]
+
+
+@dataclass(slots=True)
+class _Request:
+    """An open request; token i >= seam of the engine's is token i + shift of the context."""
+
+    session: int
+    reach: Reach
+    context: Log
+    seam: int
+    shift: int
+    new_begin: int
+    prompt_end: int
+    cursors: list[Cursor] = field(default_factory=list)
+    draft: Draft = field(default_factory=Draft)
+
+
+class ReferenceIndex:
+    """Oracle of `DraftIndex`; see there for what the arguments and results mean."""
+
+    def __init__(
+        self,
+        *,
+        shared_capacity: int = 4_194_304,
+        max_sessions: int = 1024,
+        max_session_tokens: int = 33_554_432,
+        max_candidates: int = 16,
+        min_probability: float = 0.1,
+    ) -> None:
+        self._shared_capacity = shared_capacity
+        self._max_sessions = max_sessions
+        self._max_session_tokens = max_session_tokens
+        self._max_candidates = max_candidates
+        self._min_probability = min_probability
+        self._scope_ids: dict[str, int] = {}
+        self._logs: dict[int, Log] = {}
+        self._num_scopes_ever = 0
+        self._requests: dict[int, _Request] = {}
+        self._num_requests_ever = 0
+        self._kept: list[_Kept] = []
+        self._calibration = Calibration()
+        self._num_drafted = 0
+        self._num_accepted = 0
+
+    def scope(self, name: str) -> int:
+        """Id of the scope called `name`, opened empty on first use."""
+        if name not in self._scope_ids:
+            self._scope_ids[name] = self._num_scopes_ever
+            self._logs[self._num_scopes_ever] = Log(self._shared_capacity)
+            self._num_scopes_ever += 1
+        return self._scope_ids[name]
+
+    def drop_scope(self, scope_id: int) -> int:
+        """Forget everything of a scope; returns the number of tokens forgotten."""
+        dropped = [kept for kept in self._kept if scope_id in (*kept.reach[0], kept.reach[1])]
+        self._kept = [kept for kept in self._kept if kept not in dropped]
+        self._scope_ids = {n: known for n, known in self._scope_ids.items() if known != scope_id}
+        num_shared = len(self._logs.pop(scope_id).tokens)
+        return num_shared + sum(len(kept.tokens) for kept in dropped)
+
+    def append_shared(self, scope_id: int, token_ids: npt.NDArray[np.int32]) -> None:
+        """Add one sequence to a shared log."""
+        self._logs[scope_id].append_sequence(token_ids.tolist())
+
+    def begin(
+        self,
+        prompt_ids: npt.NDArray[np.int32],
+        *,
+        read_scopes: npt.NDArray[np.int32],
+        write_scope: int = -1,
+        session: int = 0,
+    ) -> tuple[int, int]:
+        """Open a request; returns (handle, num_reused)."""
+        reach = tuple(dict.fromkeys(read_scopes.tolist())), write_scope
+        prompt = prompt_ids.tolist()
+        tokens, num_prefix, num_slid = self._take(session, reach, prompt)
+        num_reused = num_prefix + num_slid
+        if not num_slid:
+            tokens = tokens[:num_prefix]
+        context = Log()
+        context.tokens = tokens + prompt[num_reused:]
+        self._num_requests_ever += 1
+        self._requests[self._num_requests_ever] = _Request(
+            session,
+            reach,
+            context,
+            seam=num_prefix if num_slid else 0,
+            shift=len(tokens) - num_reused,
+            new_begin=len(tokens),
+            prompt_end=context.end,
+        )
+        return self._num_requests_ever, num_reused
+
+    def commit(
+        self,
+        handles: npt.NDArray[np.int64],
+        token_ids: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+    ) -> None:
+        """Append accepted tokens, after scoring each request's last draft against them."""
+        for i, handle in enumerate(handles.tolist()):
+            request = self._requests[handle]
+            committed = token_ids[offsets[i] : offsets[i + 1]].tolist()
+            if not committed:
+                continue
+            self._num_accepted += score(request.draft, committed, self._calibration)
+            request.context.tokens += committed
+            request.cursors = follow(
+                request.draft, request.cursors, self._logs_of(request), committed
+            )
+
+    def truncate(self, handle: int, num_tokens: int) -> None:
+        """Drop the context's tokens from `num_tokens` on."""
+        request = self._requests[handle]
+        if num_tokens < request.seam:
+            request.shift = 0
+        del request.context.tokens[num_tokens + request.shift :]
+        request.new_begin = min(request.new_begin, request.context.end)
+        request.prompt_end = min(request.prompt_end, request.context.end)
+        request.cursors = []
+        request.draft = Draft()
+
+    def num_tokens(self, handle: int) -> int:
+        """Tokens in the request's context, prompt included."""
+        request = self._requests[handle]
+        return request.context.end - request.shift
+
+    def propose(
+        self, handles: npt.NDArray[np.int64], max_tokens: npt.NDArray[np.int32]
+    ) -> tuple[
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.uint8],
+    ]:
+        """Draft for a batch; returns (offsets, token_ids, parent, prob, source)."""
+        issued = []
+        for handle, most in zip(handles.tolist(), max_tokens.tolist(), strict=True):
+            request = self._requests[handle]
+            request.draft = draft(
+                self._logs_of(request),
+                request.cursors,
+                self._calibration,
+                max_tokens=most,
+                max_candidates=self._max_candidates,
+                min_probability=self._min_probability,
+            )
+            issued.append(request.draft.nodes[: request.draft.num_issued])
+        nodes = [node for chain in issued for node in chain]
+        self._num_drafted += len(nodes)
+        return (
+            np.cumsum([0, *map(len, issued)], dtype=np.int64),
+            np.array([node.token for node in nodes], np.int32),
+            np.array([i - 1 for chain in issued for i in range(len(chain))], np.int32),
+            np.array([node.probability for node in nodes], np.float32),
+            np.array([node.source for node in nodes], np.uint8),
+        )
+
+    def finish(self, handle: int) -> tuple[npt.NDArray[np.int32], int]:
+        """Close a request; returns (new_tokens, num_prompt)."""
+        request = self._requests.pop(handle)
+        new_tokens = request.context.tokens[request.new_begin :]
+        read_scopes, write_scope = request.reach
+        if write_scope in self._logs:
+            self._logs[write_scope].append_sequence(new_tokens)
+        if all(
+            scope_id in self._logs or scope_id == -1 for scope_id in (*read_scopes, write_scope)
+        ):
+            self._keep(_Kept(request.session, request.reach, request.context.tokens))
+        return np.array(new_tokens, np.int32), request.prompt_end - request.new_begin
+
+    def stats(self) -> dict[str, int]:
+        """Counters and sizes; "bytes" is the native index's own affair."""
+        contexts = [kept.tokens for kept in self._kept]
+        contexts += [request.context.tokens for request in self._requests.values()]
+        return {
+            "requests": len(self._requests),
+            "sessions": len(self._kept),
+            "scopes": len(self._logs),
+            "shared_tokens": sum(len(log.tokens) for log in self._logs.values()),
+            "context_tokens": sum(map(len, contexts)),
+            "drafted": self._num_drafted,
+            "accepted": self._num_accepted,
+        }
+
+    def _logs_of(self, request: _Request) -> list[Log | None]:
+        return [request.context, *(self._logs.get(scope_id) for scope_id in request.reach[0])]
+
+    def _take(self, session: int, reach: Reach, prompt: list[int]) -> tuple[list[int], int, int]:
+        """Kept context that the prompt continues best, and how it lies on it: (prefix, slid)."""
+        best: tuple[_Kept, int, int] | None = None
+        for kept in self._kept:
+            if session == 0 or (kept.session, kept.reach) != (session, reach):
+                continue
+            num_prefix, num_slid = _overlap(kept.tokens, prompt)
+            if best is None or num_prefix + num_slid >= best[1] + best[2]:
+                best = kept, num_prefix, num_slid
+        if best is None:
+            return [], 0, 0
+        kept, num_prefix, num_slid = best
+        if num_slid == 0 and num_prefix * 2 < min(len(prompt), len(kept.tokens)):
+            return [], 0, 0
+        self._kept = [other for other in self._kept if other is not kept]
+        return kept.tokens, num_prefix, num_slid
+
+    def _keep(self, finished: _Kept) -> None:
+        if finished.session == 0 or self._max_sessions == 0 or not finished.tokens:
+            return
+        self._kept.append(finished)
+        own = [kept for kept in self._kept if kept.session == finished.session]
+        if len(own) > _MAX_CONTEXTS_PER_SESSION:
+            self._kept = [kept for kept in self._kept if kept is not own[0]]
+        while (
+            len(self._kept) > self._max_sessions
+            or sum(len(kept.tokens) for kept in self._kept) > self._max_session_tokens
+        ):
+            del self._kept[0]
+
+
+def _overlap(context: Sequence[int], prompt: Sequence[int]) -> tuple[int, int]:
+    """(num_prefix, num_slid): the prompt's first tokens, and those after them, on a context."""
+    shorter = min(len(context), len(prompt))
+    num_prefix = next((i for i in range(shorter) if context[i] != prompt[i]), shorter)
+    rest = prompt[num_prefix:]
+    for start in range(num_prefix, len(context)):
+        num_left = len(context) - start
+        if _MIN_SLIDE <= num_left <= len(rest) and context[start:] == rest[:num_left]:
+            return num_prefix, num_left
+    return num_prefix, 0

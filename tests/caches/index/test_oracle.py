@@ -1,0 +1,204 @@
+"""The native index and its brute-force reference agree on every call, whatever the calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from paceline.caches import DraftIndex
+from paceline.caches.reference import ReferenceIndex
+
+# Few different tokens, so that everything matches something.
+texts = st.lists(st.integers(0, 3), max_size=12)
+loops = st.tuples(texts, st.integers(1, 6)).map(lambda drawn: drawn[0] * drawn[1])
+choices = st.integers(0, 99)  # of one of the open requests, earlier ones or scopes
+# With 16 candidates a log of 256 tokens is drafted from exactly. Contexts stay below this and the
+# few tokens that a slid window keeps beside them.
+MAX_CONTEXT = 150
+MAX_SHARED = 200
+NUM_REQUESTS = 4
+
+
+def i32(values: list[int]) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def i64(values: list[int]) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+class NativeAgainstReference(RuleBasedStateMachine):
+    """Every rule makes the same call on both and compares what comes back.
+
+    Rules choose by number among what there is: Hypothesis's bundles would leave most draws empty.
+    """
+
+    @initialize(
+        shared_capacity=st.sampled_from([2, 3, 20, MAX_SHARED]),
+        max_sessions=st.sampled_from([1024, 1024, 2, 0]),
+        max_session_tokens=st.sampled_from([100_000, 100_000, 60, 0]),
+        max_candidates=st.sampled_from([16, 32]),
+        min_probability=st.sampled_from([0.01, 0.1, 0.5]),
+    )
+    def start(self, **chosen: Any) -> None:
+        self.native = DraftIndex(**chosen)
+        self.reference = ReferenceIndex(**chosen)
+        self.scopes: list[int] = []
+        self.context: dict[int, list[int]] = {}  # of each open request
+        self.reach: dict[int, tuple[list[int], int]] = {}  # the scopes it reads, and its session
+        self.finished: list[tuple[list[int], tuple[list[int], int]]] = []
+        for name in "ab":
+            self.open_scope(name)
+        self.begin([0, 1, 2] * 15, self.scopes, 1)
+
+    def both(self, call: Callable[[Any], Any]) -> Any:
+        """What the call returns, the same from both indexes."""
+        native, reference = call(self.native), call(self.reference)
+        np.testing.assert_equal(native, reference)
+        return native
+
+    def request(self, choice: int) -> int:
+        return list(self.context)[choice % len(self.context)]
+
+    def has_room(self) -> bool:
+        return len(self.context) < NUM_REQUESTS
+
+    @rule(name=st.sampled_from("abc"))
+    def open_scope(self, name: str) -> None:
+        scope = self.both(lambda index: index.scope(name))
+        if scope not in self.scopes:
+            self.scopes.append(scope)
+
+    @precondition(lambda self: len(self.scopes) > 2)
+    @rule(choice=choices)
+    def drop_scope(self, choice: int) -> None:
+        scope = self.scopes.pop(choice % len(self.scopes))
+        self.both(lambda index: index.drop_scope(scope))
+
+    @rule(choice=choices, said=loops)
+    def append_shared(self, choice: int, said: list[int]) -> None:
+        scope = self.scopes[choice % len(self.scopes)]
+        self.both(lambda index: index.append_shared(scope, i32(said)))
+
+    def begin(self, prompt: list[int], reads: list[int], session: int) -> None:
+        """Open a request that writes to the first scope it reads."""
+        reads = [scope for scope in reads if scope in self.scopes]
+        handle, _ = self.both(
+            lambda index: index.begin(
+                i32(prompt),
+                read_scopes=i32(reads),
+                write_scope=reads[0] if reads else -1,
+                session=session,
+            )
+        )
+        self.context[handle] = prompt
+        self.reach[handle] = reads, session
+
+    @precondition(has_room)
+    @rule(prompt=loops, reads=st.lists(choices, max_size=3), session=st.sampled_from([1, 2, 0]))
+    def begin_conversation(self, prompt: list[int], reads: list[int], session: int) -> None:
+        self.begin(prompt, [self.scopes[read % len(self.scopes)] for read in reads], session)
+
+    @rule(
+        choice=choices,
+        back=st.sampled_from([0, 0, 1, 3]),
+        num_kept=st.integers(0, 9) | st.integers(0, MAX_CONTEXT),
+        num_dropped=st.sampled_from([0, 1, 7]),
+        said=texts,
+    )
+    def next_turn(
+        self, choice: int, back: int, num_kept: int, num_dropped: int, said: list[int]
+    ) -> None:
+        """A request finishes and an earlier one's conversation goes on, its middle dropped."""
+        self.close(self.request(choice))
+        context, (reads, session) = self.finished[-1 - back % len(self.finished)]
+        prompt = context[:num_kept] + context[num_kept + num_dropped :] + said
+        self.begin(prompt[:MAX_CONTEXT], reads, session)
+
+    def commit_rows(self, handles: list[int], rows: list[list[int]]) -> None:
+        rows = [
+            row if len(self.context[handle]) < MAX_CONTEXT else []
+            for handle, row in zip(handles, rows, strict=True)
+        ]
+        offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        said = i32([token for row in rows for token in row])
+        self.both(lambda index: index.commit(i64(handles), said, offsets))
+        for handle, row in zip(handles, rows, strict=True):
+            self.context[handle] = self.context[handle] + row
+
+    @rule(first=choices, second=choices, said=texts, also=texts)
+    def commit(self, first: int, second: int, said: list[int], also: list[int]) -> None:
+        self.commit_rows([self.request(first), self.request(second)], [said, also])
+
+    def draft(self, batch: list[int], most: list[int]) -> list[int]:
+        """Returns the last draft of the batch."""
+        handles, limits = i64([self.request(choice) for choice in batch]), i32(most)
+        offsets, said, parent, prob, source = self.both(
+            lambda index: index.propose(handles, limits)
+        )
+        assert (offsets.dtype, said.dtype, parent.dtype) == (np.int64, np.int32, np.int32)
+        assert (prob.dtype, source.dtype) == (np.float32, np.uint8)
+        last: list[int] = said[offsets[-2] :].tolist() if batch else []
+        return last
+
+    @rule(batch=st.lists(st.tuples(choices, st.sampled_from([0, 1, 5, 30])), max_size=3))
+    def propose(self, batch: list[tuple[int, int]]) -> None:
+        self.draft([choice for choice, _ in batch], [most for _, most in batch])
+
+    @rule(
+        choice=choices,
+        steps=st.lists(
+            st.tuples(st.integers(0, 9), st.integers(0, 4), st.integers(1, 6), st.integers(0, 9)),
+            min_size=1,
+            max_size=6,
+        ),
+    )
+    def decode(self, choice: int, steps: list[tuple[int, int, int, int]]) -> None:
+        """At each step the target says some of the draft, a token of its own, or a loop."""
+        handle = self.request(choice)
+        for num_accepted, correction, period, num_repeated in steps:
+            said = self.draft([choice], [30])[:num_accepted]
+            if num_repeated == 0:
+                said.append(correction)
+            for _ in range(num_repeated):
+                said.append(([correction] * period + self.context[handle] + said)[-period])
+            self.commit_rows([handle], [said])
+
+    @rule(choice=choices, num_dropped=st.integers(0, 50))
+    def truncate(self, choice: int, num_dropped: int) -> None:
+        handle = self.request(choice)
+        kept = max(0, len(self.context[handle]) - num_dropped)
+        self.both(lambda index: index.truncate(handle, kept))
+        self.context[handle] = self.context[handle][:kept]
+
+    @precondition(lambda self: len(self.context) > 1)
+    @rule(choice=choices)
+    def finish(self, choice: int) -> None:
+        self.close(self.request(choice))
+
+    def close(self, handle: int) -> None:
+        self.both(lambda index: index.finish(handle))
+        self.finished.append((self.context.pop(handle), self.reach.pop(handle)))
+
+    @invariant()
+    def agree(self) -> None:
+        self.native.check_integrity()
+        stats = self.native.stats()
+        del stats["bytes"]
+        assert stats == self.reference.stats()
+        for handle, context in self.context.items():
+            assert self.both(lambda index, h=handle: index.num_tokens(h)) == len(context)
+
+
+TestNativeAgainstReference = NativeAgainstReference.TestCase
+TestNativeAgainstReference.__doc__ = (
+    "Any sequence of calls gives the same on both, to the last bit."
+)
+TestNativeAgainstReference.settings = settings(
+    deadline=None, max_examples=200, stateful_step_count=50
+)

@@ -1,0 +1,139 @@
+"""Any thread may call any method, and none holds up the others' Python."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from paceline.caches import DraftIndex, TokenTree
+
+NUM_TOKENS = 1_000_000
+NUM_TRIES = 50
+
+
+def i32(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def serve(index: DraftIndex, scope: int, private: int) -> int:
+    """Requests of one thread, with tokens that only it says; returns how many were drafted."""
+    rng = np.random.default_rng(private)
+    read_scopes = i32(scope)
+    num_drafted = 0
+    for _ in range(15):
+        prompt = rng.choice([0, 1, 2, private], 60).astype(np.int32)
+        handle, _ = index.begin(prompt, read_scopes=read_scopes, session=private)
+        batch = np.array([handle], np.int64)
+        for _ in range(10):
+            _, *columns = index.propose(batch, i32(8))
+            tree = TokenTree(*columns)
+            tree.validate()
+            assert set(tree.token_ids.tolist()) <= {0, 1, 2, 3, private}
+            num_drafted += len(tree)
+            committed = np.append(tree.token_ids[:3], np.int32(1))
+            index.commit(batch, committed, np.array([0, len(committed)], np.int64))
+        index.truncate(handle, index.num_tokens(handle) - 2)
+        new_tokens, num_prompt = index.finish(handle)
+        assert num_prompt <= 60
+        assert set(new_tokens.tolist()) <= {0, 1, 2, 3, private}
+    return num_drafted
+
+
+def test_requests_of_several_threads_and_a_writer_get_along() -> None:
+    """Threads draft their own and the shared text while another fills, reads and drops scopes."""
+    index = DraftIndex(shared_capacity=2000, max_sessions=3)
+    scope = index.scope("shared")
+    with ThreadPoolExecutor(4) as threads:
+        served = [threads.submit(serve, index, scope, private) for private in (101, 102, 103, 104)]
+        for i in range(300):
+            index.append_shared(scope, np.arange(i, i + 40, dtype=np.int32) % 4)
+            passing = index.scope("passing")
+            index.append_shared(passing, i32(900, 901, 902))
+            assert index.drop_scope(passing) == 4
+            index.check_integrity()
+        num_drafted = [future.result(timeout=60) for future in served]
+    assert min(num_drafted) > 0
+    stats = index.stats()
+    assert stats["drafted"] == sum(num_drafted)
+    assert (stats["requests"], stats["shared_tokens"], stats["sessions"]) == (0, 2000, 3)
+    index.check_integrity()
+
+
+class LongCalls:
+    """An index and calls on it that take it some milliseconds each."""
+
+    def __init__(self) -> None:
+        self.tokens = np.arange(NUM_TOKENS, dtype=np.int32) % 1000
+        self.index = DraftIndex()
+        self.scope = self.index.scope("s")
+        self.index.append_shared(self.scope, self.tokens)
+        self.handle = self.begin()
+
+    def begin(self) -> int:
+        return self.index.begin(self.tokens, read_scopes=i32(), write_scope=self.scope)[0]
+
+    def commit(self) -> None:
+        batch, bounds = np.array([self.handle], np.int64), np.array([0, NUM_TOKENS], np.int64)
+        self.index.commit(batch, self.tokens, bounds)
+
+    def propose(self) -> None:
+        batch = np.full(2000, self.handle, np.int64)
+        self.index.propose(batch, np.full(2000, 16, np.int32))
+
+    def truncate(self) -> None:
+        self.index.truncate(self.handle, 0)
+
+    def finish(self) -> None:
+        self.index.finish(self.handle)
+
+    def append_shared(self) -> None:
+        self.index.append_shared(self.scope, self.tokens)
+
+    def check_integrity(self) -> None:
+        self.index.check_integrity()
+
+
+@pytest.fixture
+def threads_yield_only_by_releasing() -> Iterator[None]:
+    """No thread is made to give up the GIL: another runs only where it is released."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("threads_yield_only_by_releasing")
+@pytest.mark.parametrize(
+    "name",
+    ["append_shared", "begin", "check_integrity", "commit", "finish", "propose", "truncate"],
+)
+def test_long_calls_release_the_gil(name: str) -> None:
+    """While a call works, other threads run Python."""
+    assert any(runs_beside(getattr(LongCalls(), name)) for _ in range(NUM_TRIES))
+
+
+def runs_beside(call: Callable[[], object]) -> bool:
+    """Whether this thread got to run before a call in another thread was over.
+
+    Never if the call holds the GIL. If not, then whenever this thread wakes up in time.
+    """
+    about_to_call = threading.Lock()
+    about_to_call.acquire()
+    is_over: list[bool] = []
+
+    def work() -> None:
+        about_to_call.release()
+        call()
+        is_over.append(True)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    about_to_call.acquire()
+    in_time = not is_over
+    worker.join()
+    return in_time
