@@ -149,9 +149,8 @@ class Proxy:
                 await exchange.answer(failed.status, failed.body())
         finally:
             self.metrics.in_flight.dec()
-            route = _route_of(exchange.path)
-            self.metrics.requests.labels(tenant_name, route, str(exchange.status)).inc()
-            self.metrics.seconds.labels(tenant_name, route).observe(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.metrics.finished(tenant_name, _route_of(exchange.path), exchange.status, seconds)
 
     async def _dispatch(self, exchange: Exchange) -> str:
         """Answer the request; returns the tenant's name, "" for routes without one."""

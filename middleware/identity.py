@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 from paceline.api_errors import ApiError
@@ -48,7 +49,7 @@ class Identity:
 
         One sharing scope never sees by timing what another has cached.
         """
-        return blake2b(self.tenant.scope.encode(), digest_size=SALT_BYTES).hexdigest()
+        return _salt_of(self.tenant.scope)
 
 
 def authenticate(policy: PolicyFile | None, headers: Mapping[str, str], client_host: str) -> Tenant:
@@ -109,3 +110,8 @@ def identify(tenant: Tenant, headers: Mapping[str, str], view: BodyView) -> Iden
         session_of(cache_key=view.cache_key, headers=headers, opening=(system, user)),
         workload_of(header=header, system=system, tools=bytes(view.tools)),
     )
+
+
+@lru_cache(maxsize=4096)
+def _salt_of(scope: str) -> str:
+    return blake2b(scope.encode(), digest_size=SALT_BYTES).hexdigest()
