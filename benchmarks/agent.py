@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import click
 
+from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.benchmarks.engines import (
     VARIANTS,
     EngineSettings,
@@ -50,6 +51,7 @@ class AgentBenchSettings:
         context_tokens: longest context, in tokens of the target.
         output_tokens: tokens asked for in each reply.
         num_draft_tokens: most tokens drafted a step.
+        min_probability: where Paceline's drafts stop.
         dtype: number format of the target.
         variants: which engines to compare, in this order.
         eager: start faster and run slower: the target is not compiled.
@@ -63,6 +65,7 @@ class AgentBenchSettings:
     context_tokens: int = 2048
     output_tokens: int = 96
     num_draft_tokens: int = 16
+    min_probability: float = WorkerSettings().min_probability
     dtype: str = "float32"
     variants: tuple[Variant, ...] = VARIANTS
     eager: bool = False
@@ -228,6 +231,7 @@ def _run_variant(
         model=str(settings.model),
         variant=variant,
         num_draft_tokens=settings.num_draft_tokens,
+        min_probability=settings.min_probability,
         # room for the reply and for the chat template's markers, which `cut` does not count
         max_model_len=settings.context_tokens + settings.output_tokens + 1024,
         dtype=settings.dtype,
@@ -308,6 +312,12 @@ def _ask(
 @click.option("--context-tokens", default=2048, show_default=True)
 @click.option("--output-tokens", default=96, show_default=True)
 @click.option("--draft-tokens", default=16, show_default=True, help="Most tokens drafted a step.")
+@click.option(
+    "--min-probability",
+    default=WorkerSettings().min_probability,
+    show_default=True,
+    help="Paceline's drafts stop where they would be accepted less often.",
+)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option(
     "--variant", "variants", multiple=True, type=click.Choice(VARIANTS), help="May be repeated."
@@ -326,6 +336,7 @@ def agent(
     context_tokens: int,
     output_tokens: int,
     draft_tokens: int,
+    min_probability: float,
     dtype: str,
     variants: tuple[Variant, ...],
     eager: bool,
@@ -345,6 +356,7 @@ def agent(
             context_tokens=context_tokens,
             output_tokens=output_tokens,
             num_draft_tokens=draft_tokens,
+            min_probability=min_probability,
             dtype=dtype,
             variants=variants or VARIANTS,
             eager=eager,

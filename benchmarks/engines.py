@@ -35,6 +35,7 @@ class EngineSettings:
         dtype: vLLM's name of the number format; greedy outputs can be compared token for token in
             float32 only.
         redis_url: journal of our worker, "" for none.
+        min_probability: where our drafts stop (see `WorkerSettings`).
         vllm_args: further arguments of `vllm serve`.
         worker_env: further environment variables of the server.
     """
@@ -45,6 +46,7 @@ class EngineSettings:
     max_model_len: int = 4096
     dtype: str = "float32"
     redis_url: str = ""
+    min_probability: float = WorkerSettings().min_probability
     vllm_args: tuple[str, ...] = ()
     worker_env: tuple[tuple[str, str], ...] = ()
 
@@ -91,7 +93,7 @@ def running_engine(settings: EngineSettings, *, log_folder: Path) -> Iterator[Ru
             "HF_HUB_OFFLINE": "1",
             **dict(settings.worker_env),
         },
-        WorkerSettings(redis_url=settings.redis_url) if ours else None,
+        _worker_settings(settings) if ours else None,
         device=require_vllm().device,
     )
     process = ChildProcess(
@@ -103,6 +105,10 @@ def running_engine(settings: EngineSettings, *, log_folder: Path) -> Iterator[Ru
     with process:
         process.wait_until(lambda: answers(f"{url}/health"), timeout_seconds=START_SECONDS)
         yield RunningEngine(url, process)
+
+
+def _worker_settings(settings: EngineSettings) -> WorkerSettings:
+    return WorkerSettings(redis_url=settings.redis_url, min_probability=settings.min_probability)
 
 
 def _peer_arguments(settings: EngineSettings) -> Sequence[str]:

@@ -73,3 +73,17 @@ def test_failing_drafts_leave_the_target_alone(off: dict[str, Any], on: dict[str
 def test_a_seed_does_not_end_the_engine(on: dict[str, Any]) -> None:
     """Sampling with a seed after a chunked prefill works on a CPU."""
     assert on["seeded"] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("name", "platform"), [("CPUWorker", "cpu_worker"), ("GPUWorker", "gpu_worker")]
+)
+def test_each_platforms_worker_is_extended(name: str, platform: str) -> None:
+    """Our worker class of a platform is vLLM's own with ours before it."""
+    code = (
+        f"from paceline.adapters.vllm import worker; kind = worker.{name};"
+        "names = [base.__module__ for base in kind.__mro__];"
+        f"assert names.index('vllm.v1.worker.{platform}') > names.index(worker.__name__), names"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
