@@ -8,6 +8,9 @@ class DraftIndex:
 
     Request and session contexts beside shared logs, one a scope.
 
+    What drafts learn of their own acceptance stays with requests of the same scopes, or with the
+    one request that has none.
+
     A log is a ring of tokens with hashed k-gram chains (previous-occurrence arrays and head tables,
     as in LZ match finders). Every method releases the GIL, takes the index's lock and may be called
     from any thread.

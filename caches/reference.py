@@ -50,6 +50,7 @@ class _Request:
 
     session: int
     reach: Reach
+    calibration: Calibration
     context: Log
     seam: int
     shift: int
@@ -82,7 +83,7 @@ class ReferenceIndex:
         self._requests: dict[int, _Request] = {}
         self._num_requests_ever = 0
         self._kept: list[_Kept] = []
-        self._calibration = Calibration()
+        self._calibrations: dict[Reach, Calibration] = {}
         self._num_drafted = 0
         self._num_accepted = 0
 
@@ -99,6 +100,11 @@ class ReferenceIndex:
         dropped = [kept for kept in self._kept if scope_id in (*kept.reach[0], kept.reach[1])]
         self._kept = [kept for kept in self._kept if kept not in dropped]
         self._scope_ids = {n: known for n, known in self._scope_ids.items() if known != scope_id}
+        self._calibrations = {
+            reach: known
+            for reach, known in self._calibrations.items()
+            if scope_id not in (*reach[0], reach[1])
+        }
         num_shared = len(self._logs.pop(scope_id).tokens)
         return num_shared + sum(len(kept.tokens) for kept in dropped)
 
@@ -127,6 +133,9 @@ class ReferenceIndex:
         self._requests[self._num_requests_ever] = _Request(
             session,
             reach,
+            Calibration()
+            if reach == ((), -1)
+            else self._calibrations.setdefault(reach, Calibration()),
             context,
             seam=num_prefix if num_slid else 0,
             shift=len(tokens) - num_reused,
@@ -147,7 +156,7 @@ class ReferenceIndex:
             committed = token_ids[offsets[i] : offsets[i + 1]].tolist()
             if not committed:
                 continue
-            self._num_accepted += score(request.draft, committed, self._calibration)
+            self._num_accepted += score(request.draft, committed, request.calibration)
             request.context.tokens += committed
             request.cursors = follow(
                 request.draft, request.cursors, self._logs_of(request), committed
@@ -185,7 +194,7 @@ class ReferenceIndex:
             request.draft = draft(
                 self._logs_of(request),
                 request.cursors,
-                self._calibration,
+                request.calibration,
                 max_tokens=most,
                 max_candidates=self._max_candidates,
                 min_probability=self._min_probability,

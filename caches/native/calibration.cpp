@@ -84,6 +84,12 @@ std::string FrequencyTable::check() const {
 Calibration::Calibration()
     : trust(kNumTrustCells, &trust_odds), acceptance(kNumAcceptanceCells, &acceptance_odds) {}
 
+std::string Calibration::check() const {
+  if (std::string fault = trust.check(); !fault.empty()) return "trust: " + fault;
+  if (std::string fault = acceptance.check(); !fault.empty()) return "acceptance: " + fault;
+  return {};
+}
+
 std::size_t Calibration::trust_cell(Source source, unsigned misses, unsigned match_length) {
   const std::size_t origin = static_cast<std::size_t>(source) * (kMaxMisses + 1) + misses;
   return origin * kNumLengths + length_bucket(match_length);

@@ -32,6 +32,7 @@ class FrequencyTable {
     return static_cast<double>(cells_[cell].hits / cells_[cell].total);
   }
   void record(std::size_t cell, bool hit);
+  std::size_t num_bytes() const { return cells_.size() * sizeof(Cell); }
   // Empty if every cell holds 0 <= hits <= total, else the first that does not.
   std::string check() const;
 
@@ -43,7 +44,8 @@ class FrequencyTable {
   std::vector<Cell> cells_;
 };
 
-// What drafting has learned of itself, shared by all requests of an index.
+// What drafting has learned of itself, shared by requests of equal reach alone: how far others are drafted for must not
+// show how well a tenant's drafts went.
 //
 // `trust` says how often a single candidate is right about the next token; it weighs the votes. `acceptance` says how
 // often the winner of a vote is right given that the draft was right so far; it is the probability of a node. Both
@@ -54,6 +56,9 @@ struct Calibration {
                                      unsigned agreement, unsigned depth);
 
   Calibration();
+  std::size_t num_bytes() const { return trust.num_bytes() + acceptance.num_bytes(); }
+  // Empty if both tables are whole, else what is wrong.
+  std::string check() const;
 
   FrequencyTable trust;
   FrequencyTable acceptance;

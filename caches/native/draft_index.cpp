@@ -72,6 +72,7 @@ struct DraftIndex::Request {
   std::mutex drafting;  // proposals hold the index's lock shared, so two may meet in one request
   SessionKey session = 0;
   Reach reach;
+  std::shared_ptr<Calibration> calibration;
   TokenLog context{0};
   Position seam = 0;
   Position shift = 0;
@@ -121,6 +122,7 @@ std::size_t DraftIndex::drop_scope(ScopeId scope_id) {
   dropped = std::move(found->second);
   scopes_.erase(found);
   scope_ids_.erase(dropped->name);
+  std::erase_if(calibrations_, [scope_id](const auto& entry) { return entry.first.touches(scope_id); });
   return num_shared + sessions_.drop_scope(scope_id, contexts);
 }
 
@@ -141,6 +143,7 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
     const std::unique_lock lock(mutex_);
     check_scopes(opened->reach);
     sessions_.take(session, opened->reach, prompt_ids, match);
+    opened->calibration = calibration_of(opened->reach);
   }
   // Nobody else sees this request yet: its prompt is indexed without the lock.
   const std::size_t num_reused = match.overlap.num_reused();
@@ -182,7 +185,7 @@ void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> 
     const auto committed = token_ids.subspan(static_cast<std::size_t>(offsets[i]),
                                              static_cast<std::size_t>(offsets[i + 1] - offsets[i]));
     if (committed.empty()) continue;
-    num_accepted_ += Drafter::score(open.draft, committed, calibration_);
+    num_accepted_ += Drafter::score(open.draft, committed, *open.calibration);
     open.context.append(committed);
     logs_of(open, logs);
     Drafter::follow(open.draft, open.cursors, logs, committed);
@@ -223,7 +226,8 @@ DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const 
     Request& open = request(handles[i]);
     const std::scoped_lock drafting(open.drafting);
     logs_of(open, logs);
-    drafter_.draft(logs, open.cursors, calibration_, static_cast<unsigned>(max_tokens[i]), open.draft);
+    drafter_.draft(logs, open.cursors, *open.calibration, static_cast<unsigned>(max_tokens[i]),
+                   open.draft);
     for (std::size_t n = 0; n < open.draft.num_issued; ++n) {
       const Draft::Node& node = open.draft.nodes[n];
       batch.token_ids.push_back(node.token);
@@ -269,6 +273,7 @@ IndexStats DraftIndex::stats() const {
     stats.shared_tokens += scope->log.size();
     stats.bytes += scope->log.num_bytes();
   }
+  for (const auto& [reach, calibration] : calibrations_) stats.bytes += calibration->num_bytes();
   for (const auto& [handle, open] : requests_) {
     stats.context_tokens += open->context.size();
     stats.bytes += open->context.num_bytes();
@@ -297,8 +302,10 @@ std::string DraftIndex::check() const {
   }
   if (std::string fault = sessions_.check(); !fault.empty()) return fault;
   if (num_accepted_ > num_drafted_) return "more tokens were accepted than drafted";
-  if (std::string fault = calibration_.trust.check(); !fault.empty()) return "trust: " + fault;
-  if (std::string fault = calibration_.acceptance.check(); !fault.empty()) return "acceptance: " + fault;
+  for (const auto& [reach, calibration] : calibrations_) {
+    if (std::string fault = calibration->check(); !fault.empty()) return fault;
+    if (reaches_dropped_scope(reach)) return "a calibration outlived its scope";
+  }
   return {};
 }
 
@@ -327,6 +334,14 @@ void DraftIndex::check_scopes(const Reach& reach) const {
 bool DraftIndex::reaches_dropped_scope(const Reach& reach) const {
   const auto dropped = [this](ScopeId scope_id) { return scope_id >= 0 && !scopes_.contains(scope_id); };
   return dropped(reach.write_scope) || std::any_of(reach.read_scopes.begin(), reach.read_scopes.end(), dropped);
+}
+
+// A request that reads and writes no scope shares with no one, and learns for itself alone.
+std::shared_ptr<Calibration> DraftIndex::calibration_of(const Reach& reach) {
+  if (reach == Reach{}) return std::make_shared<Calibration>();
+  std::shared_ptr<Calibration>& known = calibrations_[reach];
+  if (known == nullptr) known = std::make_shared<Calibration>();
+  return known;
 }
 
 void DraftIndex::logs_of(const Request& request, std::vector<const TokenLog*>& logs) const {

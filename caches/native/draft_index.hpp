@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
@@ -90,6 +91,7 @@ class DraftIndex {
   Scope& open_scope(ScopeId scope_id) const;
   void check_scopes(const Reach& reach) const;
   bool reaches_dropped_scope(const Reach& reach) const;
+  std::shared_ptr<Calibration> calibration_of(const Reach& reach);
   void logs_of(const Request& request, std::vector<const TokenLog*>& logs) const;
 
   IndexSettings settings_;
@@ -101,7 +103,7 @@ class DraftIndex {
   std::unordered_map<Handle, std::unique_ptr<Request>> requests_;
   Handle next_handle_ = 1;
   SessionStore sessions_;
-  Calibration calibration_;
+  std::map<Reach, std::shared_ptr<Calibration>> calibrations_;
   std::atomic<std::size_t> num_drafted_{0};
   std::size_t num_accepted_ = 0;
 };

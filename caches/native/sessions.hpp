@@ -1,5 +1,6 @@
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <list>
@@ -20,7 +21,7 @@ struct Reach {
   ScopeId write_scope = -1;
 
   bool touches(ScopeId scope) const;
-  bool operator==(const Reach&) const = default;
+  auto operator<=>(const Reach&) const = default;
 };
 
 // How a prompt lies on a kept context: its first `num_prefix` tokens are the context's first ones, and the

@@ -182,22 +182,39 @@ void serve(DraftIndex& index, ScopeId scope, std::uint32_t seed) {
 
 // Requests of several threads and a writer that fills and drops scopes leave the index whole.
 void test_threads() {
-  DraftIndex index({.shared_capacity = 500, .max_sessions = 4, .max_session_tokens = 1000});
+  DraftIndex index({.shared_capacity = 200'000, .max_sessions = 4, .max_session_tokens = 1000});
   const ScopeId scope = index.scope("kept");
   std::vector<std::thread> threads;
   for (std::uint32_t seed = 1; seed <= 3; ++seed) threads.emplace_back(serve, std::ref(index), scope, seed);
   Random random(9);
   for (int i = 0; i < 200; ++i) {
-    index.append_shared(scope, some_tokens(random, 30, 3));
+    index.append_shared(scope, some_tokens(random, 2'000, 3));
     const ScopeId passing = index.scope("passing");
     index.append_shared(passing, some_tokens(random, 30, 3));
     index.drop_scope(passing);
-    expect_whole(index.check());
+    if (i % 20 == 0) expect_whole(index.check());
   }
   for (std::thread& thread : threads) thread.join();
   expect_whole(index.check());
   expect(index.stats().requests == 0, "every request was finished");
   expect(index.stats().accepted > 0, "drafts were accepted");
+}
+
+// Proposals share the index's lock, so two may meet in one request: both get its draft.
+void test_two_draft_for_one_request() {
+  DraftIndex index({});
+  const Tokens loop{1, 2, 3, 1, 2, 3, 1, 2, 3};
+  const std::vector handles{index.begin(loop, {}, -1, 0).handle};
+  const auto draft = [&] {
+    for (int i = 0; i < 10'000; ++i) {
+      const DraftBatch batch = index.propose(handles, std::vector<std::int32_t>{i % 2 == 0 ? 3 : 60});
+      expect(batch.token_ids.size() >= 3 && batch.token_ids[0] == 1, "the loop goes on");
+    }
+  };
+  std::thread other(draft);
+  draft();
+  other.join();
+  expect_whole(index.check());
 }
 
 }  // namespace
@@ -213,6 +230,7 @@ int main() {
   test_calibration_forgets();
   test_priors();
   test_threads();
+  test_two_draft_for_one_request();
   std::puts("all core tests passed");
   return 0;
 }

@@ -60,6 +60,31 @@ def test_tokens_of_a_scope_never_reach_a_request_that_cannot_read_it(asked: list
     index.check_integrity()
 
 
+def first_draft(index: DraftIndex, scope: int) -> tuple[list[int], list[float]]:
+    """Tokens and probabilities drafted after [1, 2, 3], then one wrong token is committed."""
+    reads = i32(scope) if scope >= 0 else NONE
+    handle, _ = index.begin(i32(1, 2, 3, 4, 5, 1, 2, 3), read_scopes=reads, write_scope=scope)
+    batch = np.array([handle], np.int64)
+    _, tokens, _, prob, _ = index.propose(batch, i32(8))
+    index.commit(batch, i32(9), np.array([0, 1], np.int64))
+    index.finish(handle)
+    return tokens.tolist(), prob.tolist()
+
+
+@pytest.mark.parametrize("name", ["own", ""])
+def test_what_others_got_accepted_changes_no_draft(name: str) -> None:
+    """How long and how probable a draft is does not show how the drafts of others went."""
+    index = DraftIndex()
+    other, own = index.scope("other"), index.scope(name) if name else -1
+    untouched = first_draft(index, other)
+    for _ in range(30):
+        after_failures = first_draft(index, other)
+    assert after_failures != untouched
+    assert first_draft(index, own) == untouched
+    index.drop_scope(other)
+    assert first_draft(index, index.scope("other")) == untouched
+
+
 def test_a_request_reads_several_scopes() -> None:
     """Each scope named is read, once however often it is named, and no other."""
     index = DraftIndex()

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -64,38 +65,25 @@ def test_requests_of_several_threads_and_a_writer_get_along() -> None:
     index.check_integrity()
 
 
-class LongCalls:
-    """An index and calls on it that take it some milliseconds each."""
-
-    def __init__(self) -> None:
-        self.tokens = np.arange(NUM_TOKENS, dtype=np.int32) % 1000
-        self.index = DraftIndex()
-        self.scope = self.index.scope("s")
-        self.index.append_shared(self.scope, self.tokens)
-        self.handle = self.begin()
-
-    def begin(self) -> int:
-        return self.index.begin(self.tokens, read_scopes=i32(), write_scope=self.scope)[0]
-
-    def commit(self) -> None:
-        batch, bounds = np.array([self.handle], np.int64), np.array([0, NUM_TOKENS], np.int64)
-        self.index.commit(batch, self.tokens, bounds)
-
-    def propose(self) -> None:
-        batch = np.full(2000, self.handle, np.int64)
-        self.index.propose(batch, np.full(2000, 16, np.int32))
-
-    def truncate(self) -> None:
-        self.index.truncate(self.handle, 0)
-
-    def finish(self) -> None:
-        self.index.finish(self.handle)
-
-    def append_shared(self) -> None:
-        self.index.append_shared(self.scope, self.tokens)
-
-    def check_integrity(self) -> None:
-        self.index.check_integrity()
+def long_call(name: str) -> Callable[[], object]:
+    """A call that takes the index some milliseconds, its arguments made: NumPy releases too."""
+    tokens = np.arange(NUM_TOKENS, dtype=np.int32) % 1000
+    index = DraftIndex()
+    scope = index.scope("s")
+    index.append_shared(scope, tokens)
+    handle, _ = index.begin(tokens, read_scopes=i32(), write_scope=scope)
+    batch, bounds = np.array([handle], np.int64), np.array([0, NUM_TOKENS], np.int64)
+    many, limits = np.full(2000, handle, np.int64), np.full(2000, 16, np.int32)
+    calls: dict[str, Callable[[], object]] = {
+        "append_shared": partial(index.append_shared, scope, tokens),
+        "begin": partial(index.begin, tokens, read_scopes=i32()),
+        "check_integrity": partial(index.check_integrity),
+        "commit": partial(index.commit, batch, tokens, bounds),
+        "finish": partial(index.finish, handle),
+        "propose": partial(index.propose, many, limits),
+        "truncate": partial(index.truncate, handle, 0),
+    }
+    return calls[name]
 
 
 @pytest.fixture
@@ -114,7 +102,7 @@ def threads_yield_only_by_releasing() -> Iterator[None]:
 )
 def test_long_calls_release_the_gil(name: str) -> None:
     """While a call works, other threads run Python."""
-    assert any(runs_beside(getattr(LongCalls(), name)) for _ in range(NUM_TRIES))
+    assert any(runs_beside(long_call(name)) for _ in range(NUM_TRIES))
 
 
 def runs_beside(call: Callable[[], object]) -> bool:
