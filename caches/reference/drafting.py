@@ -8,7 +8,7 @@ from functools import reduce
 from operator import add
 from typing import Final
 
-from paceline.caches.reference_calibration import (
+from paceline.caches.reference.calibration import (
     Calibration,
     Cell,
     agreement_bucket,

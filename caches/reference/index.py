@@ -18,8 +18,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from paceline.caches.reference_calibration import Calibration
-from paceline.caches.reference_drafting import (
+from paceline.caches.reference.calibration import Calibration
+from paceline.caches.reference.drafting import (
     Cursor,
     Draft,
     Log,
