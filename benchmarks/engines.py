@@ -19,6 +19,8 @@ START_SECONDS: Final = 900.0
 """Longest wait for a vLLM server: a first start compiles the model, minutes on a small CPU."""
 
 
+NGRAM_DRAFT_TOKENS: Final = 8
+"""Of vLLM's n-gram, which drafts as many at every match: each costs where the match is wrong."""
 KV_CACHE_GIB: Final = "4"
 """Of vLLM's CPU build, which would take nine tenths of the memory, unless the caller says more."""
 
@@ -30,7 +32,7 @@ class EngineSettings:
     Attributes:
         model: folder or name of the target.
         variant: how it speculates.
-        num_draft_tokens: most tokens drafted a request and step.
+        num_draft_tokens: most tokens that Paceline drafts a request and step.
         max_model_len: context length, in tokens.
         dtype: vLLM's name of the number format; greedy outputs can be compared token for token in
             float32 only.
@@ -115,7 +117,7 @@ def _peer_arguments(settings: EngineSettings) -> Sequence[str]:
     if settings.variant == "off":
         return ()
     config = (
-        f'{{"method":"ngram","num_speculative_tokens":{settings.num_draft_tokens},'
+        f'{{"method":"ngram","num_speculative_tokens":{NGRAM_DRAFT_TOKENS},'
         '"prompt_lookup_min":2,"prompt_lookup_max":5}'
     )
     return ("--speculative-config", config)
