@@ -134,7 +134,8 @@ def run_agent_bench(settings: AgentBenchSettings, *, log_folder: Path) -> Report
     }
     return Report(
         bench="agent",
-        settings={k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
+        # a folder by its name: where it lies on this machine tells a reader nothing
+        settings={k: v.name if isinstance(v, Path) else v for k, v in asdict(settings).items()},
         figures=figures(results),
     )
 
@@ -369,4 +370,4 @@ def agent(
 def _packaged_target(folder: Path) -> Path:
     from paceline.adapters.embedded.packaged import export_packaged_model
 
-    return export_packaged_model(folder / "target")
+    return export_packaged_model(folder / "SmolLM2-135M-Instruct")

@@ -39,6 +39,7 @@ def _agent(figures: Mapping[str, float]) -> str:
             label,
             _number(figures.get(f"{source}.{variant}.tokens_per_second"), 1),
             _number(figures.get(f"{source}.{variant}.tokens_per_second_not_looping"), 1),
+            _number(figures.get(f"{source}.{variant}.decode_tokens_per_second"), 1),
             _number(figures.get(f"{source}.{variant}.tokens_per_step"), 2),
             _number(figures.get(f"{source}.{variant}.accepted_per_drafted"), 2),
             *_compared(figures, source, variant),
@@ -47,19 +48,20 @@ def _agent(figures: Mapping[str, float]) -> str:
         for variant, label in VARIANTS.items()
         if f"{source}.{variant}.requests" in figures
     ]
-    head = ["traces", "engine", "tokens/s", "not looping", "tokens/step", "accepted/drafted"]
-    return _markdown([*head, "Paceline is", "identical replies"], rows)
+    head = ["traces", "engine", "tokens/s", "not looping", "decode tokens/s", "tokens/step"]
+    return _markdown([*head, "accepted/drafted", "Paceline is", "identical replies"], rows)
 
 
 def _compared(figures: Mapping[str, float], source: str, variant: str) -> list[str]:
-    """How much faster ours is than a variant, and how many replies are the same."""
+    """How many times as fast ours is, and how many replies are the same."""
     ratio = figures.get(f"{source}.ratio_to_{variant}")
     if ratio is None:
         return ["", ""]
-    apart = figures.get(f"{source}.ratio_to_{variant}_not_looping")
+    apart = _number(figures.get(f"{source}.ratio_to_{variant}_not_looping"), 2)
+    decode = _number(figures.get(f"{source}.decode_ratio_to_{variant}"), 2)
     same = int(figures[f"{source}.identical_to_{variant}"])
     asked = int(figures[f"{source}.{variant}.requests"])
-    return [f"{ratio:.2f} times as fast ({_number(apart, 2)} not looping)", f"{same} of {asked}"]
+    return [f"{ratio:.2f}x ({apart}x not looping, {decode}x decode)", f"{same} of {asked}"]
 
 
 def _proxy(figures: Mapping[str, float]) -> str:
