@@ -95,12 +95,13 @@ class DraftProposer:
         token_ids_cpu: npt.NDArray[np.int32],
     ) -> list[list[int]]:
         batch = self._runner.input_batch
-        rows = [row for row in range(len(sampled_token_ids)) if self._is_text(batch.req_ids[row])]
+        rows = [
+            row
+            for row in range(len(sampled_token_ids))
+            if self._is_open(speculator, batch.req_ids[row], token_ids_cpu[row])
+        ]
         request_ids = [batch.req_ids[row] for row in rows]
         lengths = [int(num_tokens_no_spec[row]) for row in rows]
-        for row, request_id in zip(rows, request_ids, strict=True):
-            if request_id not in speculator:
-                self._begin(speculator, request_id, token_ids_cpu[row])
         speculator.observe(request_ids, [token_ids_cpu[row] for row in rows], lengths)
 
         limits = {
@@ -117,9 +118,24 @@ class DraftProposer:
             drafts[row_of[request_id]] = tree.token_ids.tolist()
         return drafts
 
-    def _is_text(self, request_id: str) -> bool:
-        """Whether the request's prompt is tokens; a prompt of embeddings has nothing to index."""
-        return self._runner.requests[request_id].prompt_token_ids is not None
+    def _is_open(
+        self, speculator: Speculator, request_id: str, token_ids: npt.NDArray[np.int32]
+    ) -> bool:
+        """Whether a row can be drafted for; opens its request the first time it is seen.
+
+        A prompt of embeddings has nothing to index. A request that cannot be opened goes undrafted
+        without taking the others of its batch with it.
+        """
+        if request_id in speculator:
+            return True
+        if self._runner.requests[request_id].prompt_token_ids is None:
+            return False
+        try:
+            self._begin(speculator, request_id, token_ids)
+        except Exception as error:  # noqa: BLE001  counted, as in propose
+            self.failures.record(error)
+            return False
+        return True
 
     def _begin(
         self, speculator: Speculator, request_id: str, token_ids: npt.NDArray[np.int32]

@@ -47,6 +47,14 @@ def main(model: str, *, speculate: bool) -> dict[str, Any]:
         result["again"] = run_all(llm)
         result["seeded"] = run_seeded(llm)
         worker._speculator.index.check_integrity()
+        begin = worker._speculator.begin
+        worker._speculator.begin = lambda info, ids: (
+            begin(info, ids) if info.session != "s2" else broken()
+        )
+        before = metric(llm, "vllm:spec_decode_num_accepted_tokens")
+        result["one_broken"] = run_all(llm)
+        result["accepted_beside_it"] = metric(llm, "vllm:spec_decode_num_accepted_tokens") - before
+        result["failures_of_one"] = worker._proposer.failures.count
         worker._speculator.propose = broken
         result["broken"] = run_all(llm)
         result["failures"] = worker._proposer.failures.count

@@ -67,7 +67,16 @@ def test_drafts_are_accepted_and_none_fails(on: dict[str, Any]) -> None:
 def test_failing_drafts_leave_the_target_alone(off: dict[str, Any], on: dict[str, Any]) -> None:
     """A draft memory that raises on every round changes no output; its failures are counted."""
     assert on["broken"] == off["outputs"]
-    assert on["failures"] > 0
+    assert on["failures"] > on["failures_of_one"]
+
+
+def test_one_request_that_fails_leaves_the_others_their_drafts(
+    off: dict[str, Any], on: dict[str, Any]
+) -> None:
+    """A request that cannot be opened goes undrafted; the rest of its batch is drafted for."""
+    assert on["one_broken"] == off["outputs"]
+    assert on["failures_of_one"] > 0
+    assert on["accepted_beside_it"] > 100
 
 
 def test_a_seed_does_not_end_the_engine(on: dict[str, Any]) -> None:
