@@ -125,7 +125,7 @@ class SilenceWatch:
     """Notices when nothing has been heard for a while.
 
     One timer that looks at the time of the last sign of life when it fires; moving a timer at each
-    chunk, as aiohttp's own read timeout does, took a fifth of the time that a chunk takes.
+    chunk, as aiohttp's own read timeout does, took a sixth of the time that a chunk takes.
 
     Args:
         seconds: longest silence.

@@ -64,7 +64,7 @@ class InstalledVllm:
         """Raise `UnsupportedError` if the version lies outside the tested range."""
         if not OLDEST_TESTED <= self.release <= NEWEST_TESTED:
             raise UnsupportedError(
-                f"vLLM {self.version} is installed, Paceline's worker is tested with "
+                f"vLLM {self.version} is installed, Paceline's worker is written for "
                 f"{TESTED_RANGE}; "
                 f"install a version of that range, or pass --allow-untested to try this one"
             )
@@ -96,7 +96,7 @@ def require_vllm(*, allow_untested: bool = False) -> InstalledVllm:
         raise UnsupportedError(
             "vLLM is not installed in this environment; install it (pip install vllm) beside "
             "paceline, "
-            f"tested versions: {TESTED_RANGE}"
+            f"supported versions: {TESTED_RANGE}"
         )
     if not allow_untested:
         found.check_supported()
