@@ -1,104 +1,188 @@
 #include "calibration.hpp"
 
+#include <algorithm>
+#include <cmath>
+
 namespace paceline {
 namespace {
 
-constexpr std::array<unsigned, kNumLengths> kLengthBounds{0, 1, 2, 3, 4, 6, 9, 13, 21, 32, kMaxMatch};
-constexpr float kPriorTotal = 4.0f;
-constexpr float kCellLimit = 4000.0f;
+constexpr std::array<unsigned, 15> kLengthBounds{0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 24, 32, 48, kMaxMatch};
+constexpr unsigned kNumLengths = kLengthBounds.size();
+constexpr unsigned kNumRanks = 8;
+constexpr unsigned kNumGaps = 6;       // how much shorter than the longest match
+constexpr unsigned kNumFollowed = 8;
+constexpr unsigned kNumAges = 10;
+constexpr unsigned kNumDistances = 6;
+constexpr unsigned kNumCrowds = 4;     // how many candidates there are
 
-constexpr std::size_t kNumTrustCells = std::size_t{kNumSources} * (kMaxMisses + 1) * kNumLengths;
-constexpr std::size_t kNumAcceptanceCells = kNumTrustCells * kNumAgreements * kNumDepths;
+// Where each family of weights begins in the table.
+constexpr unsigned kLengthWeights = 0;
+constexpr unsigned kRankWeights = kLengthWeights + kNumSources * kNumLengths;
+constexpr unsigned kGapWeights = kRankWeights + kNumSources * kNumRanks;
+constexpr unsigned kSimilarWeights = kGapWeights + kNumSources * kNumGaps * kNumLengths;
+constexpr unsigned kFollowedWeights = kSimilarWeights + kNumSources * (kMaxSimilar + 1) * kNumLengths;
+constexpr unsigned kPlaceWeights = kFollowedWeights + kNumSources * (kMaxMisses + 1) * kNumFollowed;
+constexpr unsigned kEscapeWeights =
+    kPlaceWeights + kNumSources * kNumDistances * kNumAges;
+constexpr unsigned kMap = kEscapeWeights + kNumLengths * kNumCrowds;
 
-// The priors are fitted to replayed agent traces: odds of being right grow about linearly with the match length. The
-// source matters little. A cursor that came through misses has shown that its copy goes on.
-double trust_odds(std::size_t cell) {
-  const double length = kLengthBounds[cell % kNumLengths];
-  const double misses = static_cast<double>(cell / kNumLengths % (kMaxMisses + 1));
-  return (length + 0.3) * (1.0 + 2.0 * misses) / 4.0;
+constexpr unsigned kNumDepths = 4;
+constexpr unsigned kNumNodeRanks = 4;
+constexpr unsigned kNumMapLengths = 5;
+constexpr unsigned kNumContexts = kNumDepths * kNumNodeRanks * 2 * kNumMapLengths;
+constexpr unsigned kNumKnots = 25;  // at every half of a logit from -6 to 6
+constexpr double kKnotsPerLogit = 2.0;
+constexpr float kPriorTrials = 8.0f;
+constexpr float kMostTrials = 2000.0f;
+constexpr std::size_t kTableSize = kMap + std::size_t{2} * kNumContexts * kNumKnots;
+
+const std::array<std::uint8_t, kMaxMatch + 1> kLengthBuckets = [] {
+  std::array<std::uint8_t, kMaxMatch + 1> buckets{};
+  for (unsigned length = 0; length <= kMaxMatch; ++length) {
+    const auto above = std::upper_bound(kLengthBounds.begin(), kLengthBounds.end(), length);
+    buckets[length] = static_cast<std::uint8_t>(above - kLengthBounds.begin() - 1);
+  }
+  return buckets;
+}();
+
+unsigned gap_bucket(unsigned gap) {
+  if (gap < 2) return gap;
+  return gap < 4 ? 2 : gap < 8 ? 3 : gap < 16 ? 4 : 5;
 }
 
-// Odds of a vote's winner by how far the voters agree: at a match of no token, and what each matched token adds. A
-// fifth lower than what was observed: a young memory is right less often than the old one they were fitted to.
-struct OddsLine {
-  double start;
-  double per_token;
-};
-constexpr std::array<OddsLine, kNumAgreements> kAcceptanceOdds{
-    {{0.2, 0.0025}, {0.4, 0.4}, {0.8, 0.6}, {2.4, 2.4}, {1.4, 0.16}, {0.6, 0.04}, {0.3, 0.016}}};
-
-double acceptance_odds(std::size_t cell) {
-  const std::size_t evidence = cell / kNumDepths;
-  const OddsLine& line = kAcceptanceOdds[evidence % kNumAgreements];
-  return line.start + line.per_token * kLengthBounds[evidence / kNumAgreements % kNumLengths];
-}
-
-}  // namespace
-
-unsigned length_bucket(unsigned match_length) {
+unsigned age_bucket(std::uint32_t age) {
   unsigned bucket = 0;
-  while (bucket + 1 < kNumLengths && match_length >= kLengthBounds[bucket + 1]) ++bucket;
+  for (; age > 16 && bucket + 1 < kNumAges; age /= 4) ++bucket;
   return bucket;
 }
 
-unsigned agreement_bucket(bool contested, unsigned num_votes, double share) {
-  if (!contested) return num_votes >= 4 ? 3 : num_votes >= 2 ? 2 : 1;
-  if (share > 0.9) return 4;
-  if (share > 0.7) return 5;
-  return share > 0.5 ? 6 : 0;
+unsigned distance_bucket(const PlaceTraits& traits) {
+  if (!traits.has_anchor) return 0;
+  if (traits.distance >= 0) return traits.distance < 8 ? 1 : traits.distance < 256 ? 2 : traits.distance < 4096 ? 3 : 5;
+  return traits.distance > -2048 ? 4 : 5;
 }
 
-unsigned depth_bucket(unsigned depth) {
-  if (depth == 0) return 0;
-  return depth < 3 ? 1 : depth < 8 ? 2 : 3;
+struct Knot {
+  std::size_t index;  // of its trials; the hits come after all the trials
+  double share;       // of the trial that falls to the next knot
+};
+
+Knot knot_of(unsigned context, double share) {
+  const double p = std::clamp(share, 1e-4, 1.0 - 1e-4);
+  const double place = std::clamp(std::log(p / (1.0 - p)) * kKnotsPerLogit + (kNumKnots - 1) / 2.0, 0.0,
+                                  static_cast<double>(kNumKnots - 1) - 1e-3);
+  const auto whole = static_cast<std::size_t>(place);
+  return {kMap + std::size_t{context} * kNumKnots + whole, place - static_cast<double>(whole)};
 }
 
-FrequencyTable::FrequencyTable(std::size_t num_cells, double (*prior_odds)(std::size_t cell)) {
-  cells_.reserve(num_cells);
-  for (std::size_t cell = 0; cell < num_cells; ++cell) {
-    const double odds = prior_odds(cell);
-    cells_.push_back({static_cast<float>(odds / (1.0 + odds)) * kPriorTotal, kPriorTotal});
+constexpr std::size_t kHits = std::size_t{kNumContexts} * kNumKnots;
+
+}  // namespace
+
+PlaceFeatures features_of(const PlaceTraits& traits) {
+  const unsigned source = static_cast<unsigned>(traits.source);
+  const unsigned length = kLengthBuckets[traits.match_length];
+  const unsigned followed = std::min(kNumFollowed - 1, traits.num_followed / 4 + (traits.num_followed > 0 ? 1 : 0));
+  const auto index = [](unsigned value) { return static_cast<std::uint16_t>(value); };
+  return {
+      index(kLengthWeights + source * kNumLengths + length),
+      index(kRankWeights + source * kNumRanks + std::min(traits.rank, kNumRanks - 1)),
+      index(kGapWeights + (source * kNumGaps + gap_bucket(traits.longest - traits.match_length)) * kNumLengths + length),
+      index(kSimilarWeights + (source * (kMaxSimilar + 1) + traits.num_similar) * kNumLengths + length),
+      index(kFollowedWeights + (source * (kMaxMisses + 1) + traits.misses) * kNumFollowed + followed),
+      index(kPlaceWeights + (source * kNumDistances + distance_bucket(traits)) * kNumAges + age_bucket(traits.age)),
+  };
+}
+
+Calibration::Calibration() : table_(kTableSize, 0.0f) {
+  for (unsigned source = 0; source < kNumSources; ++source) {
+    for (unsigned length = 0; length < kNumLengths; ++length) {
+      table_[kLengthWeights + source * kNumLengths + length] = 0.5f * static_cast<float>(length);
+    }
+  }
+  for (unsigned context = 0; context < kNumContexts; ++context) {
+    for (unsigned knot = 0; knot < kNumKnots; ++knot) {
+      const std::size_t trials = kMap + std::size_t{context} * kNumKnots + knot;
+      const double logit = (knot - (kNumKnots - 1) / 2.0) / kKnotsPerLogit;
+      table_[trials] = kPriorTrials;
+      table_[trials + kHits] = static_cast<float>(kPriorTrials / (1.0 + std::exp(-logit)));
+    }
   }
 }
 
-void FrequencyTable::record(std::size_t cell, bool hit) {
-  Cell& counts = cells_[cell];
-  counts.hits += hit ? 1.0f : 0.0f;
-  counts.total += 1.0f;
-  if (counts.total >= kCellLimit) {
-    counts.hits *= 0.5f;
-    counts.total *= 0.5f;
+float Calibration::score(const PlaceFeatures& features) const {
+  float sum = 0.0f;
+  for (const std::uint16_t feature : features) sum += table_[feature];
+  return sum;
+}
+
+void Calibration::shift(const PlaceFeatures& features, double step) {
+  for (const std::uint16_t feature : features) {
+    table_[feature] = static_cast<float>(static_cast<double>(table_[feature]) + step);
   }
 }
 
-std::string FrequencyTable::check() const {
-  for (std::size_t i = 0; i < cells_.size(); ++i) {
-    const Cell& cell = cells_[i];
-    if (!(cell.hits >= 0 && cell.hits <= cell.total && cell.total > 0)) {
-      return "calibration cell " + std::to_string(i) + " has more hits than trials";
+void Calibration::shift_escape(unsigned longest, std::size_t num_candidates, double step) {
+  float& weight = table_[escape_index(longest, num_candidates)];
+  weight = static_cast<float>(static_cast<double>(weight) + step);
+}
+
+std::size_t Calibration::escape_index(unsigned longest, std::size_t num_candidates) {
+  const auto crowd = static_cast<unsigned>(std::min<std::size_t>(kNumCrowds - 1, num_candidates / 6));
+  return kEscapeWeights + kLengthBuckets[longest] * kNumCrowds + crowd;
+}
+
+unsigned Calibration::map_context(unsigned depth, unsigned rank, unsigned num_votes, unsigned match_length) {
+  const unsigned level = depth == 0 ? 0 : depth < 3 ? 1 : depth < 8 ? 2 : 3;
+  const unsigned place = level * kNumNodeRanks + std::min(rank, kNumNodeRanks - 1);
+  const unsigned several = num_votes > 1 ? 1 : 0;
+  return (place * 2 + several) * kNumMapLengths + kLengthBuckets[match_length] / 3;
+}
+
+double Calibration::probability(unsigned context, double share) const {
+  const Knot knot = knot_of(context, share);
+  const auto frequency = [this](std::size_t at) {
+    return static_cast<double>(table_[at + kHits]) / static_cast<double>(table_[at]);
+  };
+  return (1.0 - knot.share) * frequency(knot.index) + knot.share * frequency(knot.index + 1);
+}
+
+void Calibration::record(unsigned context, double share, bool hit) {
+  const Knot knot = knot_of(context, share);
+  const double parts[] = {1.0 - knot.share, knot.share};
+  for (std::size_t i = 0; i < 2; ++i) {
+    float& trials = table_[knot.index + i];
+    float& hits = table_[knot.index + i + kHits];
+    trials = static_cast<float>(static_cast<double>(trials) + parts[i]);
+    if (hit) hits = static_cast<float>(static_cast<double>(hits) + parts[i]);
+    if (trials > kMostTrials) {
+      trials *= 0.5f;
+      hits *= 0.5f;
+    }
+  }
+}
+
+bool Calibration::restore(std::span<const float> state) {
+  if (state.size() != table_.size()) return false;
+  std::vector<float> before(state.begin(), state.end());
+  table_.swap(before);
+  if (check().empty()) return true;
+  table_.swap(before);
+  return false;
+}
+
+std::string Calibration::check() const {
+  for (std::size_t i = 0; i < kMap; ++i) {
+    if (!std::isfinite(table_[i])) return "weight " + std::to_string(i) + " is no number";
+  }
+  for (std::size_t i = kMap; i < kMap + kHits; ++i) {
+    const float trials = table_[i];
+    const float hits = table_[i + kHits];
+    if (!(trials > 0 && trials <= kMostTrials + 1 && hits >= 0 && hits <= trials * 1.001f)) {
+      return "the probability map has more hits than trials at " + std::to_string(i - kMap);
     }
   }
   return {};
-}
-
-Calibration::Calibration()
-    : trust(kNumTrustCells, &trust_odds), acceptance(kNumAcceptanceCells, &acceptance_odds) {}
-
-std::string Calibration::check() const {
-  if (std::string fault = trust.check(); !fault.empty()) return "trust: " + fault;
-  if (std::string fault = acceptance.check(); !fault.empty()) return "acceptance: " + fault;
-  return {};
-}
-
-std::size_t Calibration::trust_cell(Source source, unsigned misses, unsigned match_length) {
-  const std::size_t origin = static_cast<std::size_t>(source) * (kMaxMisses + 1) + misses;
-  return origin * kNumLengths + length_bucket(match_length);
-}
-
-std::size_t Calibration::acceptance_cell(Source source, unsigned misses, unsigned match_length,
-                                         unsigned agreement, unsigned depth) {
-  const std::size_t evidence = trust_cell(source, misses, match_length) * kNumAgreements + agreement;
-  return evidence * kNumDepths + depth_bucket(depth);
 }
 
 }  // namespace paceline

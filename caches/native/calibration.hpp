@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -14,54 +15,67 @@ inline constexpr unsigned kNumSources = 2;
 
 inline constexpr unsigned kMaxMatch = 64;   // longer matches count as this
 inline constexpr unsigned kMaxMisses = 3;   // mismatches a cursor survives
-inline constexpr unsigned kNumLengths = 11;
-inline constexpr unsigned kNumAgreements = 7;
-inline constexpr unsigned kNumDepths = 4;
+inline constexpr unsigned kMaxSimilar = 16; // tokens before the match that are compared one by one
 
-unsigned length_bucket(unsigned match_length);
-// How far the candidates agree on a token: `num_votes` of them for it, `share` of all weight, alone or contested.
-unsigned agreement_bucket(bool contested, unsigned num_votes, double share);
-unsigned depth_bucket(unsigned depth);
+// What is known of an earlier place when it is ranked.
+struct PlaceTraits {
+  Source source = Source::kContext;
+  unsigned match_length = 0;   // at most kMaxMatch
+  unsigned longest = 0;        // match length of the longest candidate
+  unsigned rank = 0;           // 0: the newest of its log
+  unsigned num_similar = 0;    // of the kMaxSimilar tokens before the match, those equal at the same distance
+  unsigned num_followed = 0;   // tokens by which a cursor has followed it; 0: found by lookup
+  unsigned misses = 0;         // mismatches the cursor came through
+  std::uint32_t age = 0;       // tokens that came after it
+  bool has_anchor = false;     // whether its log was copied from in this request before
+  std::int64_t distance = 0;   // from the place last copied rightly
+};
 
-// Observed frequency of being right, one per cell, starting from prior odds that weigh as much as kPriorTotal trials and
-// forgetting slowly: when a cell's count reaches kCellLimit both counts are halved. probability() and record() are O(1).
-class FrequencyTable {
+inline constexpr unsigned kNumFeatures = 6;
+using PlaceFeatures = std::array<std::uint16_t, kNumFeatures>;
+
+// Indices of the weights that belong to a place.
+PlaceFeatures features_of(const PlaceTraits& traits);
+
+// What drafting has learned, shared by requests of equal reach alone: how far others are drafted for must not show how well
+// a tenant's drafts went. Two tables of floats, learned online from what the target commits:
+//
+// *Weights* rank places: a conditional logit (McFadden, 1974) over the candidates and the event that none is right. A place's score is the
+// sum of one weight for each trait; P(token) is the share of the places that guess it in the sum of exp(score). One step of stochastic
+// gradient on the log-likelihood of each committed token.
+//
+// *The probability map* turns such a share into an observed frequency, by depth, rank and agreement: the adaptive
+// probability map of context-mixing compressors (Mahoney, PAQ).
+class Calibration {
  public:
-  FrequencyTable(std::size_t num_cells, double (*prior_odds)(std::size_t cell));
-  double probability(std::size_t cell) const {
-    return static_cast<double>(cells_[cell].hits / cells_[cell].total);
+  Calibration();
+
+  float score(const PlaceFeatures& features) const;
+  // Score of "none of the candidates is right".
+  float escape_score(unsigned longest, std::size_t num_candidates) const {
+    return table_[escape_index(longest, num_candidates)];
   }
-  void record(std::size_t cell, bool hit);
-  std::size_t num_bytes() const { return cells_.size() * sizeof(Cell); }
-  // Empty if every cell holds 0 <= hits <= total, else the first that does not.
+  // Adds `step` to every weight of a place (or of the escape).
+  void shift(const PlaceFeatures& features, double step);
+  void shift_escape(unsigned longest, std::size_t num_candidates, double step);
+
+  // Context of the probability map for a node.
+  static unsigned map_context(unsigned depth, unsigned rank, unsigned num_votes, unsigned match_length);
+  double probability(unsigned context, double share) const;
+  void record(unsigned context, double share, bool hit);
+
+  // Everything learned, to be kept and restored.
+  std::span<const float> state() const { return table_; }
+  // False, and nothing changed, if `state` has another size or holds no such table.
+  bool restore(std::span<const float> state);
+  std::size_t num_bytes() const { return table_.size() * sizeof(float); }
+  // Empty if every value is one that learning can reach, else what is wrong.
   std::string check() const;
 
  private:
-  struct Cell {
-    float hits;
-    float total;
-  };
-  std::vector<Cell> cells_;
-};
+  static std::size_t escape_index(unsigned longest, std::size_t num_candidates);
 
-// What drafting has learned of itself, shared by requests of equal reach alone: how far others are drafted for must not
-// show how well a tenant's drafts went.
-//
-// `trust` says how often a single candidate is right about the next token; it weighs the votes. `acceptance` says how
-// often the winner of a vote is right given that the draft was right so far; it is the probability of a node. Both
-// are filled by the tokens that the target commits, whether or not it verified the draft.
-struct Calibration {
-  static std::size_t trust_cell(Source source, unsigned misses, unsigned match_length);
-  static std::size_t acceptance_cell(Source source, unsigned misses, unsigned match_length,
-                                     unsigned agreement, unsigned depth);
-
-  Calibration();
-  std::size_t num_bytes() const { return trust.num_bytes() + acceptance.num_bytes(); }
-  // Empty if both tables are whole, else what is wrong.
-  std::string check() const;
-
-  FrequencyTable trust;
-  FrequencyTable acceptance;
+  std::vector<float> table_;
 };
 
 }  // namespace paceline

@@ -6,6 +6,7 @@
 namespace paceline {
 namespace {
 
+constexpr std::int64_t kMaxBranches = 16;
 constexpr std::int64_t kMaxCapacity = std::int64_t{1} << 31;
 
 std::string number(double value) {
@@ -78,7 +79,7 @@ struct DraftIndex::Request {
   Position shift = 0;
   Position new_begin = 0;   // of the log: tokens from here on are this request's own
   Position prompt_end = 0;  // of the log
-  std::vector<Cursor> cursors;
+  Trail trail;
   Draft draft;
 
   std::size_t num_tokens() const { return context.end() - shift; }
@@ -88,7 +89,7 @@ struct DraftIndex::Request {
     context.truncate(wanted + shift);
     new_begin = std::min(new_begin, context.end());
     prompt_end = std::min(prompt_end, context.end());
-    cursors.clear();
+    trail.clear();
     draft.clear();
   }
 };
@@ -185,10 +186,10 @@ void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> 
     const auto committed = token_ids.subspan(static_cast<std::size_t>(offsets[i]),
                                              static_cast<std::size_t>(offsets[i + 1] - offsets[i]));
     if (committed.empty()) continue;
-    num_accepted_ += Drafter::score(open.draft, committed, *open.calibration);
-    open.context.append(committed);
     logs_of(open, logs);
-    Drafter::follow(open.draft, open.cursors, logs, committed);
+    num_accepted_ += Drafter::score(open.draft, committed, *open.calibration, open.trail, logs);
+    open.context.append(committed);
+    Drafter::follow(open.trail, logs, committed);
   }
 }
 
@@ -207,7 +208,11 @@ std::int64_t DraftIndex::num_tokens(Handle handle) const {
   return static_cast<std::int64_t>(request(handle).num_tokens());
 }
 
-DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens) {
+DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
+                               std::int64_t max_branches) {
+  if (max_branches < 1 || max_branches > kMaxBranches) {
+    refuse("max_branches", std::to_string(max_branches), "give 1 (chains) to 16");
+  }
   if (max_tokens.size() != handles.size()) {
     refuse("the number of max_tokens", std::to_string(max_tokens.size()),
            "give one for each of the " + std::to_string(handles.size()) + " handles");
@@ -226,12 +231,12 @@ DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const 
     Request& open = request(handles[i]);
     const std::scoped_lock drafting(open.drafting);
     logs_of(open, logs);
-    drafter_.draft(logs, open.cursors, *open.calibration, static_cast<unsigned>(max_tokens[i]),
-                   open.draft);
-    for (std::size_t n = 0; n < open.draft.num_issued; ++n) {
+    drafter_.draft(logs, open.trail, *open.calibration, static_cast<unsigned>(max_tokens[i]),
+                   static_cast<unsigned>(max_branches), open.draft);
+    for (const std::uint32_t n : open.draft.issue_order) {
       const Draft::Node& node = open.draft.nodes[n];
       batch.token_ids.push_back(node.token);
-      batch.parent.push_back(static_cast<std::int32_t>(n) - 1);
+      batch.parent.push_back(node.parent < 0 ? -1 : open.draft.nodes[static_cast<std::size_t>(node.parent)].issued);
       batch.prob.push_back(node.probability);
       batch.source.push_back(static_cast<std::uint8_t>(node.source));
     }
@@ -296,7 +301,7 @@ std::string DraftIndex::check() const {
       return who + "its own tokens lie outside its context";
     }
     if (open->shift > open->context.end()) return who + "it slid further than its context is long";
-    if (open->draft.num_issued > open->draft.nodes.size() && !open->draft.nodes.empty()) {
+    if (open->draft.issue_order.size() > open->draft.nodes.size()) {
       return who + "it handed out more nodes than it drafted";
     }
   }

@@ -76,7 +76,8 @@ class DraftIndex {
               std::span<const std::int64_t> offsets);
   void truncate(Handle handle, std::int64_t num_tokens);
   std::int64_t num_tokens(Handle handle) const;
-  DraftBatch propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens);
+  DraftBatch propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
+                     std::int64_t max_branches = 1);
   Finished finish(Handle handle);
 
   IndexStats stats() const;

@@ -1,226 +1,352 @@
 #include "drafter.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace paceline {
 namespace {
 
 constexpr std::size_t kMaxCursors = 4;
-constexpr unsigned kShadowNodes = 4;  // drafted past the stop, so that cells that fell low can rise again
-constexpr double kRankDiscount = 0.8;
-constexpr double kOddsFloor = 1e-3;
+constexpr double kLearningRate = 0.02;
+constexpr double kConsidered = 0.3;   // nodes down to this part of min_probability are kept, so that the map can rise again
 
 Source source_of(const Candidate& candidate) {
   return candidate.log == 0 ? Source::kContext : Source::kShared;
 }
 
-// The drafting of one chain: the candidates still in agreement with it and the votes of the current depth.
-class Chain {
- public:
-  Chain(std::span<const TokenLog* const> logs, const Calibration& calibration, Draft& draft)
-      : logs_(logs), calibration_(calibration), draft_(draft) {}
+bool is_alive(const TokenLog* log, std::uint32_t epoch, Position next) {
+  return log != nullptr && epoch == log->epoch() && next >= log->begin() && next < log->end();
+}
 
-  void gather(std::span<const Cursor> cursors, unsigned max_candidates) {
+// The drafting of one tree.
+class Growth {
+ public:
+  Growth(std::span<const TokenLog* const> logs, const Trail& trail, const Calibration& calibration, Draft& draft)
+      : logs_(logs), trail_(trail), calibration_(calibration), draft_(draft) {}
+
+  void gather(unsigned max_candidates) {
     const std::span<const Token> context = logs_[0]->tokens();
-    for (const Cursor& cursor : cursors) add_cursor(cursor, context);
-    const std::size_t num_cursors = candidates_.size();
+    found_.clear();
+    for (const Cursor& cursor : trail_.cursors) add_cursor(cursor, context);
+    const std::size_t num_cursors = found_.size();
     for (std::uint32_t i = 0; i < logs_.size(); ++i) {
-      if (logs_[i] == nullptr) continue;
-      find_candidates(*logs_[i], i, i == 0, context, max_candidates, candidates_);
+      if (logs_[i] != nullptr) find_candidates(*logs_[i], i, i == 0, context, max_candidates, found_);
     }
     drop_repeats(num_cursors);
-    weigh();
+    rank();
   }
 
-  // Adds the winner of the vote at this depth to the draft; false if no candidate has a guess.
-  bool extend() {
-    count_votes();
-    if (ballot_.empty()) return false;
-    const unsigned depth = static_cast<unsigned>(draft_.nodes.size());
-    std::size_t winner = 0;
-    double total = 0;
-    for (std::size_t i = 0; i < ballot_.size(); ++i) {
-      total += ballot_[i].weight;
-      if (ballot_[i].weight > ballot_[winner].weight) winner = i;
+  void grow(unsigned max_tokens, unsigned max_branches, double min_probability) {
+    expand(-1, max_branches, min_probability);
+    while (!frontier_.empty() && draft_.issue_order.size() < max_tokens) {
+      std::pop_heap(frontier_.begin(), frontier_.end());
+      const std::uint32_t node = frontier_.back().node;
+      frontier_.pop_back();
+      draft_.nodes[node].issued = static_cast<std::int32_t>(draft_.issue_order.size());
+      draft_.issue_order.push_back(node);
+      if (draft_.issue_order.size() < max_tokens) {
+        expand(static_cast<std::int32_t>(node), max_branches, min_probability);
+      }
     }
-    const Ballot& won = ballot_[winner];
-    const Candidate best = candidates_[won.best];
-    const unsigned agreement = agreement_bucket(ballot_.size() > 1, won.num_votes, won.weight / total);
-    const std::size_t cell = Calibration::acceptance_cell(
-        source_of(best), best.misses, std::min(won.match_length + depth, kMaxMatch), agreement, depth);
-    if (depth == 0) lead_with(best);
-    keep_voters_of(won.token);
-    draft_.nodes.push_back({.token = won.token,
-                            .probability = static_cast<float>(calibration_.acceptance.probability(cell)),
-                            .source = source_of(best),
-                            .cell = static_cast<std::uint32_t>(cell)});
-    return true;
   }
 
  private:
-  struct Ballot {
-    Token token;
-    unsigned num_votes;
-    unsigned match_length;  // longest of its voters
-    double weight;
-    std::size_t best;  // its heaviest voter
-  };
-
   void add_cursor(const Cursor& cursor, std::span<const Token> context) {
     const TokenLog* log = logs_[cursor.log];
-    if (log == nullptr || cursor.epoch != log->epoch() || cursor.next < log->begin() ||
-        cursor.next >= log->end() || log->at(cursor.next) == kBorder) {
-      return;
-    }
-    candidates_.push_back({.log = cursor.log,
-                           .next = cursor.next,
-                           .match_length = match_length(*log, cursor.next, context),
-                           .misses = cursor.misses});
+    if (!is_alive(log, cursor.epoch, cursor.next) || log->at(cursor.next) == kBorder) return;
+    const unsigned length = match_length(*log, cursor.next, context);
+    found_.push_back({.log = cursor.log,
+                      .next = cursor.next,
+                      .match_length = length,
+                      .num_similar = num_similar(*log, cursor.next, context, length),
+                      .misses = cursor.misses,
+                      .num_followed = cursor.num_matched,
+                      .guess = log->at(cursor.next)});
   }
 
   void drop_repeats(std::size_t num_cursors) {
-    const auto cursors = std::span(candidates_).first(num_cursors);
+    const auto cursors = std::span(found_).first(num_cursors);
     const auto is_repeat = [&](const Candidate& found) {
       return std::any_of(cursors.begin(), cursors.end(), [&](const Candidate& cursor) {
         return cursor.log == found.log && cursor.next == found.next;
       });
     };
-    const auto first = candidates_.begin() + static_cast<std::ptrdiff_t>(num_cursors);
-    candidates_.erase(std::remove_if(first, candidates_.end(), is_repeat), candidates_.end());
+    const auto first = found_.begin() + static_cast<std::ptrdiff_t>(num_cursors);
+    found_.erase(std::remove_if(first, found_.end(), is_repeat), found_.end());
   }
 
-  void weigh() {
-    double discount[kNumSources] = {1.0, 1.0};
-    for (Candidate& candidate : candidates_) {
-      const Source source = source_of(candidate);
-      const std::size_t cell = Calibration::trust_cell(source, candidate.misses, candidate.match_length);
-      const double trust = calibration_.trust.probability(cell);
-      const double odds = trust / (1.0 - trust + kOddsFloor);
-      double& rank = discount[static_cast<std::size_t>(source)];
-      candidate.weight = odds * odds * rank;
-      rank *= kRankDiscount;
-      draft_.votes.push_back({logs_[candidate.log]->at(candidate.next), static_cast<std::uint32_t>(cell)});
+  // Shares of the candidates and of the event that none is right: a softmax of their scores.
+  void rank() {
+    draft_.longest = 0;
+    for (const Candidate& candidate : found_) draft_.longest = std::max(draft_.longest, candidate.match_length);
+    const float escape = calibration_.escape_score(draft_.longest, found_.size());
+    float highest = escape;
+    for (Candidate& candidate : found_) {
+      const PlaceFeatures features = features_of(traits_of(candidate));
+      candidate.share = calibration_.score(features);
+      highest = std::max(highest, candidate.share);
+      draft_.places.push_back({candidate, features});
+    }
+    double total = std::exp(static_cast<double>(escape - highest));
+    draft_.escape_share = total;
+    for (Draft::Place& place : draft_.places) {
+      weights_.push_back(std::exp(static_cast<double>(place.candidate.share - highest)));
+      total += weights_.back();
+    }
+    draft_.escape_share /= total;
+    for (std::size_t i = 0; i < weights_.size(); ++i) {
+      draft_.places[i].candidate.share = static_cast<float>(weights_[i] / total);
+      found_[i].share = draft_.places[i].candidate.share;
     }
   }
 
-  // Next token of a candidate, kBorder if it has none. A copy that reaches the end of the context goes on in the
-  // draft itself, as LZ77 copies do: so that a loop is drafted for as long as it may last.
-  Token guess(const Candidate& candidate) const {
+  PlaceTraits traits_of(const Candidate& candidate) const {
     const TokenLog& log = *logs_[candidate.log];
-    if (candidate.next < log.end()) return log.at(candidate.next);
-    const std::size_t beyond = candidate.next - log.end();
-    return candidate.log == 0 && beyond < draft_.nodes.size() ? draft_.nodes[beyond].token : kBorder;
-  }
-
-  void count_votes() {
-    ballot_.clear();
-    for (std::size_t i = 0; i < candidates_.size(); ++i) {
-      const Candidate& candidate = candidates_[i];
-      const Token token = guess(candidate);
-      if (token == kBorder) continue;
-      auto entry = std::find_if(ballot_.begin(), ballot_.end(), [&](const Ballot& b) { return b.token == token; });
-      if (entry == ballot_.end()) {
-        ballot_.push_back({token, 0, 0, 0.0, i});
-        entry = ballot_.end() - 1;
+    PlaceTraits traits{.source = source_of(candidate),
+                       .match_length = candidate.match_length,
+                       .longest = draft_.longest,
+                       .rank = candidate.rank,
+                       .num_similar = candidate.num_similar,
+                       .num_followed = candidate.num_followed,
+                       .misses = candidate.misses,
+                       .age = log.end() - candidate.next};
+    if (candidate.log < trail_.anchors.size()) {
+      const Anchor& anchor = trail_.anchors[candidate.log];
+      if (anchor.next != kNone && anchor.epoch == log.epoch()) {
+        traits.has_anchor = true;
+        traits.distance = static_cast<std::int64_t>(candidate.next) - static_cast<std::int64_t>(anchor.next);
       }
-      ++entry->num_votes;
-      entry->match_length = std::max(entry->match_length, candidate.match_length);
-      entry->weight += candidate.weight;
-      if (candidate.weight > candidates_[entry->best].weight) entry->best = i;
+    }
+    return traits;
+  }
+
+  // Considers the continuations of a node (-1: of the context): one child for each token its voters guess.
+  void expand(std::int32_t parent, unsigned max_branches, double min_probability) {
+    const unsigned depth = parent < 0 ? 0 : depth_of(parent) + 1;
+    std::uint32_t first = 0;
+    auto last = static_cast<std::uint32_t>(found_.size());
+    double path = 1.0;
+    double unlikely = draft_.escape_share;
+    if (parent >= 0) {
+      const Draft::Node& node = draft_.nodes[static_cast<std::size_t>(parent)];
+      first = node.first;
+      last = node.last;
+      path = node.path_probability;
+      unlikely = 0;
+      advance_voters(parent, first, last);
+    }
+    ballot_.clear();
+    double total = unlikely;
+    for (std::uint32_t at = first; at < last;) at = next_group(at, last, total);
+    std::stable_sort(ballot_.begin(), ballot_.end(), [](const Group& a, const Group& b) { return a.weight > b.weight; });
+    if (ballot_.size() > max_branches) ballot_.resize(max_branches);
+    for (unsigned rank = 0; rank < ballot_.size(); ++rank) consider(parent, depth, rank, total, path, min_probability);
+  }
+
+  // A node that may be handed out: the likelier path is the greater, of equal ones the earlier node.
+  struct Open {
+    double path_probability;
+    std::uint32_t node;
+    bool operator<(const Open& other) const {
+      if (path_probability != other.path_probability) return path_probability < other.path_probability;
+      return node > other.node;
+    }
+  };
+
+  struct Group {
+    Token token;
+    std::uint32_t first, last;
+    unsigned match_length;
+    double weight;
+    std::uint32_t best;
+  };
+
+  // Gathers the voters that guess the same token as the one at `at` behind it; returns the end of the group.
+  std::uint32_t next_group(std::uint32_t at, std::uint32_t last, double& total) {
+    Group group{found_[at].guess, at, at, 0, 0.0, at};
+    for (std::uint32_t i = at; i < last; ++i) {
+      if (found_[i].guess != group.token) continue;
+      std::rotate(found_.begin() + group.last, found_.begin() + i, found_.begin() + i + 1);
+      const Candidate& voter = found_[group.last];
+      if (group.weight == 0.0 || voter.share > found_[group.best].share) group.best = group.last;
+      group.weight += static_cast<double>(voter.share);
+      group.match_length = std::max(group.match_length, voter.match_length);
+      ++group.last;
+    }
+    if (group.token != kBorder) {
+      total += group.weight;
+      ballot_.push_back(group);
+    }
+    return group.last;
+  }
+
+  void consider(std::int32_t parent, unsigned depth, unsigned rank, double total, double path, double min_probability) {
+    const Group& group = ballot_[rank];
+    const double share = group.weight / total;
+    const unsigned length = std::min(group.match_length + depth, kMaxMatch);
+    const unsigned context = Calibration::map_context(depth, rank, group.last - group.first, length);
+    const double probability = calibration_.probability(context, share);
+    const double reached = path * probability;
+    if (reached < min_probability * kConsidered) return;
+    draft_.nodes.push_back({.token = group.token,
+                            .parent = parent,
+                            .probability = static_cast<float>(probability),
+                            .source = source_of(found_[group.best]),
+                            .context = static_cast<std::uint16_t>(context),
+                            .share = share,
+                            .path_probability = reached,
+                            .first = group.first,
+                            .last = group.last});
+    if (reached < min_probability) return;
+    frontier_.push_back({reached, static_cast<std::uint32_t>(draft_.nodes.size() - 1)});
+    std::push_heap(frontier_.begin(), frontier_.end());
+  }
+
+  // Moves a node's voters past its token. A copy that reaches the end of the context goes on in the draft itself, as LZ77
+  // copies do, so that a loop is drafted for as long as it may last.
+  void advance_voters(std::int32_t node, std::uint32_t first, std::uint32_t last) {
+    for (std::uint32_t i = first; i < last; ++i) {
+      Candidate& voter = found_[i];
+      const TokenLog& log = *logs_[voter.log];
+      ++voter.next;
+      if (voter.next < log.end()) {
+        voter.guess = log.at(voter.next);
+      } else {
+        voter.guess = voter.log == 0 ? drafted(node, voter.next - log.end()) : kBorder;
+      }
     }
   }
 
-  void lead_with(const Candidate& best) {
-    draft_.has_lead = true;
-    draft_.lead = {.log = best.log,
-                   .epoch = logs_[best.log]->epoch(),
-                   .next = best.next,
-                   .num_matched = best.match_length,
-                   .misses = best.misses};
+  // The `at`-th token of the path to `node`; kBorder past its end.
+  Token drafted(std::int32_t node, std::size_t at) const {
+    const std::size_t depth = depth_of(node);
+    if (at > depth) return kBorder;
+    for (std::size_t up = depth - at; up > 0; --up) node = draft_.nodes[static_cast<std::size_t>(node)].parent;
+    return draft_.nodes[static_cast<std::size_t>(node)].token;
   }
 
-  void keep_voters_of(Token token) {
-    std::size_t kept = 0;
-    for (const Candidate& candidate : candidates_) {
-      if (guess(candidate) == token) candidates_[kept++] = candidate;
+  unsigned depth_of(std::int32_t node) const {
+    unsigned depth = 0;
+    for (node = draft_.nodes[static_cast<std::size_t>(node)].parent; node >= 0; ++depth) {
+      node = draft_.nodes[static_cast<std::size_t>(node)].parent;
     }
-    candidates_.resize(kept);
-    for (Candidate& candidate : candidates_) ++candidate.next;
+    return depth;
   }
 
   std::span<const TokenLog* const> logs_;
+  const Trail& trail_;
   const Calibration& calibration_;
   Draft& draft_;
-  std::vector<Candidate> candidates_;
-  std::vector<Ballot> ballot_;
+  std::vector<Candidate> found_;
+  std::vector<double> weights_;
+  std::vector<Group> ballot_;
+  std::vector<Open> frontier_;  // a heap
 };
+
+// One step of stochastic gradient ascent on the log-likelihood of the committed token.
+void learn_ranking(const Draft& draft, Token committed, Calibration& calibration) {
+  double right = 0;
+  for (const Draft::Place& place : draft.places) {
+    if (place.candidate.guess == committed) right += static_cast<double>(place.candidate.share);
+  }
+  const bool found = right > 0;
+  for (const Draft::Place& place : draft.places) {
+    const auto share = static_cast<double>(place.candidate.share);
+    const double wanted = found && place.candidate.guess == committed ? share / right : 0.0;
+    calibration.shift(place.features, kLearningRate * (wanted - share));
+  }
+  calibration.shift_escape(draft.longest, draft.places.size(),
+                           kLearningRate * ((found ? 0.0 : 1.0) - draft.escape_share));
+}
+
+// Puts the places worth following first: the likeliest that was right, then the likeliest.
+void lead_with(const Draft& draft, Token committed, Trail& trail, std::span<const TokenLog* const> logs) {
+  const Candidate* right = nullptr;
+  const Candidate* best = nullptr;
+  for (const Draft::Place& place : draft.places) {
+    const Candidate& candidate = place.candidate;
+    if (best == nullptr || candidate.share > best->share) best = &candidate;
+    if (candidate.guess == committed && (right == nullptr || candidate.share > right->share)) right = &candidate;
+  }
+  const auto put = [&](const Candidate* lead) {
+    if (lead == nullptr) return;
+    const auto repeats = [lead](const Cursor& c) { return c.log == lead->log && c.next == lead->next; };
+    std::erase_if(trail.cursors, repeats);
+    trail.cursors.insert(trail.cursors.begin(), {.log = lead->log,
+                                                 .epoch = logs[lead->log]->epoch(),
+                                                 .next = lead->next,
+                                                 .num_matched = std::max(lead->match_length, lead->num_followed),
+                                                 .misses = lead->misses});
+  };
+  if (best != right) put(best);
+  put(right);
+}
 
 }  // namespace
 
 void Draft::clear() {
   nodes.clear();
-  votes.clear();
-  num_issued = 0;
-  num_scored = 0;
-  has_lead = false;
+  issue_order.clear();
+  places.clear();
+  at = -1;
+  alive = false;
 }
 
-void Drafter::draft(std::span<const TokenLog* const> logs, std::span<const Cursor> cursors,
-                    const Calibration& calibration, unsigned max_tokens, Draft& draft) const {
+void Drafter::draft(std::span<const TokenLog* const> logs, const Trail& trail, const Calibration& calibration,
+                    unsigned max_tokens, unsigned max_branches, Draft& draft) const {
   draft.clear();
   if (max_tokens == 0) return;
-  Chain chain(logs, calibration, draft);
-  chain.gather(cursors, settings_.max_candidates);
-  double cumulative = 1.0;
-  unsigned num_shadows = 0;
-  while (draft.nodes.size() < max_tokens && num_shadows < kShadowNodes && chain.extend()) {
-    cumulative *= calibration.acceptance.probability(draft.nodes.back().cell);
-    if (num_shadows > 0 || cumulative < settings_.min_probability) {
-      ++num_shadows;
-    } else {
-      ++draft.num_issued;
-    }
-  }
+  Growth growth(logs, trail, calibration, draft);
+  growth.gather(settings_.max_candidates);
+  if (draft.places.empty()) return;
+  draft.alive = true;
+  growth.grow(max_tokens, max_branches, settings_.min_probability);
 }
 
-std::size_t Drafter::score(Draft& draft, std::span<const Token> committed, Calibration& calibration) {
+std::size_t Drafter::score(Draft& draft, std::span<const Token> committed, Calibration& calibration, Trail& trail,
+                           std::span<const TokenLog* const> logs) {
   if (committed.empty()) return 0;
-  for (const Draft::Vote& vote : draft.votes) calibration.trust.record(vote.cell, vote.token == committed[0]);
-  draft.votes.clear();
+  if (!draft.places.empty()) {
+    learn_ranking(draft, committed[0], calibration);
+    lead_with(draft, committed[0], trail, logs);
+    draft.places.clear();
+  }
   std::size_t num_accepted = 0;
   for (const Token token : committed) {
-    if (draft.num_scored >= draft.nodes.size()) break;
-    const bool issued = draft.num_scored < draft.num_issued;
-    const Draft::Node& node = draft.nodes[draft.num_scored++];
-    const bool right = node.token == token;
-    calibration.acceptance.record(node.cell, right);
-    if (!right) {
-      draft.nodes.clear();
-      break;
+    if (!draft.alive) break;
+    std::int32_t next = -1;
+    for (std::size_t i = static_cast<std::size_t>(draft.at + 1); i < draft.nodes.size(); ++i) {
+      const Draft::Node& node = draft.nodes[i];
+      if (node.parent != draft.at) continue;
+      calibration.record(node.context, node.share, node.token == token);
+      if (node.token == token) next = static_cast<std::int32_t>(i);
     }
-    num_accepted += issued ? 1 : 0;
+    draft.alive = next >= 0;
+    draft.at = next;
+    if (next >= 0 && draft.nodes[static_cast<std::size_t>(next)].issued >= 0) ++num_accepted;
   }
   return num_accepted;
 }
 
-void Drafter::follow(Draft& draft, std::vector<Cursor>& cursors, std::span<const TokenLog* const> logs,
-                     std::span<const Token> committed) {
-  if (draft.has_lead) cursors.insert(cursors.begin(), draft.lead);
-  draft.has_lead = false;
+void Drafter::follow(Trail& trail, std::span<const TokenLog* const> logs, std::span<const Token> committed) {
+  trail.anchors.resize(logs.size());
   std::size_t kept = 0;
-  for (std::size_t i = 0; i < cursors.size() && kept < kMaxCursors; ++i) {
-    Cursor cursor = cursors[i];
+  for (std::size_t i = 0; i < trail.cursors.size() && kept < kMaxCursors; ++i) {
+    Cursor cursor = trail.cursors[i];
     const TokenLog* log = logs[cursor.log];
     const bool alive = log != nullptr && std::all_of(committed.begin(), committed.end(), [&](Token token) {
-      return advance(cursor, *log, token);
+      const unsigned matched = cursor.num_matched;
+      if (!advance(cursor, *log, token)) return false;
+      if (kept == 0 && cursor.num_matched > matched) trail.anchors[cursor.log] = {log->epoch(), cursor.next};
+      return true;
     });
-    const bool repeated = std::any_of(cursors.begin(), cursors.begin() + static_cast<std::ptrdiff_t>(kept),
+    const bool repeated = std::any_of(trail.cursors.begin(), trail.cursors.begin() + static_cast<std::ptrdiff_t>(kept),
                                       [&](const Cursor& other) {
                                         return other.log == cursor.log && other.next == cursor.next;
                                       });
-    if (alive && !repeated) cursors[kept++] = cursor;
+    if (alive && !repeated) trail.cursors[kept++] = cursor;
   }
-  cursors.resize(kept);
+  trail.cursors.resize(kept);
 }
 
 }  // namespace paceline

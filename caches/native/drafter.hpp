@@ -16,48 +16,73 @@ struct DraftSettings {
   double min_probability = 0.1;
 };
 
-// One request's last draft and what it takes to score it.
+// The place of a log that was last copied from rightly.
+struct Anchor {
+  std::uint32_t epoch = 0;
+  Position next = kNone;  // kNone: none yet
+};
+
+// What a request carries from round to round beside its context.
+struct Trail {
+  std::vector<Cursor> cursors;  // best first
+  std::vector<Anchor> anchors;  // by log number
+  void clear() {
+    cursors.clear();
+    anchors.clear();
+  }
+};
+
+// One request's last draft and what it takes to learn from it.
 struct Draft {
   struct Node {
     Token token = 0;
-    float probability = 0;
+    std::int32_t parent = -1;        // -1: continues the context
+    std::int32_t issued = -1;        // index among the nodes handed out; -1: considered only
+    float probability = 0;           // P(accepted | parent accepted)
     Source source = Source::kContext;
-    std::uint32_t cell = 0;  // of Calibration::acceptance
+    std::uint16_t context = 0;       // of the probability map
+    double share = 0;                // the map's input
+    double path_probability = 0;
+    std::uint32_t first = 0;         // its voters, in `places`
+    std::uint32_t last = 0;
   };
-  struct Vote {
-    Token token = 0;
-    std::uint32_t cell = 0;  // of Calibration::trust
+  struct Place {
+    Candidate candidate;  // as found at the root
+    PlaceFeatures features;
   };
 
-  std::vector<Node> nodes;     // a chain; the first num_issued were handed out, the rest only serve calibration
-  std::vector<Vote> votes;     // every candidate's guess at the first token
-  std::size_t num_issued = 0;
-  std::size_t num_scored = 0;  // nodes already compared with committed tokens
-  bool has_lead = false;
-  Cursor lead;                 // the place whose guess won the first vote
-
+  std::vector<Node> nodes;                // a parent precedes its children, which lie side by side
+  std::vector<std::uint32_t> issue_order; // nodes handed out, likeliest path first
+  std::vector<Place> places;              // the root's candidates
+  double escape_share = 0;                // P(no candidate is right) at the root
+  unsigned longest = 0;                   // match length of the longest candidate
+  std::int32_t at = -1;                   // node that the committed tokens have led to
+  bool alive = false;                     // whether they still follow the draft
   void clear();
 };
 
-// Drafts chains for one request from the logs it may read: logs[0] is its own context.
+// Drafts trees for one request from the logs it may read: logs[0] is its own context.
 //
-// Candidates vote for the next token with the squared odds of their trust, discounted by rank; those that agree with
-// the winner vote for the token after it, and so on. A chain stops before its cumulative acceptance probability falls
-// below min_probability. O(num logs * max_candidates * (kMaxMatch + max_tokens)).
+// Every candidate place is scored (Calibration) and holds a share of the probability of the next token; places that guess the
+// same token stand behind one node and vote on for the token after it. Nodes are handed out in the order of the probability
+// of their path, likeliest first, as long as it is at least min_probability (Wang et al., OPT-Tree, 2024: for true
+// probabilities such a tree has the greatest expected accepted length of all of its size). At most
+// `max_branches` nodes continue one node; 1 gives a chain. O(candidates * (kMaxMatch + max_tokens)).
 class Drafter {
  public:
   explicit Drafter(const DraftSettings& settings) : settings_(settings) {}
 
-  // Replaces `draft` by one of at most max_tokens nodes. Reads logs and calibration, writes `draft` only.
-  void draft(std::span<const TokenLog* const> logs, std::span<const Cursor> cursors, const Calibration& calibration,
-             unsigned max_tokens, Draft& draft) const;
+  // Replaces `draft` by one of at most max_tokens nodes handed out. Writes `draft` only.
+  void draft(std::span<const TokenLog* const> logs, const Trail& trail, const Calibration& calibration,
+             unsigned max_tokens, unsigned max_branches, Draft& draft) const;
 
-  // Scores the draft against tokens that were committed after it. Call before the context grows.
-  static std::size_t score(Draft& draft, std::span<const Token> committed, Calibration& calibration);
+  // Learns from tokens that were committed after the draft; returns how many of its nodes were accepted. Call before the
+  // context grows.
+  static std::size_t score(Draft& draft, std::span<const Token> committed, Calibration& calibration, Trail& trail,
+                           std::span<const TokenLog* const> logs);
 
-  // Moves the request's cursors, the draft's lead first, past committed tokens. Call after the context grew.
-  static void follow(Draft& draft, std::vector<Cursor>& cursors, std::span<const TokenLog* const> logs,
-                     std::span<const Token> committed);
+  // Moves the request's cursors past committed tokens. Call after the context grew.
+  static void follow(Trail& trail, std::span<const TokenLog* const> logs, std::span<const Token> committed);
 
  private:
   DraftSettings settings_;

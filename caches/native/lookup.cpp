@@ -25,12 +25,18 @@ class ChainWalk {
     unsigned links = visits * kLinksPerVisit;
     // The context's own last gram is the newest of its chain and has nothing after it yet.
     Position at = own_ ? log_.older(chain, log_.end() - 1) : log_.newest(chain, &context_.back());
+    unsigned rank = 0;
     for (; at != kNone && visits > 0 && links > 0 && !full(); at = log_.older(chain, at), --links) {
       const unsigned length = match_length(log_, at + 1, context_);
       if (length < shortest) continue;
       --visits;
       if (length < below && log_.at(at + 1) != kBorder) {
-        found_.push_back({.log = log_number_, .next = at + 1, .match_length = length});
+        found_.push_back({.log = log_number_,
+                          .next = at + 1,
+                          .match_length = length,
+                          .num_similar = num_similar(log_, at + 1, context_, length),
+                          .rank = rank++,
+                          .guess = log_.at(at + 1)});
       }
     }
   }
@@ -55,6 +61,17 @@ unsigned match_length(const TokenLog& log, Position next, std::span<const Token>
   std::size_t length = 0;
   while (length < limit && log.at(next - 1 - static_cast<Position>(length)) == *(last - length)) ++length;
   return static_cast<unsigned>(length);
+}
+
+unsigned num_similar(const TokenLog& log, Position next, std::span<const Token> context, unsigned match_length) {
+  const std::size_t limit =
+      std::min<std::size_t>({match_length + 1 + kMaxSimilar, context.size(), next - log.begin()});
+  const Token* last = context.data() + context.size() - 1;
+  unsigned equal = 0;
+  for (std::size_t i = match_length + 1; i < limit; ++i) {
+    equal += log.at(next - 1 - static_cast<Position>(i)) == *(last - i) ? 1 : 0;
+  }
+  return equal;
 }
 
 void find_candidates(const TokenLog& log, std::uint32_t log_number, bool own, std::span<const Token> context,
