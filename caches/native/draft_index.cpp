@@ -3,47 +3,23 @@
 #include <algorithm>
 #include <utility>
 
+#include "shared_log.hpp"
+#include "validation.hpp"
+
 namespace paceline {
 namespace {
 
-constexpr std::int64_t kMaxCapacity = std::int64_t{1} << 31;
-
-std::string number(double value) {
-  std::string text = std::to_string(value);
-  text.erase(text.find_last_not_of('0') + 1);
-  return text.back() == '.' ? text + "0" : text;
-}
-
-[[noreturn]] void refuse(const std::string& what, const std::string& value, const std::string& fix) {
-  throw std::invalid_argument(what + " is " + value + "; " + fix);
-}
-
 const IndexSettings& checked(const IndexSettings& settings) {
-  if (settings.shared_capacity < 2 || settings.shared_capacity > kMaxCapacity) {
-    refuse("shared_capacity", std::to_string(settings.shared_capacity), "give 2 to 2147483648 tokens");
-  }
-  if (settings.max_sessions < 0) {
-    refuse("max_sessions", std::to_string(settings.max_sessions), "give 0 (keep none) or more");
-  }
-  if (settings.max_session_tokens < 0) {
-    refuse("max_session_tokens", std::to_string(settings.max_session_tokens), "give 0 (keep none) or more");
-  }
-  if (settings.max_candidates < 1 || settings.max_candidates > 256) {
-    refuse("max_candidates", std::to_string(settings.max_candidates), "give 1 to 256 places");
-  }
-  if (!(settings.min_probability > 0 && settings.min_probability <= 1)) {
-    refuse("min_probability", number(settings.min_probability), "give a probability above 0 and at most 1");
-  }
+  check_range("shared_capacity", settings.shared_capacity, kMinCapacity, "give 2 to 2147483648 tokens", kMaxCapacity);
+  check_range("max_sessions", settings.max_sessions, 0, "give 0 (keep none) or more");
+  check_range("max_session_tokens", settings.max_session_tokens, 0, "give 0 (keep none) or more");
+  check_range("max_candidates", settings.max_candidates, 1, "give 1 to 256 places", 256);
+  check_probability("min_probability", settings.min_probability);
   return settings;
 }
 
-void check_tokens(const char* name, std::span<const Token> tokens) {
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i] < 0) {
-      refuse(std::string(name) + "[" + std::to_string(i) + "]", std::to_string(tokens[i]),
-             "give token ids of 0 or more (cut padding off first)");
-    }
-  }
+void check_key(SequenceKey key) {
+  if (key == 0) refuse("key", "0", "give the positive key that the sequence was added under");
 }
 
 // Repeated scopes are read once: they would vote twice.
@@ -60,10 +36,10 @@ Reach reach_of(std::span<const ScopeId> read_scopes, ScopeId write_scope) {
 }  // namespace
 
 struct DraftIndex::Scope {
-  Scope(std::string scope_name, std::size_t capacity) : name(std::move(scope_name)), log(capacity) {}
+  Scope(std::string scope_name, std::size_t capacity) : name(std::move(scope_name)), shared(capacity) {}
 
   std::string name;
-  TokenLog log;
+  SharedLog shared;
 };
 
 // An open request. Where the prompt slid over the kept context, the engine's token i >= seam is the log's token
@@ -73,6 +49,9 @@ struct DraftIndex::Request {
   SessionKey session = 0;
   Reach reach;
   std::shared_ptr<Calibration> calibration;
+  std::vector<SequenceKey> keys;  // of the requests whose tokens the context may hold, its own last
+  bool is_erased = false;         // its own sequence was deleted: nobody else gets its tokens
+  bool is_tainted = false;        // a sequence that its context may hold was deleted: the context is not kept
   TokenLog context{0};
   Position seam = 0;
   Position shift = 0;
@@ -101,11 +80,22 @@ DraftIndex::DraftIndex(const IndexSettings& settings)
 
 DraftIndex::~DraftIndex() = default;
 
-ScopeId DraftIndex::scope(std::string_view name) {
+ScopeId DraftIndex::scope(std::string_view name, std::int64_t capacity) {
+  if (capacity != 0) {
+    check_range("capacity", capacity, kMinCapacity, "give 2 to 2147483648 tokens, or 0 for the default", kMaxCapacity);
+  }
   const std::string key(name);
   const std::unique_lock lock(mutex_);
-  if (const auto found = scope_ids_.find(key); found != scope_ids_.end()) return found->second;
-  auto opened = std::make_unique<Scope>(key, static_cast<std::size_t>(settings_.shared_capacity));
+  if (const auto found = scope_ids_.find(key); found != scope_ids_.end()) {
+    const std::size_t held = scopes_.at(found->second)->shared.log().capacity();
+    if (capacity != 0 && held != static_cast<std::size_t>(capacity)) {
+      refuse("capacity", std::to_string(capacity),
+             "scope " + key + " is open with " + std::to_string(held) + "; drop it first");
+    }
+    return found->second;
+  }
+  const std::int64_t wanted = capacity != 0 ? capacity : settings_.shared_capacity;
+  auto opened = std::make_unique<Scope>(key, static_cast<std::size_t>(wanted));
   const ScopeId id = next_scope_id_;
   scopes_.emplace(id, std::move(opened));
   scope_ids_.emplace(key, id);
@@ -117,7 +107,7 @@ std::size_t DraftIndex::drop_scope(ScopeId scope_id) {
   std::unique_ptr<Scope> dropped;  // both are freed after the lock is gone
   std::list<SessionStore::Kept> contexts;
   const std::unique_lock lock(mutex_);
-  const std::size_t num_shared = open_scope(scope_id).log.size();
+  const std::size_t num_shared = open_scope(scope_id).shared.log().size();
   const auto found = scopes_.find(scope_id);
   dropped = std::move(found->second);
   scopes_.erase(found);
@@ -126,19 +116,39 @@ std::size_t DraftIndex::drop_scope(ScopeId scope_id) {
   return num_shared + sessions_.drop_scope(scope_id, contexts);
 }
 
-void DraftIndex::append_shared(ScopeId scope_id, std::span<const Token> token_ids) {
+void DraftIndex::append_shared(ScopeId scope_id, std::span<const Token> token_ids, SequenceKey key, double time) {
   check_tokens("token_ids", token_ids);
+  check_time(time);
   const std::unique_lock lock(mutex_);
-  open_scope(scope_id).log.append_sequence(token_ids);
+  open_scope(scope_id).shared.append(token_ids, key, time);
+}
+
+std::size_t DraftIndex::delete_sequence(ScopeId scope_id, SequenceKey key) {
+  check_key(key);
+  std::list<SessionStore::Kept> contexts;  // freed after the lock is gone
+  const std::unique_lock lock(mutex_);
+  const std::size_t num_shared = open_scope(scope_id).shared.erase(key);
+  for (const auto& [handle, open] : requests_) {
+    if (!open->reach.touches(scope_id)) continue;
+    open->is_tainted |= std::find(open->keys.begin(), open->keys.end(), key) != open->keys.end();
+    open->is_erased |= open->keys.back() == key;
+  }
+  return num_shared + sessions_.drop_sequence(scope_id, key, contexts);
+}
+
+std::size_t DraftIndex::evict_before(ScopeId scope_id, double time) {
+  check_time(time);
+  const std::unique_lock lock(mutex_);
+  return open_scope(scope_id).shared.evict_before(time);
 }
 
 DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes,
-                                     ScopeId write_scope, SessionKey session) {
+                                     ScopeId write_scope, SessionKey session, SequenceKey key) {
   check_tokens("prompt_ids", prompt_ids);
   auto opened = std::make_unique<Request>();
   opened->session = session;
   opened->reach = reach_of(read_scopes, write_scope);
-  SessionStore::Match match{TokenLog(0), {}};
+  SessionStore::Match match{TokenLog(0), {}, {}};
   {
     const std::unique_lock lock(mutex_);
     check_scopes(opened->reach);
@@ -148,6 +158,8 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
   // Nobody else sees this request yet: its prompt is indexed without the lock.
   const std::size_t num_reused = match.overlap.num_reused();
   opened->context = std::move(match.context);
+  opened->keys = std::move(match.keys);
+  opened->keys.push_back(key);
   if (match.overlap.num_slid > 0) {
     opened->seam = static_cast<Position>(match.overlap.num_prefix);
     opened->shift = static_cast<Position>(opened->context.size() - num_reused);
@@ -166,17 +178,7 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
 void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> token_ids,
                         std::span<const std::int64_t> offsets) {
   check_tokens("token_ids", token_ids);
-  if (offsets.size() != handles.size() + 1) {
-    refuse("the number of offsets", std::to_string(offsets.size()),
-           "give one more than the " + std::to_string(handles.size()) + " handles");
-  }
-  for (std::size_t i = 0; i < offsets.size(); ++i) {
-    const std::int64_t earliest = i == 0 ? 0 : offsets[i - 1];
-    if (offsets[i] < earliest || offsets[i] > static_cast<std::int64_t>(token_ids.size())) {
-      refuse("offsets[" + std::to_string(i) + "]", std::to_string(offsets[i]),
-             "give rising offsets from 0 to the " + std::to_string(token_ids.size()) + " tokens");
-    }
-  }
+  check_offsets(offsets, handles.size(), token_ids.size());
   const std::unique_lock lock(mutex_);
   for (const Handle handle : handles) request(handle);
   std::vector<const TokenLog*> logs;
@@ -208,15 +210,7 @@ std::int64_t DraftIndex::num_tokens(Handle handle) const {
 }
 
 DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens) {
-  if (max_tokens.size() != handles.size()) {
-    refuse("the number of max_tokens", std::to_string(max_tokens.size()),
-           "give one for each of the " + std::to_string(handles.size()) + " handles");
-  }
-  for (std::size_t i = 0; i < max_tokens.size(); ++i) {
-    if (max_tokens[i] < 0) {
-      refuse("max_tokens[" + std::to_string(i) + "]", std::to_string(max_tokens[i]), "give 0 or more");
-    }
-  }
+  check_limits(max_tokens, handles.size());
   DraftBatch batch;
   batch.offsets.push_back(0);
   std::vector<const TokenLog*> logs;
@@ -241,7 +235,8 @@ DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const 
   return batch;
 }
 
-DraftIndex::Finished DraftIndex::finish(Handle handle) {
+DraftIndex::Finished DraftIndex::finish(Handle handle, double time) {
+  check_time(time);
   std::unique_ptr<Request> closed;
   std::list<SessionStore::Kept> dropped;
   Finished finished;
@@ -249,12 +244,15 @@ DraftIndex::Finished DraftIndex::finish(Handle handle) {
   const auto own = request(handle).context.tokens().subspan(request(handle).new_begin);
   finished.new_tokens.assign(own.begin(), own.end());
   finished.num_prompt = request(handle).prompt_end - request(handle).new_begin;
-  const auto scope = scopes_.find(request(handle).reach.write_scope);
-  if (scope != scopes_.end()) scope->second->log.append_sequence(finished.new_tokens);
   closed = std::move(requests_.find(handle)->second);
   requests_.erase(handle);
-  if (!reaches_dropped_scope(closed->reach)) {
-    sessions_.keep(closed->session, std::move(closed->reach), std::move(closed->context), dropped);
+  const auto scope = scopes_.find(closed->reach.write_scope);
+  if (scope != scopes_.end() && !closed->is_erased) {
+    scope->second->shared.append(finished.new_tokens, closed->keys.back(), time);
+  }
+  if (!closed->is_tainted && !reaches_dropped_scope(closed->reach)) {
+    sessions_.keep({closed->session, std::move(closed->reach), std::move(closed->context), std::move(closed->keys)},
+                   dropped);
   }
   return finished;
 }
@@ -270,8 +268,8 @@ IndexStats DraftIndex::stats() const {
                    .drafted = num_drafted_,
                    .accepted = num_accepted_};
   for (const auto& [id, scope] : scopes_) {
-    stats.shared_tokens += scope->log.size();
-    stats.bytes += scope->log.num_bytes();
+    stats.shared_tokens += scope->shared.log().size();
+    stats.bytes += scope->shared.num_bytes();
   }
   for (const auto& [reach, calibration] : calibrations_) stats.bytes += calibration->num_bytes();
   for (const auto& [handle, open] : requests_) {
@@ -287,7 +285,7 @@ std::string DraftIndex::check() const {
   for (const auto& [id, scope] : scopes_) {
     const auto named = scope_ids_.find(scope->name);
     if (named == scope_ids_.end() || named->second != id) return "scope " + std::to_string(id) + " lost its name";
-    if (std::string fault = scope->log.check(); !fault.empty()) return "scope " + scope->name + ": " + fault;
+    if (std::string fault = scope->shared.check(); !fault.empty()) return "scope " + scope->name + ": " + fault;
   }
   for (const auto& [handle, open] : requests_) {
     const std::string who = "request " + std::to_string(handle) + ": ";
@@ -348,7 +346,7 @@ void DraftIndex::logs_of(const Request& request, std::vector<const TokenLog*>& l
   logs.assign(1, &request.context);
   for (const ScopeId scope_id : request.reach.read_scopes) {
     const auto found = scopes_.find(scope_id);
-    logs.push_back(found == scopes_.end() ? nullptr : &found->second->log);
+    logs.push_back(found == scopes_.end() ? nullptr : &found->second->shared.log());
   }
 }
 

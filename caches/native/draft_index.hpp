@@ -66,18 +66,20 @@ class DraftIndex {
   explicit DraftIndex(const IndexSettings& settings);
   ~DraftIndex();
 
-  ScopeId scope(std::string_view name);
+  ScopeId scope(std::string_view name, std::int64_t capacity = 0);
   std::size_t drop_scope(ScopeId scope_id);
-  void append_shared(ScopeId scope_id, std::span<const Token> token_ids);
+  void append_shared(ScopeId scope_id, std::span<const Token> token_ids, SequenceKey key = 0, double time = 0);
+  std::size_t delete_sequence(ScopeId scope_id, SequenceKey key);
+  std::size_t evict_before(ScopeId scope_id, double time);
 
   Opened begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes, ScopeId write_scope,
-               SessionKey session);
+               SessionKey session, SequenceKey key = 0);
   void commit(std::span<const Handle> handles, std::span<const Token> token_ids,
               std::span<const std::int64_t> offsets);
   void truncate(Handle handle, std::int64_t num_tokens);
   std::int64_t num_tokens(Handle handle) const;
   DraftBatch propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens);
-  Finished finish(Handle handle);
+  Finished finish(Handle handle, double time = 0);
 
   IndexStats stats() const;
   // Empty if every invariant holds, else the first that does not. O(everything held).

@@ -5,7 +5,6 @@
 #include <cassert>
 #include <stdexcept>
 #include <utility>
-#include <vector>
 
 namespace paceline {
 namespace {
@@ -52,6 +51,16 @@ void TokenLog::truncate(Position size) {
     end_ = last;
   }
   run_ = end_ > begin_ ? run_at(end_ - 1) : 0;
+}
+
+void TokenLog::blank(Position begin, Position end) {
+  assert(begin >= begin_ && end <= end_ && at(end - 1) == kBorder);
+  for (Position position = begin; position < end; ++position) tokens_[slot(position)] = kBorder;
+}
+
+void TokenLog::forget_before(Position begin) {
+  assert(capacity_ != 0 && begin <= end_);
+  begin_ = std::max(begin_, begin);
 }
 
 Position TokenLog::newest(const GramChain& chain, const Token* last) const {
@@ -103,10 +112,14 @@ void TokenLog::push(Token token) {
   }
 }
 
-void TokenLog::index(GramChain& chain, Position position) {
+std::uint32_t TokenLog::bucket_at(const GramChain& chain, Position position) const {
   std::array<Token, kMaxGram> gram;
   for (unsigned i = 0; i < chain.gram(); ++i) gram[kMaxGram - 1 - i] = at(position - i);
-  Position& head = chain.heads_[chain.bucket(&gram[kMaxGram - 1])];
+  return chain.bucket(&gram[kMaxGram - 1]);
+}
+
+void TokenLog::index(GramChain& chain, Position position) {
+  Position& head = chain.heads_[bucket_at(chain, position)];
   chain.previous_[slot(position)] = head;
   head = position;
 }
@@ -178,28 +191,30 @@ std::string TokenLog::check_chain(const GramChain& chain) const {
   if (empty() && chain.heads_.size() == 0) return {};
   if (chain.heads_.size() != std::size_t{1} << chain.bits_) return name + "heads are no power of two";
   if (chain.previous_.size() != tokens_.size()) return name + "links and slots differ in number";
-  // A gram that begins before the ring's tail is as good as dead, though its last token is alive.
-  const Position first = begin_ + chain.gram() - 1;
-  const auto alive = [first](Position position) { return position != kNone && position >= first; };
-  std::vector<Position> newest(chain.heads_.size(), kNone);
+  std::size_t num_grams = 0;
   unsigned run = 0;
   for (Position position = begin_; position < end_; ++position) {
     run = at(position) == kBorder ? 0 : run + 1;
-    if (run < chain.gram()) continue;
-    std::array<Token, kMaxGram> gram;
-    for (unsigned i = 0; i < chain.gram(); ++i) gram[kMaxGram - 1 - i] = at(position - i);
-    Position& expected = newest[chain.bucket(&gram[kMaxGram - 1])];
-    const Position link = chain.previous_[slot(position)];
-    if (alive(link) ? link != expected : expected != kNone) {
-      return name + "position " + std::to_string(position) + " links to the wrong place";
-    }
-    expected = position;
+    if (run >= chain.gram()) ++num_grams;
   }
-  for (std::size_t i = 0; i < newest.size(); ++i) {
-    const Position head = chain.heads_[i];
-    if (alive(head) ? head != newest[i] : newest[i] != kNone) {
-      return name + "head " + std::to_string(i) + " is not the newest position of its bucket";
+  // A gram that begins before the ring's tail is as good as dead, though its last token is alive.
+  const Position first = begin_ + chain.gram() - 1;
+  std::size_t num_linked = 0;
+  for (std::size_t bucket = 0; bucket < chain.heads_.size(); ++bucket) {
+    Position newer = end_;
+    for (Position at_link = chain.heads_[bucket]; at_link != kNone && at_link >= first;
+         at_link = chain.previous_[slot(at_link)]) {
+      const std::string where = name + "the link to position " + std::to_string(at_link);
+      if (at_link >= newer) return where + " leads to no older position";
+      newer = at_link;
+      if (at(at_link) == kBorder) continue;  // a stepping stone: its sequence was made borders
+      if (run_at(at_link) < chain.gram()) return where + " leads to no gram";
+      if (bucket_at(chain, at_link) != bucket) return where + " lies in another gram's bucket";
+      ++num_linked;
     }
+  }
+  if (num_linked != num_grams) {
+    return name + std::to_string(num_grams) + " grams, but " + std::to_string(num_linked) + " in their buckets";
   }
   return {};
 }

@@ -48,6 +48,7 @@ class TokenLog {
  public:
   explicit TokenLog(std::size_t capacity, Position max_end = kMaxEnd);
 
+  std::size_t capacity() const { return capacity_; }
   Position begin() const { return begin_; }
   Position end() const { return end_; }
   std::size_t size() const { return end_ - begin_; }
@@ -66,6 +67,10 @@ class TokenLog {
   void append_sequence(std::span<const Token> tokens);
   // Drops the tokens from `size` on; only without a capacity. O(dropped).
   void truncate(Position size);
+  // Makes the whole sequences in [begin, end) borders. Chains still pass through their positions. O(end - begin).
+  void blank(Position begin, Position end);
+  // Forgets everything before `begin`; only with a capacity. O(1).
+  void forget_before(Position begin);
 
   const GramChain& long_chain() const { return long_; }
   const GramChain& short_chain() const { return short_; }
@@ -94,6 +99,7 @@ class TokenLog {
   bool has_gram(unsigned gram) const { return run_ >= gram; }
   void renumber();
   std::string check_chain(const GramChain& chain) const;
+  std::uint32_t bucket_at(const GramChain& chain, Position position) const;
   unsigned run_at(Position position) const;
 
   std::size_t capacity_;  // 0: unbounded
