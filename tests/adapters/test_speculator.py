@@ -107,6 +107,30 @@ def test_absorbed_records_are_drafted() -> None:
     assert_continues(drafted(here, RequestInfo(request_id="b"), TEXT[:8]))
 
 
+def test_a_forgotten_request_is_drafted_nowhere() -> None:
+    """Forgetting a request's id reaches what this engine served and what it absorbed."""
+    sink = Sink()
+    server, reader = Speculator(journal=sink, clock=lambda: 50.0), Speculator()
+    serve(server, RequestInfo(request_id="a"), TEXT[:8], TEXT[8:])
+    reader.absorb(sink.records[0])
+    for speculator in (server, reader):
+        assert speculator.forget("tenant:local", "other") == 0
+        assert speculator.forget("tenant:local", "a") == len(TEXT)
+        assert drafted(speculator, RequestInfo(request_id="b"), TEXT[:8]) == []
+
+
+def test_what_finished_long_ago_is_forgotten() -> None:
+    """Sequences age by the time they finished at, here or elsewhere."""
+    sink = Sink()
+    server, reader = Speculator(journal=sink, clock=lambda: 50.0), Speculator()
+    serve(server, RequestInfo(request_id="a"), TEXT[:8], TEXT[8:])
+    reader.absorb(sink.records[0])
+    for speculator in (server, reader):
+        assert speculator.forget_before("tenant:local", 50.0) == 0
+        assert speculator.forget_before("tenant:local", 50.5) == len(TEXT)
+        assert drafted(speculator, RequestInfo(request_id="b"), TEXT[:8]) == []
+
+
 def test_observe_follows_the_engines_buffer() -> None:
     """Lost deltas are caught up and tokens taken back are dropped; the engine's buffer decides."""
     speculator = Speculator()
