@@ -12,8 +12,8 @@ class DraftIndex:
     one request that has none.
 
     A log is a ring of tokens with hashed k-gram chains (previous-occurrence arrays and head tables,
-    as in LZ match finders). Every method releases the GIL, takes the index's lock and may be called
-    from any thread.
+    as in LZ match finders). Every method releases the GIL and may be called from any thread. Adding
+    tokens, of whatever length, does not keep other threads from drafting.
 
     Args:
         shared_capacity: tokens each shared log keeps; the oldest are overwritten. In [2, 2**31];
@@ -152,7 +152,8 @@ class DraftIndex:
     def stats(self) -> dict[str, int]:
         """Counters and sizes.
 
-        Requests, sessions, scopes, shared_tokens, context_tokens, bytes, drafted, accepted.
+        Requests, sessions, scopes, sequences (of shared logs), shared_tokens, context_tokens,
+        bytes, drafted, accepted.
         """
 
     def check_integrity(self) -> None:

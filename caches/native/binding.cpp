@@ -119,6 +119,7 @@ nb::dict stats(const DraftIndex& index) {
   result["requests"] = counted.requests;
   result["sessions"] = counted.sessions;
   result["scopes"] = counted.scopes;
+  result["sequences"] = counted.sequences;
   result["shared_tokens"] = counted.shared_tokens;
   result["context_tokens"] = counted.context_tokens;
   result["bytes"] = counted.bytes;

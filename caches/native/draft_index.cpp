@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <utility>
 
-#include "shared_log.hpp"
+#include "request.hpp"
 #include "validation.hpp"
 
 namespace paceline {
 namespace {
+
+constexpr std::int32_t kMaxReserved = 256;  // nodes of a tree; larger ones grow
 
 const IndexSettings& checked(const IndexSettings& settings) {
   check_range("shared_capacity", settings.shared_capacity, kMinCapacity, "give 2 to 2147483648 tokens", kMaxCapacity);
@@ -35,42 +37,26 @@ Reach reach_of(std::span<const ScopeId> read_scopes, ScopeId write_scope) {
 
 }  // namespace
 
-struct DraftIndex::Scope {
-  Scope(std::string scope_name, std::size_t capacity) : name(std::move(scope_name)), shared(capacity) {}
+void DraftBatch::reserve(std::size_t num_requests, std::span<const std::int32_t> max_tokens) {
+  std::size_t most = 0;
+  for (const std::int32_t limit : max_tokens) most += static_cast<std::size_t>(std::min(limit, kMaxReserved));
+  offsets.reserve(num_requests + 1);
+  token_ids.reserve(most);
+  parent.reserve(most);
+  prob.reserve(most);
+  source.reserve(most);
+}
 
-  std::string name;
-  SharedLog shared;
-};
-
-// An open request. Where the prompt slid over the kept context, the engine's token i >= seam is the log's token
-// i + shift; before the seam, and where nothing slid, the two count alike.
-struct DraftIndex::Request {
-  std::mutex drafting;  // proposals hold the index's lock shared, so two may meet in one request
-  SessionKey session = 0;
-  Reach reach;
-  std::shared_ptr<Calibration> calibration;
-  std::vector<SequenceKey> keys;  // of the requests whose tokens the context may hold, its own last
-  bool is_erased = false;         // its own sequence was deleted: nobody else gets its tokens
-  bool is_tainted = false;        // a sequence that its context may hold was deleted: the context is not kept
-  TokenLog context{0};
-  Position seam = 0;
-  Position shift = 0;
-  Position new_begin = 0;   // of the log: tokens from here on are this request's own
-  Position prompt_end = 0;  // of the log
-  std::vector<Cursor> cursors;
-  Draft draft;
-
-  std::size_t num_tokens() const { return context.end() - shift; }
-  void truncate(std::size_t num_tokens) {
-    const auto wanted = static_cast<Position>(num_tokens);
-    if (wanted < seam) shift = 0;
-    context.truncate(wanted + shift);
-    new_begin = std::min(new_begin, context.end());
-    prompt_end = std::min(prompt_end, context.end());
-    cursors.clear();
-    draft.clear();
+void DraftBatch::add(const Draft& draft) {
+  for (std::size_t n = 0; n < draft.num_issued; ++n) {
+    const Draft::Node& node = draft.nodes[n];
+    token_ids.push_back(node.token);
+    parent.push_back(static_cast<std::int32_t>(n) - 1);
+    prob.push_back(node.probability);
+    source.push_back(static_cast<std::uint8_t>(node.source));
   }
-};
+  offsets.push_back(static_cast<std::int64_t>(token_ids.size()));
+}
 
 DraftIndex::DraftIndex(const IndexSettings& settings)
     : settings_(checked(settings)),
@@ -95,7 +81,7 @@ ScopeId DraftIndex::scope(std::string_view name, std::int64_t capacity) {
     return found->second;
   }
   const std::int64_t wanted = capacity != 0 ? capacity : settings_.shared_capacity;
-  auto opened = std::make_unique<Scope>(key, static_cast<std::size_t>(wanted));
+  auto opened = std::make_shared<Scope>(key, capacity, static_cast<std::size_t>(wanted));
   const ScopeId id = next_scope_id_;
   scopes_.emplace(id, std::move(opened));
   scope_ids_.emplace(key, id);
@@ -104,7 +90,7 @@ ScopeId DraftIndex::scope(std::string_view name, std::int64_t capacity) {
 }
 
 std::size_t DraftIndex::drop_scope(ScopeId scope_id) {
-  std::unique_ptr<Scope> dropped;  // both are freed after the lock is gone
+  std::shared_ptr<Scope> dropped;  // both are freed after the lock is gone
   std::list<SessionStore::Kept> contexts;
   const std::unique_lock lock(mutex_);
   const std::size_t num_shared = open_scope(scope_id).shared.log().size();
@@ -112,34 +98,42 @@ std::size_t DraftIndex::drop_scope(ScopeId scope_id) {
   dropped = std::move(found->second);
   scopes_.erase(found);
   scope_ids_.erase(dropped->name);
-  std::erase_if(calibrations_, [scope_id](const auto& entry) { return entry.first.touches(scope_id); });
+  std::erase_if(learned_, [scope_id](const auto& entry) { return entry.first.touches(scope_id); });
+  const std::scoped_lock keeping(sessions_mutex_);
   return num_shared + sessions_.drop_scope(scope_id, contexts);
 }
 
 void DraftIndex::append_shared(ScopeId scope_id, std::span<const Token> token_ids, SequenceKey key, double time) {
   check_tokens("token_ids", token_ids);
   check_time(time);
-  const std::unique_lock lock(mutex_);
-  open_scope(scope_id).shared.append(token_ids, key, time);
+  const std::shared_ptr<Scope> scope = held_scope(scope_id);
+  const std::scoped_lock writing(scope->writing);
+  append_to(*scope, token_ids, key, time);
 }
 
 std::size_t DraftIndex::delete_sequence(ScopeId scope_id, SequenceKey key) {
   check_key(key);
+  const std::shared_ptr<Scope> scope = held_scope(scope_id);
+  const std::scoped_lock writing(scope->writing);
   std::list<SessionStore::Kept> contexts;  // freed after the lock is gone
   const std::unique_lock lock(mutex_);
-  const std::size_t num_shared = open_scope(scope_id).shared.erase(key);
+  const std::size_t num_shared = scope->shared.erase(key);
+  ++num_deletions_;
   for (const auto& [handle, open] : requests_) {
     if (!open->reach.touches(scope_id)) continue;
     open->is_tainted |= std::find(open->keys.begin(), open->keys.end(), key) != open->keys.end();
     open->is_erased |= open->keys.back() == key;
   }
+  const std::scoped_lock keeping(sessions_mutex_);
   return num_shared + sessions_.drop_sequence(scope_id, key, contexts);
 }
 
 std::size_t DraftIndex::evict_before(ScopeId scope_id, double time) {
   check_time(time);
+  const std::shared_ptr<Scope> scope = held_scope(scope_id);
+  const std::scoped_lock writing(scope->writing);
   const std::unique_lock lock(mutex_);
-  return open_scope(scope_id).shared.evict_before(time);
+  return scope->shared.evict_before(time);
 }
 
 DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes,
@@ -148,14 +142,16 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
   auto opened = std::make_unique<Request>();
   opened->session = session;
   opened->reach = reach_of(read_scopes, write_scope);
+  std::size_t num_deletions = 0;
   SessionStore::Match match{TokenLog(0), {}, {}};
+  opened->learned = learned_of(opened->reach);
   {
-    const std::unique_lock lock(mutex_);
-    check_scopes(opened->reach);
+    const std::shared_lock lock(mutex_);
+    num_deletions = num_deletions_;
+    const std::scoped_lock keeping(sessions_mutex_);
     sessions_.take(session, opened->reach, prompt_ids, match);
-    opened->calibration = calibration_of(opened->reach);
   }
-  // Nobody else sees this request yet: its prompt is indexed without the lock.
+  // Nobody else sees this request yet: its prompt is indexed without a lock.
   const std::size_t num_reused = match.overlap.num_reused();
   opened->context = std::move(match.context);
   opened->keys = std::move(match.keys);
@@ -170,6 +166,8 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
   opened->context.append(prompt_ids.subspan(num_reused));
   opened->prompt_end = opened->context.end();
   const std::unique_lock lock(mutex_);
+  // A deletion meanwhile could not see this request: better to lose its context than to keep what was deleted.
+  opened->is_tainted = num_deletions_ != num_deletions;
   const Handle handle = next_handle_++;
   requests_.emplace(handle, std::move(opened));
   return {handle, static_cast<std::int64_t>(num_reused)};
@@ -179,15 +177,19 @@ void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> 
                         std::span<const std::int64_t> offsets) {
   check_tokens("token_ids", token_ids);
   check_offsets(offsets, handles.size(), token_ids.size());
-  const std::unique_lock lock(mutex_);
-  for (const Handle handle : handles) request(handle);
   std::vector<const TokenLog*> logs;
+  const std::shared_lock lock(mutex_);
+  for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
-    Request& open = request(handles[i]);
     const auto committed = token_ids.subspan(static_cast<std::size_t>(offsets[i]),
                                              static_cast<std::size_t>(offsets[i + 1] - offsets[i]));
     if (committed.empty()) continue;
-    num_accepted_ += Drafter::score(open.draft, committed, *open.calibration);
+    Request& open = request(handles[i]);
+    const std::scoped_lock using_(open.using_);
+    {
+      const std::unique_lock learning(open.learned->mutex);
+      num_accepted_ += Drafter::score(open.draft, committed, open.learned->calibration);
+    }
     open.context.append(committed);
     logs_of(open, logs);
     Drafter::follow(open.draft, open.cursors, logs, committed);
@@ -195,8 +197,9 @@ void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> 
 }
 
 void DraftIndex::truncate(Handle handle, std::int64_t num_tokens) {
-  const std::unique_lock lock(mutex_);
+  const std::shared_lock lock(mutex_);
   Request& open = request(handle);
+  const std::scoped_lock using_(open.using_);
   if (num_tokens < 0 || static_cast<std::size_t>(num_tokens) > open.num_tokens()) {
     refuse("num_tokens", std::to_string(num_tokens),
            "give 0 to the " + std::to_string(open.num_tokens()) + " tokens of the context");
@@ -206,73 +209,100 @@ void DraftIndex::truncate(Handle handle, std::int64_t num_tokens) {
 
 std::int64_t DraftIndex::num_tokens(Handle handle) const {
   const std::shared_lock lock(mutex_);
-  return static_cast<std::int64_t>(request(handle).num_tokens());
+  Request& open = request(handle);
+  const std::scoped_lock using_(open.using_);
+  return static_cast<std::int64_t>(open.num_tokens());
 }
 
 DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens) {
   check_limits(max_tokens, handles.size());
   DraftBatch batch;
+  batch.reserve(handles.size(), max_tokens);
   batch.offsets.push_back(0);
   std::vector<const TokenLog*> logs;
   const std::shared_lock lock(mutex_);
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
     Request& open = request(handles[i]);
-    const std::scoped_lock drafting(open.drafting);
+    const std::scoped_lock using_(open.using_);
     logs_of(open, logs);
-    drafter_.draft(logs, open.cursors, *open.calibration, static_cast<unsigned>(max_tokens[i]),
-                   open.draft);
-    for (std::size_t n = 0; n < open.draft.num_issued; ++n) {
-      const Draft::Node& node = open.draft.nodes[n];
-      batch.token_ids.push_back(node.token);
-      batch.parent.push_back(static_cast<std::int32_t>(n) - 1);
-      batch.prob.push_back(node.probability);
-      batch.source.push_back(static_cast<std::uint8_t>(node.source));
+    {
+      const std::shared_lock drafting(open.learned->mutex);
+      drafter_.draft(logs, open.cursors, open.learned->calibration, static_cast<unsigned>(max_tokens[i]),
+                     open.draft);
     }
-    batch.offsets.push_back(static_cast<std::int64_t>(batch.token_ids.size()));
+    num_drafted_ += open.draft.num_issued;
+    batch.add(open.draft);
   }
-  num_drafted_ += batch.token_ids.size();
   return batch;
 }
 
 DraftIndex::Finished DraftIndex::finish(Handle handle, double time) {
   check_time(time);
+  std::shared_ptr<Scope> scope;
+  {
+    const std::shared_lock lock(mutex_);
+    const auto found = scopes_.find(request(handle).reach.write_scope);
+    if (found != scopes_.end()) scope = found->second;
+  }
+  // Taken before the request leaves its table: a deletion sees it either there or in the log.
+  std::unique_lock<std::mutex> writing;
+  if (scope != nullptr) writing = std::unique_lock(scope->writing);
   std::unique_ptr<Request> closed;
-  std::list<SessionStore::Kept> dropped;
+  std::size_t num_deletions = 0;
+  {
+    const std::unique_lock lock(mutex_);
+    request(handle);
+    num_deletions = num_deletions_;
+    closed = std::move(requests_.find(handle)->second);
+    requests_.erase(handle);
+  }
   Finished finished;
-  const std::unique_lock lock(mutex_);
-  const auto own = request(handle).context.tokens().subspan(request(handle).new_begin);
+  const auto own = closed->context.tokens().subspan(closed->new_begin);
   finished.new_tokens.assign(own.begin(), own.end());
-  finished.num_prompt = request(handle).prompt_end - request(handle).new_begin;
-  closed = std::move(requests_.find(handle)->second);
-  requests_.erase(handle);
-  const auto scope = scopes_.find(closed->reach.write_scope);
-  if (scope != scopes_.end() && !closed->is_erased) {
-    scope->second->shared.append(finished.new_tokens, closed->keys.back(), time);
+  finished.num_prompt = closed->prompt_end - closed->new_begin;
+  if (scope != nullptr && !closed->is_erased) {
+    append_to(*scope, finished.new_tokens, closed->keys.back(), time);
+    writing.unlock();
   }
-  if (!closed->is_tainted && !reaches_dropped_scope(closed->reach)) {
-    sessions_.keep({closed->session, std::move(closed->reach), std::move(closed->context), std::move(closed->keys)},
-                   dropped);
-  }
+  if (!closed->is_tainted) keep(*closed, num_deletions);
   return finished;
+}
+
+void DraftIndex::keep(Request& closed, std::size_t num_deletions) {
+  std::list<SessionStore::Kept> dropped;  // freed after the locks are gone
+  const std::shared_lock lock(mutex_);
+  if (num_deletions != num_deletions_ || reaches_dropped_scope(closed.reach)) return;
+  const std::scoped_lock keeping(sessions_mutex_);
+  sessions_.keep({closed.session, std::move(closed.reach), std::move(closed.context), std::move(closed.keys)},
+                 dropped);
+}
+
+void DraftIndex::append_to(Scope& scope, std::span<const Token> tokens, SequenceKey key, double time) {
+  scope.shared.append(tokens, key, time, [this](const std::function<void()>& change) {
+    const std::unique_lock lock(mutex_);
+    change();
+  });
 }
 
 IndexStats DraftIndex::stats() const {
   const std::shared_lock lock(mutex_);
-  IndexStats stats{.requests = requests_.size(),
-                   .sessions = sessions_.size(),
-                   .scopes = scopes_.size(),
-                   .shared_tokens = 0,
-                   .context_tokens = sessions_.num_tokens(),
-                   .bytes = sessions_.num_bytes(),
-                   .drafted = num_drafted_,
-                   .accepted = num_accepted_};
+  IndexStats stats{.requests = requests_.size(), .scopes = scopes_.size(), .accepted = num_accepted_};
+  stats.drafted = num_drafted_;
+  {
+    const std::scoped_lock keeping(sessions_mutex_);
+    stats.sessions = sessions_.size();
+    stats.context_tokens = sessions_.num_tokens();
+    stats.bytes = sessions_.num_bytes();
+  }
   for (const auto& [id, scope] : scopes_) {
+    stats.sequences += scope->shared.num_sequences();
     stats.shared_tokens += scope->shared.log().size();
     stats.bytes += scope->shared.num_bytes();
   }
-  for (const auto& [reach, calibration] : calibrations_) stats.bytes += calibration->num_bytes();
+  for (const auto& [reach, learned] : learned_) stats.bytes += learned->calibration.num_bytes();
   for (const auto& [handle, open] : requests_) {
+    const std::scoped_lock using_(open->using_);
     stats.context_tokens += open->context.size();
     stats.bytes += open->context.num_bytes();
   }
@@ -280,29 +310,42 @@ IndexStats DraftIndex::stats() const {
 }
 
 std::string DraftIndex::check() const {
-  const std::unique_lock lock(mutex_);
+  for (const std::shared_ptr<Scope>& scope : held_scopes()) {
+    const std::scoped_lock writing(scope->writing);
+    if (std::string fault = scope->shared.check(); !fault.empty()) return "scope " + scope->name + ": " + fault;
+  }
+  const std::shared_lock lock(mutex_);
   if (scope_ids_.size() != scopes_.size()) return "scopes and their names differ in number";
   for (const auto& [id, scope] : scopes_) {
     const auto named = scope_ids_.find(scope->name);
     if (named == scope_ids_.end() || named->second != id) return "scope " + std::to_string(id) + " lost its name";
-    if (std::string fault = scope->shared.check(); !fault.empty()) return "scope " + scope->name + ": " + fault;
   }
   for (const auto& [handle, open] : requests_) {
-    const std::string who = "request " + std::to_string(handle) + ": ";
-    if (std::string fault = open->context.check(); !fault.empty()) return who + fault;
-    if (open->new_begin > open->prompt_end || open->prompt_end > open->context.end()) {
-      return who + "its own tokens lie outside its context";
-    }
-    if (open->shift > open->context.end()) return who + "it slid further than its context is long";
-    if (open->draft.num_issued > open->draft.nodes.size() && !open->draft.nodes.empty()) {
-      return who + "it handed out more nodes than it drafted";
+    const std::scoped_lock using_(open->using_);
+    if (std::string fault = open->check(); !fault.empty()) {
+      return "request " + std::to_string(handle) + ": " + fault;
     }
   }
-  if (std::string fault = sessions_.check(); !fault.empty()) return fault;
-  if (num_accepted_ > num_drafted_) return "more tokens were accepted than drafted";
-  for (const auto& [reach, calibration] : calibrations_) {
-    if (std::string fault = calibration->check(); !fault.empty()) return fault;
+  {
+    const std::scoped_lock keeping(sessions_mutex_);
+    if (std::string fault = sessions_.check(); !fault.empty()) return fault;
+  }
+  const std::size_t num_accepted = num_accepted_;  // read first: it never passes the other
+  if (num_accepted > num_drafted_) return "more tokens were accepted than drafted";
+  for (const auto& [reach, learned] : learned_) {
+    const std::shared_lock reading(learned->mutex);
+    if (std::string fault = learned->calibration.check(); !fault.empty()) return fault;
     if (reaches_dropped_scope(reach)) return "a calibration outlived its scope";
+  }
+  return {};
+}
+
+std::string DraftIndex::Request::check() const {
+  if (std::string fault = context.check(); !fault.empty()) return fault;
+  if (new_begin > prompt_end || prompt_end > context.end()) return "its own tokens lie outside its context";
+  if (shift > context.end()) return "it slid further than its context is long";
+  if (draft.num_issued > draft.nodes.size() && !draft.nodes.empty()) {
+    return "it handed out more nodes than it drafted";
   }
   return {};
 }
@@ -324,6 +367,19 @@ DraftIndex::Scope& DraftIndex::open_scope(ScopeId scope_id) const {
   return *found->second;
 }
 
+std::shared_ptr<DraftIndex::Scope> DraftIndex::held_scope(ScopeId scope_id) const {
+  const std::shared_lock lock(mutex_);
+  open_scope(scope_id);
+  return scopes_.at(scope_id);
+}
+
+std::vector<std::shared_ptr<DraftIndex::Scope>> DraftIndex::held_scopes() const {
+  const std::shared_lock lock(mutex_);
+  std::vector<std::shared_ptr<Scope>> scopes;
+  for (const auto& [id, scope] : scopes_) scopes.push_back(scope);
+  return scopes;
+}
+
 void DraftIndex::check_scopes(const Reach& reach) const {
   for (const ScopeId scope_id : reach.read_scopes) open_scope(scope_id);
   if (reach.write_scope != -1) open_scope(reach.write_scope);
@@ -335,11 +391,17 @@ bool DraftIndex::reaches_dropped_scope(const Reach& reach) const {
 }
 
 // A request that reads and writes no scope shares with no one, and learns for itself alone.
-std::shared_ptr<Calibration> DraftIndex::calibration_of(const Reach& reach) {
-  if (reach == Reach{}) return std::make_shared<Calibration>();
-  std::shared_ptr<Calibration>& known = calibrations_[reach];
-  if (known == nullptr) known = std::make_shared<Calibration>();
-  return known;
+std::shared_ptr<DraftIndex::Learned> DraftIndex::learned_of(const Reach& reach) {
+  {
+    const std::shared_lock lock(mutex_);
+    check_scopes(reach);
+    if (const auto known = learned_.find(reach); known != learned_.end()) return known->second;
+  }
+  auto fresh = std::make_shared<Learned>();
+  if (reach == Reach{}) return fresh;
+  const std::unique_lock lock(mutex_);
+  check_scopes(reach);
+  return learned_.try_emplace(reach, std::move(fresh)).first->second;
 }
 
 void DraftIndex::logs_of(const Request& request, std::vector<const TokenLog*>& logs) const {

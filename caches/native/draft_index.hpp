@@ -38,7 +38,8 @@ struct IndexSettings {
 };
 
 struct IndexStats {
-  std::size_t requests, sessions, scopes, shared_tokens, context_tokens, bytes, drafted, accepted;
+  std::size_t requests = 0, sessions = 0, scopes = 0, sequences = 0, shared_tokens = 0, context_tokens = 0;
+  std::size_t bytes = 0, drafted = 0, accepted = 0;
 };
 
 // Drafts for a batch: the tree of request i is the slice offsets[i]:offsets[i + 1] of the flat arrays.
@@ -48,10 +49,18 @@ struct DraftBatch {
   std::vector<std::int32_t> parent;
   std::vector<float> prob;
   std::vector<std::uint8_t> source;
+
+  void reserve(std::size_t num_requests, std::span<const std::int32_t> max_tokens);
+  void add(const Draft& draft);
 };
 
-// The draft memory of one engine worker. Every method may be called from any thread: proposals share the lock,
-// whatever writes holds it alone. Wrong input throws std::invalid_argument or UnknownHandle and changes nothing.
+// The draft memory of one engine worker. Every method may be called from any thread. Wrong input throws
+// std::invalid_argument or UnknownHandle and changes nothing.
+//
+// Locks, in the order in which a thread may take them: a scope's `writing`, `mutex_`, a request's `using_`,
+// `sessions_mutex_` or what was learned. Drafting holds `mutex_` shared and its request. What adds tokens to a scope
+// holds that scope's `writing` and keeps nobody from drafting: a shared log may be read while it grows. `mutex_` alone
+// is for the few instructions in which tables of scopes and requests change, and for deleting and evicting.
 class DraftIndex {
  public:
   struct Opened {
@@ -86,28 +95,35 @@ class DraftIndex {
   std::string check() const;
 
  private:
+  struct Learned;
   struct Request;
   struct Scope;
 
   Request& request(Handle handle) const;
   Scope& open_scope(ScopeId scope_id) const;
+  std::shared_ptr<Scope> held_scope(ScopeId scope_id) const;
+  std::vector<std::shared_ptr<Scope>> held_scopes() const;
   void check_scopes(const Reach& reach) const;
   bool reaches_dropped_scope(const Reach& reach) const;
-  std::shared_ptr<Calibration> calibration_of(const Reach& reach);
+  std::shared_ptr<Learned> learned_of(const Reach& reach);
   void logs_of(const Request& request, std::vector<const TokenLog*>& logs) const;
+  void append_to(Scope& scope, std::span<const Token> tokens, SequenceKey key, double time);
+  void keep(Request& closed, std::size_t num_deletions);
 
   IndexSettings settings_;
   Drafter drafter_;
   mutable std::shared_mutex mutex_;
   std::unordered_map<std::string, ScopeId> scope_ids_;
-  std::unordered_map<ScopeId, std::unique_ptr<Scope>> scopes_;
+  std::unordered_map<ScopeId, std::shared_ptr<Scope>> scopes_;
   ScopeId next_scope_id_ = 0;
   std::unordered_map<Handle, std::unique_ptr<Request>> requests_;
   Handle next_handle_ = 1;
+  std::size_t num_deletions_ = 0;
+  mutable std::mutex sessions_mutex_;
   SessionStore sessions_;
-  std::map<Reach, std::shared_ptr<Calibration>> calibrations_;
+  std::map<Reach, std::shared_ptr<Learned>> learned_;
   std::atomic<std::size_t> num_drafted_{0};
-  std::size_t num_accepted_ = 0;
+  std::atomic<std::size_t> num_accepted_{0};
 };
 
 }  // namespace paceline

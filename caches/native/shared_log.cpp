@@ -4,20 +4,19 @@
 
 namespace paceline {
 
-void SharedLog::append(std::span<const Token> tokens, SequenceKey key, double time) {
+void SharedLog::append(std::span<const Token> tokens, SequenceKey key, double time, const Alone& alone) {
   if (tokens.empty()) return;
-  const Position shift = log_.begin();
-  const std::uint32_t epoch = log_.epoch();
-  log_.append_sequence(tokens);
-  if (log_.epoch() != epoch) {
+  const Position sunk = log_.append_sequence(tokens, alone);
+  if (sunk > 0) {
     for (Sequence& sequence : sequences_) {
-      sequence.begin -= shift;
-      sequence.end -= shift;
+      sequence.begin -= sunk;
+      sequence.end -= sunk;
     }
   }
   drop_overwritten();
   const auto num_held = static_cast<Position>(std::min(tokens.size() + 1, log_.size()));
   sequences_.push_back({key, time, log_.end() - num_held, log_.end()});
+  count_sequences();
 }
 
 std::size_t SharedLog::erase(SequenceKey key) {
@@ -30,6 +29,7 @@ std::size_t SharedLog::evict_before(double time) {
     num_forgotten += sequences_.front().num_tokens();
     log_.forget_before(sequences_.front().end);
   }
+  count_sequences();
   return num_forgotten + blank_if([time](const Sequence& sequence) { return sequence.time < time; });
 }
 
@@ -47,6 +47,7 @@ std::size_t SharedLog::blank_if(Predicate is_forgotten) {
     num_forgotten += sequence.num_tokens();
     return true;
   });
+  count_sequences();
   return num_forgotten;
 }
 

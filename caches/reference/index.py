@@ -258,6 +258,7 @@ class ReferenceIndex:
             "requests": len(self._requests),
             "sessions": len(self._kept),
             "scopes": len(self._logs),
+            "sequences": sum(log.num_sequences for log in self._logs.values()),
             "shared_tokens": sum(len(log.tokens) for log in self._logs.values()),
             "context_tokens": sum(map(len, contexts)),
             "drafted": self._num_drafted,

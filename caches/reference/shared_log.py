@@ -26,6 +26,11 @@ class SharedLog(Log):
         self.capacity = capacity
         self.sequences: list[KeyedSequence] = []
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of which at least the border is left."""
+        return sum(sequence.end > self.begin for sequence in self.sequences)
+
     def append(self, tokens: Sequence[int], key: int, time: float) -> None:
         """Add a sequence under a key and a time."""
         if not tokens:

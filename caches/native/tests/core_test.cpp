@@ -1,47 +1,22 @@
 // Tests of the core without Python, built under AddressSanitizer and UndefinedBehaviorSanitizer: what the Python tests
 // can't reach (renumbering, ring slots, forgetting) and whatever only a sanitizer sees.
 #include <algorithm>
-#include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <deque>
-#include <functional>
 #include <iterator>
 #include <random>
-#include <source_location>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "calibration.hpp"
-#include "draft_index.hpp"
 #include "lookup.hpp"
+#include "shared_log.hpp"
+#include "testing.hpp"
 #include "token_log.hpp"
 
 namespace paceline {
 namespace {
-
-using Tokens = std::vector<Token>;
-using Random = std::mt19937;
-
-void expect(bool holds, const char* what, std::source_location where = std::source_location::current()) {
-  if (holds) return;
-  std::fprintf(stderr, "%s:%u: expected that %s\n", where.file_name(), static_cast<unsigned>(where.line()), what);
-  std::exit(1);
-}
-
-void expect_whole(const std::string& fault, std::source_location where = std::source_location::current()) {
-  expect(fault.empty(), ("nothing is broken, but: " + fault).c_str(), where);
-}
-
-Token below(Random& random, Token limit) { return std::uniform_int_distribution<Token>(0, limit - 1)(random); }
-
-Tokens some_tokens(Random& random, Token most, Token vocabulary) {
-  Tokens tokens(static_cast<std::size_t>(below(random, most + 1)));
-  for (Token& token : tokens) token = below(random, vocabulary);
-  return tokens;
-}
 
 Tokens held(const TokenLog& log) {
   Tokens tokens;
@@ -120,6 +95,36 @@ void test_truncation() {
   }
 }
 
+// Ending sequences in place, at the tail or within, leaves chains that find the rest and nothing of them.
+void test_forgetting() {
+  Random random(4);
+  SharedLog shared(300);
+  for (SequenceKey key = 1; key < 500; ++key) {
+    shared.append(some_tokens(random, 30, 3), key, static_cast<double>(key % 7));
+    const SequenceKey doomed = key - std::min<SequenceKey>(key - 1, static_cast<SequenceKey>(below(random, 12)));
+    shared.erase(doomed);
+    expect(shared.erase(doomed) == 0, "a sequence is erased once");
+    if (key % 40 == 0) shared.evict_before(3.0);
+    expect_whole(shared.check());
+  }
+  shared.evict_before(8.0);
+  expect(shared.num_sequences() == 0, "everything is older than that");
+  expect(shared.log().empty() || shared.log().at(shared.log().begin()) == kBorder, "no token is left");
+}
+
+// A ring that a chain is widened in, a few positions at a time, ends up as one that had the heads from the start.
+void test_widening() {
+  Random random(5);
+  TokenLog log(20'000);
+  for (int i = 0; i < 3'000; ++i) {
+    log.append_sequence(some_tokens(random, 20, 50));
+    if (i % 100 == 0) expect_whole(log.check());
+  }
+  expect_whole(log.check());
+  expect(log.size() == 20'000 && log.long_chain().bits() == log.long_chain().bits_for(20'000),
+         "the chain has the heads that its log needs");
+}
+
 // A log that is full says so and stays as it was.
 void test_unbounded_log_refuses_to_pass_its_end() {
   TokenLog log(0, 16);
@@ -160,63 +165,6 @@ void test_priors() {
   }
 }
 
-// The requests of one thread in test_threads: drafts, commits and turns of a session.
-void serve(DraftIndex& index, ScopeId scope, std::uint32_t seed) {
-  Random random(seed);
-  Tokens prompt = some_tokens(random, 40, 3);
-  for (int turn = 0; turn < 40; ++turn) {
-    const auto opened = index.begin(prompt, std::vector{scope}, scope, seed);
-    const std::vector handles{opened.handle};
-    for (int step = 0; step < 10; ++step) {
-      const DraftBatch batch = index.propose(handles, std::vector<std::int32_t>{8});
-      Tokens committed = batch.token_ids;
-      committed.push_back(below(random, 3));
-      index.commit(handles, committed, std::vector{std::int64_t{0}, std::ssize(committed)});
-      prompt.insert(prompt.end(), committed.begin(), committed.end());
-    }
-    index.truncate(opened.handle, index.num_tokens(opened.handle) - 1);
-    index.finish(opened.handle);
-    prompt.resize(std::min<std::size_t>(prompt.size(), 200));
-  }
-}
-
-// Requests of several threads and a writer that fills and drops scopes leave the index whole.
-void test_threads() {
-  DraftIndex index({.shared_capacity = 200'000, .max_sessions = 4, .max_session_tokens = 1000});
-  const ScopeId scope = index.scope("kept");
-  std::vector<std::thread> threads;
-  for (std::uint32_t seed = 1; seed <= 3; ++seed) threads.emplace_back(serve, std::ref(index), scope, seed);
-  Random random(9);
-  for (int i = 0; i < 200; ++i) {
-    index.append_shared(scope, some_tokens(random, 2'000, 3));
-    const ScopeId passing = index.scope("passing");
-    index.append_shared(passing, some_tokens(random, 30, 3));
-    index.drop_scope(passing);
-    if (i % 20 == 0) expect_whole(index.check());
-  }
-  for (std::thread& thread : threads) thread.join();
-  expect_whole(index.check());
-  expect(index.stats().requests == 0, "every request was finished");
-  expect(index.stats().accepted > 0, "drafts were accepted");
-}
-
-// Proposals share the index's lock, so two may meet in one request: both get its draft.
-void test_two_draft_for_one_request() {
-  DraftIndex index({});
-  const Tokens loop{1, 2, 3, 1, 2, 3, 1, 2, 3};
-  const std::vector handles{index.begin(loop, {}, -1, 0).handle};
-  const auto draft = [&] {
-    for (int i = 0; i < 10'000; ++i) {
-      const DraftBatch batch = index.propose(handles, std::vector<std::int32_t>{i % 2 == 0 ? 3 : 60});
-      expect(batch.token_ids.size() >= 3 && batch.token_ids[0] == 1, "the loop goes on");
-    }
-  };
-  std::thread other(draft);
-  draft();
-  other.join();
-  expect_whole(index.check());
-}
-
 }  // namespace
 }  // namespace paceline
 
@@ -226,11 +174,11 @@ int main() {
   test_renumbering_keeps_places();
   test_cursors_end_with_their_epoch();
   test_truncation();
+  test_forgetting();
+  test_widening();
   test_unbounded_log_refuses_to_pass_its_end();
   test_calibration_forgets();
   test_priors();
-  test_threads();
-  test_two_draft_for_one_request();
   std::puts("all core tests passed");
   return 0;
 }
