@@ -7,6 +7,7 @@ from paceline.caches.records import (
     SequenceRecord,
     tokenizer_digest,
 )
+from paceline.caches.snapshots import load_snapshot, save_snapshot
 from paceline.caches.tree import ROOT, Source, TokenTree
 
 __all__ = [
@@ -17,5 +18,7 @@ __all__ = [
     "SequenceRecord",
     "Source",
     "TokenTree",
+    "load_snapshot",
+    "save_snapshot",
     "tokenizer_digest",
 ]

@@ -149,6 +149,24 @@ class DraftIndex:
         sequence of that time.
         """
 
+    def snapshot(self) -> bytes:
+        """What is remembered and learned: scopes, kept contexts, calibrations; not what is open.
+
+        A versioned format with a checksum, 4 bytes a token: chains are built anew by `restore`,
+        which takes what appending takes. What is added meanwhile may be missing from it. O(size).
+        """
+
+    def restore(self, data: bytes) -> None:
+        """Replace everything by what a snapshot holds; scopes get new ids. O(size).
+
+        Deleted and overwritten tokens take no room any more. A scope opened without a capacity of
+        its own has this index's `shared_capacity`; limits of this index hold.
+
+        Raises:
+            ValueError: the snapshot is truncated, damaged, of another byte order or from a newer
+                version, or requests are open. Nothing has changed.
+        """
+
     def stats(self) -> dict[str, int]:
         """Counters and sizes.
 

@@ -109,6 +109,21 @@ nb::tuple finish(DraftIndex& index, Handle handle, double time) {
   return nb::make_tuple(to_numpy(std::move(finished.new_tokens)), finished.num_prompt);
 }
 
+nb::bytes snapshot(const DraftIndex& index) {
+  std::vector<std::byte> file;
+  {
+    const nb::gil_scoped_release released;
+    file = index.snapshot();
+  }
+  return nb::bytes(file.data(), file.size());
+}
+
+void restore(DraftIndex& index, const nb::bytes& data) {
+  const std::span file(static_cast<const std::byte*>(data.data()), data.size());
+  const nb::gil_scoped_release released;
+  index.restore(file);
+}
+
 nb::dict stats(const DraftIndex& index) {
   IndexStats counted;
   {
@@ -181,6 +196,8 @@ NB_MODULE(_native, module) {
       .def("num_tokens", &DraftIndex::num_tokens, "handle"_a, no_gil)
       .def("propose", &propose, "handles"_a, "max_tokens"_a)
       .def("finish", &finish, "handle"_a, nb::kw_only(), "time"_a = 0.0)
+      .def("snapshot", &snapshot)
+      .def("restore", &restore, "data"_a)
       .def("stats", &stats)
       .def("check_integrity", &check_integrity);
 }

@@ -71,6 +71,14 @@ void FrequencyTable::record(std::size_t cell, bool hit) {
   }
 }
 
+void FrequencyTable::append_state(std::vector<float>& state) const {
+  for (const Cell& cell : cells_) state.insert(state.end(), {cell.hits, cell.total});
+}
+
+void FrequencyTable::restore_state(std::span<const float> state) {
+  for (std::size_t i = 0; i < cells_.size(); ++i) cells_[i] = {state[2 * i], state[2 * i + 1]};
+}
+
 std::string FrequencyTable::check() const {
   for (std::size_t i = 0; i < cells_.size(); ++i) {
     const Cell& cell = cells_[i];

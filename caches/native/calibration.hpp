@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,10 @@ class FrequencyTable {
   }
   void record(std::size_t cell, bool hit);
   std::size_t num_bytes() const { return cells_.size() * sizeof(Cell); }
+  // The counts as numbers, and back; `state` has state_size() of them.
+  std::size_t state_size() const { return 2 * cells_.size(); }
+  void append_state(std::vector<float>& state) const;
+  void restore_state(std::span<const float> state);
   // Empty if every cell holds 0 <= hits <= total, else the first that does not.
   std::string check() const;
 

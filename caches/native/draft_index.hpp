@@ -21,6 +21,10 @@
 
 namespace paceline {
 
+class ScopeNumbers;
+class SectionReader;
+class SectionWriter;
+
 using Handle = std::int64_t;
 
 // A handle that is not open.
@@ -90,6 +94,12 @@ class DraftIndex {
   DraftBatch propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens);
   Finished finish(Handle handle, double time = 0);
 
+  // Everything remembered and learned, not what is open. O(size). Sequences that are added meanwhile may be missing.
+  std::vector<std::byte> snapshot() const;
+  // Replaces everything by what a snapshot holds; scopes get new ids. Throws BrokenSnapshot, or std::invalid_argument
+  // while requests are open, and changes nothing. O(size).
+  void restore(std::span<const std::byte> file);
+
   IndexStats stats() const;
   // Empty if every invariant holds, else the first that does not. O(everything held).
   std::string check() const;
@@ -97,6 +107,7 @@ class DraftIndex {
  private:
   struct Learned;
   struct Request;
+  struct Restored;
   struct Scope;
 
   Request& request(Handle handle) const;
@@ -109,6 +120,12 @@ class DraftIndex {
   void logs_of(const Request& request, std::vector<const TokenLog*>& logs) const;
   void append_to(Scope& scope, std::span<const Token> tokens, SequenceKey key, double time);
   void keep(Request& closed, std::size_t num_deletions);
+  void put_scopes(SectionWriter& section, ScopeNumbers& numbers) const;
+  void put_contexts(SectionWriter& section, const ScopeNumbers& numbers) const;
+  void put_learned(SectionWriter& section, const ScopeNumbers& numbers) const;
+  void get_scopes(SectionReader section, Restored& restored) const;
+  static void get_contexts(SectionReader section, Restored& restored);
+  static void get_learned(SectionReader section, Restored& restored);
 
   IndexSettings settings_;
   Drafter drafter_;

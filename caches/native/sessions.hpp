@@ -67,6 +67,10 @@ class SessionStore {
   // tokens they held.
   std::size_t drop_sequence(ScopeId scope, SequenceKey key, std::list<Kept>& dropped);
 
+  // Least recently finished first.
+  const std::list<Kept>& kept() const { return kept_; }
+  std::size_t max_contexts() const { return max_contexts_; }
+  std::size_t max_tokens() const { return max_tokens_; }
   std::size_t size() const { return kept_.size(); }
   std::size_t num_tokens() const { return num_tokens_; }
   std::size_t num_bytes() const;

@@ -34,7 +34,7 @@ std::size_t SharedLog::evict_before(double time) {
 }
 
 void SharedLog::drop_overwritten() {
-  while (!sequences_.empty() && sequences_.front().end <= log_.begin()) sequences_.pop_front();
+  while (!sequences_.empty() && sequences_.front().end <= log_.begin() + 1) sequences_.pop_front();
   if (!sequences_.empty()) sequences_.front().begin = std::max(sequences_.front().begin, log_.begin());
 }
 

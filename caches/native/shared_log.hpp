@@ -5,6 +5,7 @@
 #include <deque>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "token_log.hpp"
 
@@ -32,6 +33,17 @@ class SharedLog {
   // Forgets every sequence appended under an earlier time; returns how many tokens that were. The ring gets their
   // room back as far as they are its oldest. O(sequences + tokens forgotten).
   std::size_t evict_before(double time);
+
+  // Calls visit(key, time, tokens) for every sequence, oldest first; the tokens live for the call. O(tokens).
+  template <typename Visit>
+  void for_each(Visit visit) const {
+    std::vector<Token> tokens;
+    for (const Sequence& sequence : sequences_) {
+      tokens.clear();
+      for (Position at = sequence.begin; at + 1 < sequence.end; ++at) tokens.push_back(log_.at(at));
+      visit(sequence.key, sequence.time, std::span<const Token>(tokens));
+    }
+  }
 
   std::size_t num_bytes() const { return log_.num_bytes() + num_sequences() * sizeof(Sequence); }
   // Empty if every invariant holds, else the first that does not. O(size).

@@ -12,7 +12,8 @@ it may miss a place that other grams of the bucket hide. Here nothing is missed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -249,6 +250,29 @@ class ReferenceIndex:
         ):
             self._keep(_Kept(request.session, request.reach, request.context.tokens, request.keys))
         return np.array(new_tokens, np.int32), request.prompt_end - request.new_begin
+
+    def restored(self) -> ReferenceIndex:
+        """A new index, with nothing open, as if made from a snapshot of this one."""
+        renamed = {old: new for new, old in enumerate(sorted(self._logs))} | {-1: -1}
+
+        def reach_of(reach: Reach) -> Reach:
+            return tuple(renamed[scope_id] for scope_id in reach[0]), renamed[reach[1]]
+
+        made = ReferenceIndex(
+            shared_capacity=self._shared_capacity,
+            max_sessions=self._max_sessions,
+            max_session_tokens=self._max_session_tokens,
+            max_candidates=self._max_candidates,
+            min_probability=self._min_probability,
+        )
+        made._scope_ids = {name: renamed[old] for name, old in self._scope_ids.items()}
+        made._logs = {renamed[old]: log.copied(log.capacity) for old, log in self._logs.items()}
+        made._num_scopes_ever = len(self._logs)
+        made._kept = [replace(kept, reach=reach_of(kept.reach)) for kept in self._kept]
+        made._calibrations = {
+            reach_of(reach): deepcopy(known) for reach, known in self._calibrations.items()
+        }
+        return made
 
     def stats(self) -> dict[str, int]:
         """Counters and sizes; "bytes" is the native index's own affair."""

@@ -28,8 +28,8 @@ class SharedLog(Log):
 
     @property
     def num_sequences(self) -> int:
-        """Sequences of which at least the border is left."""
-        return sum(sequence.end > self.begin for sequence in self.sequences)
+        """Sequences of which at least one token is left."""
+        return sum(sequence.end - 1 > self.begin for sequence in self.sequences)
 
     def append(self, tokens: Sequence[int], key: int, time: float) -> None:
         """Add a sequence under a key and a time."""
@@ -47,7 +47,7 @@ class SharedLog(Log):
         """Forget the sequences of earlier times; the log begins after the oldest ones' borders."""
         oldest = self.begin
         for sequence in self.sequences:
-            if sequence.end > self.begin:
+            if sequence.end - 1 > self.begin:
                 if sequence.time >= time:
                     break
                 oldest = sequence.end
@@ -55,6 +55,15 @@ class SharedLog(Log):
         del self.tokens[: oldest - self.begin]
         self.begin = oldest
         return num_forgotten
+
+    def copied(self, capacity: int) -> SharedLog:
+        """A log of what is left of the sequences, without the room that others took."""
+        copy = SharedLog(capacity)
+        for sequence in self.sequences:
+            begin = max(self.begin, sequence.begin)
+            tokens = self.tokens[begin - self.begin : max(begin, sequence.end - 1) - self.begin]
+            copy.append(tokens, sequence.key, sequence.time)
+        return copy
 
     def _forget(self, is_forgotten: Callable[[KeyedSequence], bool]) -> int:
         num_forgotten = 0

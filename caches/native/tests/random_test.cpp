@@ -23,7 +23,6 @@ class Player {
   explicit Player(std::uint32_t seed)
       : random_(seed),
         index_({.shared_capacity = 50 + below(random_, 3'000), .max_sessions = 5, .max_session_tokens = 2'000}) {
-    for (const char* name : {"a", "b"}) scopes_.push_back(index_.scope(name));
   }
 
   void play(std::int64_t num_operations) {
@@ -54,12 +53,15 @@ class Player {
       case 7:
         if (below(random_, 30) == 0) drop_scope();
         return;
+      case 8:
+        if (below(random_, 40) == 0) restore();
+        return;
       default: return decode();
     }
   }
 
   Tokens tokens(Token most) { return some_tokens(random_, most, kVocabulary); }
-  ScopeId scope() { return scopes_[pick(scopes_.size())]; }
+  ScopeId scope() { return index_.scope(scopes_[pick(scopes_.size())]); }
   SequenceKey key() { return static_cast<SequenceKey>(below(random_, 10)); }
   double time() { return below(random_, 10); }
   std::size_t pick(std::size_t count) { return static_cast<std::size_t>(below(random_, static_cast<Token>(count))); }
@@ -95,8 +97,21 @@ class Player {
 
   void drop_scope() {
     const std::size_t which = pick(scopes_.size());
-    index_.drop_scope(scopes_[which]);
-    scopes_[which] = index_.scope("scope " + std::to_string(num_scopes_++), below(random_, 2) == 0 ? 0 : 40);
+    index_.drop_scope(index_.scope(scopes_[which]));
+    scopes_[which] = "scope " + std::to_string(num_scopes_++);
+    index_.scope(scopes_[which], below(random_, 2) == 0 ? 0 : 40);
+  }
+
+  // Everything goes through a snapshot; what is restored is as large as what was saved, but for what was deleted.
+  void restore() {
+    while (!open_.empty()) finish();
+    const std::vector<std::byte> saved = index_.snapshot();
+    const IndexStats before = index_.stats();
+    index_.restore(saved);
+    const IndexStats after = index_.stats();
+    expect(after.scopes == before.scopes && after.sessions == before.sessions, "scopes and contexts are restored");
+    expect(after.shared_tokens <= before.shared_tokens, "nothing was added");
+    expect(index_.snapshot() == saved, "a restored index gives the same snapshot");
   }
 
   // A round of the whole batch: the target says some of each draft and a token of its own.
@@ -124,7 +139,7 @@ class Player {
 
   Random random_;
   DraftIndex index_;
-  std::vector<ScopeId> scopes_;
+  std::vector<std::string> scopes_{"a", "b"};
   std::vector<Open> open_;
   Tokens said_;
   int num_scopes_ = 0;

@@ -48,6 +48,7 @@ class NativeAgainstReference(RuleBasedStateMachine):
         min_probability=st.sampled_from([0.01, 0.1, 0.5]),
     )
     def start(self, **chosen: Any) -> None:
+        self.chosen = chosen
         self.native = DraftIndex(**chosen)
         self.reference = ReferenceIndex(**chosen)
         self.scopes: list[int] = []
@@ -206,6 +207,21 @@ class NativeAgainstReference(RuleBasedStateMachine):
     def close(self, handle: int, time: float) -> None:
         self.both(lambda index: index.finish(handle, time=time))
         self.finished.append((self.context.pop(handle), self.reach.pop(handle)))
+
+    @rule()
+    def go_through_a_snapshot(self) -> None:
+        """Everything is closed, saved and restored into a new index."""
+        while self.context:
+            self.close(self.request(0), 0.0)
+        fresh = DraftIndex(**self.chosen)
+        fresh.restore(self.native.snapshot())
+        assert fresh.snapshot() == self.native.snapshot()
+        self.native, self.reference = fresh, self.reference.restored()
+        self.finished = []  # they name scopes by their old ids
+        self.scopes = list(range(len(self.scopes)))
+        self.begin([0, 1, 2] * 15, self.scopes, 1)
+        self.close(self.request(0), 0.0)
+        self.begin([0, 1, 2] * 16, self.scopes, 1)
 
     @invariant()
     def agree(self) -> None:
