@@ -153,7 +153,7 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
   }
   // Nobody else sees this request yet: its prompt is indexed without a lock.
   const std::size_t num_reused = match.overlap.num_reused();
-  opened->context = std::move(match.context);
+  opened->context = num_reused > 0 ? std::move(match.context) : spares_.take(prompt_ids.size());
   opened->keys = std::move(match.keys);
   opened->keys.push_back(key);
   if (match.overlap.num_slid > 0) {
@@ -266,16 +266,21 @@ DraftIndex::Finished DraftIndex::finish(Handle handle, double time) {
     writing.unlock();
   }
   if (!closed->is_tainted) keep(*closed, num_deletions);
+  spares_.give(std::move(closed->context));  // what is left of it, if it was kept
   return finished;
 }
 
 void DraftIndex::keep(Request& closed, std::size_t num_deletions) {
-  std::list<SessionStore::Kept> dropped;  // freed after the locks are gone
-  const std::shared_lock lock(mutex_);
-  if (num_deletions != num_deletions_ || reaches_dropped_scope(closed.reach)) return;
-  const std::scoped_lock keeping(sessions_mutex_);
-  sessions_.keep({closed.session, std::move(closed.reach), std::move(closed.context), std::move(closed.keys)},
-                 dropped);
+  std::list<SessionStore::Kept> dropped;
+  {
+    const std::shared_lock lock(mutex_);
+    if (num_deletions != num_deletions_ || reaches_dropped_scope(closed.reach)) return;
+    const std::scoped_lock keeping(sessions_mutex_);
+    sessions_.keep({closed.session, std::move(closed.reach), std::exchange(closed.context, TokenLog(0)),
+                    std::move(closed.keys)},
+                   dropped);
+  }
+  for (SessionStore::Kept& old : dropped) spares_.give(std::move(old.context));
 }
 
 void DraftIndex::append_to(Scope& scope, std::span<const Token> tokens, SequenceKey key, double time) {
@@ -295,6 +300,7 @@ IndexStats DraftIndex::stats() const {
     stats.context_tokens = sessions_.num_tokens();
     stats.bytes = sessions_.num_bytes();
   }
+  stats.bytes += spares_.num_bytes();
   for (const auto& [id, scope] : scopes_) {
     stats.sequences += scope->shared.num_sequences();
     stats.shared_tokens += scope->shared.log().size();

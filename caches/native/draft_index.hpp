@@ -17,6 +17,7 @@
 #include "calibration.hpp"
 #include "drafter.hpp"
 #include "sessions.hpp"
+#include "spare_contexts.hpp"
 #include "token_log.hpp"
 
 namespace paceline {
@@ -138,6 +139,7 @@ class DraftIndex {
   std::size_t num_deletions_ = 0;
   mutable std::mutex sessions_mutex_;
   SessionStore sessions_;
+  SpareContexts spares_;
   std::map<Reach, std::shared_ptr<Learned>> learned_;
   std::atomic<std::size_t> num_drafted_{0};
   std::atomic<std::size_t> num_accepted_{0};

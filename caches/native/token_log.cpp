@@ -12,6 +12,7 @@ namespace {
 // A wider chain is built this many positions for each token appended: done before the log has grown by a third.
 constexpr std::size_t kRebuiltPerToken = 4;
 constexpr unsigned kWidening = 2;  // in bits
+constexpr std::size_t kIndexedAhead = 32;
 
 }  // namespace
 
@@ -31,12 +32,15 @@ TokenLog::TokenLog(std::size_t capacity, Position max_end) : capacity_(capacity)
 void TokenLog::append(std::span<const Token> tokens) {
   assert(capacity_ == 0);
   reserve(tokens.size());
-  for (const Token token : tokens) {
-    const Position position = end_;
-    write(token);
-    index_if(end_ >= kLongGram, long_.chain, position);
-    index_if(end_ >= kShortGram, short_.chain, position);
-  }
+  const Position first = end_;
+  for (const Token token : tokens) write(token);
+  for (Indexed* indexed : {&long_, &short_}) index_run(indexed->chain, first, tokens.size(), first);
+}
+
+void TokenLog::clear() {
+  assert(capacity_ == 0);
+  end_ = 0;
+  for (Indexed* indexed : {&long_, &short_}) indexed->chain.clear(indexed->chain.bits_for(num_slots_));
 }
 
 void TokenLog::truncate(Position size) {
@@ -57,15 +61,12 @@ Position TokenLog::append_sequence(std::span<const Token> tokens, const Alone& a
   if (tokens.size() >= capacity_) tokens = tokens.last(capacity_ - 1);
   const Position sunk = make_room(tokens.size() + 1, alone);
   for (Indexed* indexed : {&long_, &short_}) widen(*indexed, tokens.size(), alone);
-  Position position = end_;
+  const Position first = end_;
   for (const Token token : tokens) write(token);
   write(kBorder);
-  for (std::size_t run = 1; run <= tokens.size() + 1; ++run, ++position) {
-    const bool is_border = run > tokens.size();
-    index_if(!is_border && run >= kLongGram, long_.chain, position);
-    index_if(!is_border && run >= kShortGram, short_.chain, position);
-  }
   for (Indexed* indexed : {&long_, &short_}) {
+    index_run(indexed->chain, first, tokens.size(), 0);
+    indexed->chain.set_unlinked(slot(end_ - 1));
     if (indexed->wider == nullptr) continue;
     rebuild(*indexed, kRebuiltPerToken * tokens.size());
     if (indexed->num_rebuilt == end_) adopt(*indexed, alone);
@@ -136,15 +137,28 @@ std::uint32_t TokenLog::bucket_at(const GramChain& chain, Position position) con
   return chain.bucket(&gram[kMaxGram - 1]);
 }
 
-void TokenLog::index(GramChain& chain, Position position) {
-  chain.link(bucket_at(chain, position), position, slot(position));
-}
-
-void TokenLog::index_if(bool has_gram, GramChain& chain, Position position) {
-  if (has_gram) {
-    index(chain, position);
-  } else {
-    chain.set_unlinked(slot(position));
+// Links the `count` tokens of one sequence from `first` on, of which `run` go before. Heads are fetched ahead, as
+// they lie anywhere.
+void TokenLog::index_run(GramChain& chain, Position first, std::size_t count, std::size_t run) {
+  std::array<std::uint32_t, kIndexedAhead> buckets;
+  std::size_t into = slot(first);
+  while (count > 0) {
+    const std::size_t ahead = std::min({count, kIndexedAhead, num_slots_ - into});
+    for (std::size_t i = 0; i < ahead; ++i) {
+      if (run + i + 1 < chain.gram()) continue;
+      const bool is_whole = into + i + 1 >= chain.gram();  // else the gram begins at the ring's last slots
+      buckets[i] = is_whole ? chain.bucket(&tokens_[into + i]) : bucket_at(chain, first + static_cast<Position>(i));
+      chain.prefetch(buckets[i]);
+    }
+    for (std::size_t i = 0; i < ahead; ++i, ++first) {
+      if (++run < chain.gram()) {
+        chain.set_unlinked(into + i);
+      } else {
+        chain.link(buckets[i], first, into + i);
+      }
+    }
+    count -= ahead;
+    into = into + ahead == num_slots_ ? 0 : into + ahead;
   }
 }
 
@@ -172,9 +186,17 @@ void TokenLog::rebuild(Indexed& indexed, std::size_t num_positions) {
   }
   GramChain& wider = *indexed.wider;
   const auto last = static_cast<Position>(std::min<std::size_t>(end_, indexed.num_rebuilt + num_positions));
-  for (Position& position = indexed.num_rebuilt; position < last; ++position) {
-    indexed.run = at(position) == kBorder ? 0 : indexed.run + 1;
-    index_if(indexed.run >= wider.gram(), wider, position);
+  while (indexed.num_rebuilt < last) {
+    const Position first = indexed.num_rebuilt;
+    Position border = first;
+    while (border < last && at(border) != kBorder) ++border;
+    index_run(wider, first, border - first, indexed.run);
+    indexed.run += border - first;
+    indexed.num_rebuilt = border;
+    if (border == last) break;
+    wider.set_unlinked(slot(border));
+    indexed.run = 0;
+    ++indexed.num_rebuilt;
   }
 }
 
@@ -186,9 +208,7 @@ void TokenLog::adopt(Indexed& indexed, const Alone& alone) {
 
 void TokenLog::refill(GramChain& chain, unsigned bits) {
   chain.clear(bits);
-  for (Position position = 0; position < end_; ++position) {
-    index_if(position + 1 >= chain.gram(), chain, position);
-  }
+  index_run(chain, 0, end_, 0);
 }
 
 Position TokenLog::renumber() {

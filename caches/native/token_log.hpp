@@ -39,6 +39,8 @@ class TokenLog {
   std::size_t capacity() const { return capacity_; }
   Position begin() const { return peek(begin_); }
   Position end() const { return peek(end_, std::memory_order_acquire); }
+  // Slots that there is memory for.
+  std::size_t num_slots() const { return num_slots_; }
   std::size_t size() const { return end() - begin(); }
   // How often positions were renumbered: a position remembered under another epoch is void.
   std::uint32_t epoch() const { return epoch_; }
@@ -52,6 +54,8 @@ class TokenLog {
   // Appends tokens to the sequence; only without a capacity. O(n) amortised. Throws std::bad_alloc or
   // std::length_error and changes nothing.
   void append(std::span<const Token> tokens);
+  // Drops all tokens and keeps the memory; only without a capacity. O(heads).
+  void clear();
   // Drops the tokens from `size` on; only without a capacity. O(dropped).
   void truncate(Position size);
 
@@ -91,7 +95,7 @@ class TokenLog {
     GramChain chain;
     std::unique_ptr<GramChain> wider;
     Position num_rebuilt = 0;  // positions from 0 to here are in `wider`
-    unsigned run = 0;          // tokens since the last border before there
+    std::size_t run = 0;       // tokens since the last border before there
   };
 
   std::size_t slot(Position position) const {
@@ -102,8 +106,7 @@ class TokenLog {
   void reserve(std::size_t extra);
   Position make_room(std::size_t extra, const Alone& alone);
   void write(Token token);
-  void index(GramChain& chain, Position position);
-  void index_if(bool has_gram, GramChain& chain, Position position);
+  void index_run(GramChain& chain, Position first, std::size_t count, std::size_t run);
   void widen(Indexed& indexed, std::size_t extra, const Alone& alone);
   void rebuild(Indexed& indexed, std::size_t num_positions);
   void adopt(Indexed& indexed, const Alone& alone);
