@@ -90,6 +90,8 @@ class DraftIndex:
         write_scope: int = -1,
         session: int = 0,
         key: int = 0,
+        share_prompt: bool = False,
+        time: float = 0.0,
     ) -> tuple[int, int]:
         """Open a request; returns (handle, num_reused).
 
@@ -100,6 +102,10 @@ class DraftIndex:
             request holds it, the common prefix is reused and only the n - num_reused new tokens
             are indexed.
         key: of the sequence that `finish` adds, as in `append_shared`.
+        share_prompt: add the new part of the prompt to the write scope now, as a sequence of its
+            own under `key` and `time`, for others that run beside this request; `finish` then adds
+            the reply behind the prompt's last 64 tokens. The request finds its own prompt twice,
+            once as its context and once in the scope.
 
         O(n - num_reused) index work, O(num_reused) compare.
         """
@@ -146,7 +152,7 @@ class DraftIndex:
 
         new_tokens are what it added: the part of its prompt that no earlier turn of the session
         held (`num_prompt` tokens) and then its output. They are appended to the write scope as one
-        sequence of that time.
+        sequence of that time, but for what `share_prompt` has added.
         """
 
     def snapshot(self) -> bytes:

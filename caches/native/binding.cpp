@@ -55,7 +55,7 @@ std::uint64_t checked_key(const char* name, std::int64_t key) {
 }
 
 nb::tuple begin(DraftIndex& index, const AnyArray& prompt_ids, const AnyArray& read_scopes, ScopeId write_scope,
-                std::int64_t session, std::int64_t key) {
+                std::int64_t session, std::int64_t key, bool share_prompt, double time) {
   const auto prompt = view<Token>("prompt_ids", prompt_ids);
   const auto scopes = view<ScopeId>("read_scopes", read_scopes);
   const SessionKey conversation = checked_key("session", session);
@@ -63,7 +63,7 @@ nb::tuple begin(DraftIndex& index, const AnyArray& prompt_ids, const AnyArray& r
   DraftIndex::Opened opened;
   {
     const nb::gil_scoped_release released;
-    opened = index.begin(prompt, scopes, write_scope, conversation, sequence);
+    opened = index.begin(prompt, scopes, write_scope, conversation, sequence, {share_prompt, time});
   }
   return nb::make_tuple(opened.handle, opened.num_reused);
 }
@@ -190,7 +190,7 @@ NB_MODULE(_native, module) {
       .def("delete_sequence", &delete_sequence, "scope_id"_a, "key"_a, no_gil)
       .def("evict_before", &DraftIndex::evict_before, "scope_id"_a, "time"_a, no_gil)
       .def("begin", &begin, "prompt_ids"_a, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1, "session"_a = 0,
-           "key"_a = 0)
+           "key"_a = 0, "share_prompt"_a = false, "time"_a = 0.0)
       .def("commit", &commit, "handles"_a, "token_ids"_a, "offsets"_a)
       .def("truncate", &DraftIndex::truncate, "handle"_a, "num_tokens"_a, no_gil)
       .def("num_tokens", &DraftIndex::num_tokens, "handle"_a, no_gil)

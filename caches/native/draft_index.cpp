@@ -137,8 +137,10 @@ std::size_t DraftIndex::evict_before(ScopeId scope_id, double time) {
 }
 
 DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes,
-                                     ScopeId write_scope, SessionKey session, SequenceKey key) {
+                                     ScopeId write_scope, SessionKey session, SequenceKey key,
+                                     PromptSharing sharing) {
   check_tokens("prompt_ids", prompt_ids);
+  check_time(sharing.time);
   auto opened = std::make_unique<Request>();
   opened->session = session;
   opened->reach = reach_of(read_scopes, write_scope);
@@ -165,12 +167,25 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
   opened->new_begin = opened->context.end();
   opened->context.append(prompt_ids.subspan(num_reused));
   opened->prompt_end = opened->context.end();
+  std::shared_ptr<Scope> scope;
+  std::unique_lock<std::mutex> writing;  // a deletion sees the request either in its table or in the log
+  if (sharing.is_early && write_scope != -1) {
+    scope = held_scope(write_scope);
+    writing = std::unique_lock(scope->writing);
+    opened->has_shared_prompt = true;
+  }
+  const Handle handle = open(std::move(opened), num_deletions);
+  if (scope != nullptr) append_to(*scope, prompt_ids.subspan(num_reused), key, sharing.time);
+  return {handle, static_cast<std::int64_t>(num_reused)};
+}
+
+Handle DraftIndex::open(std::unique_ptr<Request> opened, std::size_t num_deletions) {
   const std::unique_lock lock(mutex_);
   // A deletion meanwhile could not see this request: better to lose its context than to keep what was deleted.
   opened->is_tainted = num_deletions_ != num_deletions;
   const Handle handle = next_handle_++;
   requests_.emplace(handle, std::move(opened));
-  return {handle, static_cast<std::int64_t>(num_reused)};
+  return handle;
 }
 
 void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> token_ids,
@@ -262,7 +277,7 @@ DraftIndex::Finished DraftIndex::finish(Handle handle, double time) {
   finished.new_tokens.assign(own.begin(), own.end());
   finished.num_prompt = closed->prompt_end - closed->new_begin;
   if (scope != nullptr && !closed->is_erased) {
-    append_to(*scope, finished.new_tokens, closed->keys.back(), time);
+    append_to(*scope, closed->unshared(), closed->keys.back(), time);
     writing.unlock();
   }
   if (!closed->is_tainted) keep(*closed, num_deletions);

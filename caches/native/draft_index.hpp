@@ -42,6 +42,12 @@ struct IndexSettings {
   double min_probability = 0.1;
 };
 
+// Whether others may draft from a request's prompt as soon as it has begun, and when that is.
+struct PromptSharing {
+  bool is_early = false;
+  double time = 0;
+};
+
 struct IndexStats {
   std::size_t requests = 0, sessions = 0, scopes = 0, sequences = 0, shared_tokens = 0, context_tokens = 0;
   std::size_t bytes = 0, drafted = 0, accepted = 0;
@@ -87,7 +93,7 @@ class DraftIndex {
   std::size_t evict_before(ScopeId scope_id, double time);
 
   Opened begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes, ScopeId write_scope,
-               SessionKey session, SequenceKey key = 0);
+               SessionKey session, SequenceKey key = 0, PromptSharing sharing = {});
   void commit(std::span<const Handle> handles, std::span<const Token> token_ids,
               std::span<const std::int64_t> offsets);
   void truncate(Handle handle, std::int64_t num_tokens);
@@ -119,6 +125,7 @@ class DraftIndex {
   bool reaches_dropped_scope(const Reach& reach) const;
   std::shared_ptr<Learned> learned_of(const Reach& reach);
   void logs_of(const Request& request, std::vector<const TokenLog*>& logs) const;
+  Handle open(std::unique_ptr<Request> opened, std::size_t num_deletions);
   void append_to(Scope& scope, std::span<const Token> tokens, SequenceKey key, double time);
   void keep(Request& closed, std::size_t num_deletions);
   void put_scopes(SectionWriter& section, ScopeNumbers& numbers) const;

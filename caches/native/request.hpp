@@ -5,6 +5,8 @@
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "calibration.hpp"
@@ -42,6 +44,7 @@ struct DraftIndex::Request {
   std::vector<SequenceKey> keys;  // of the requests whose tokens the context may hold, its own last
   bool is_erased = false;         // its own sequence was deleted: nobody else gets its tokens
   bool is_tainted = false;        // a sequence that its context may hold was deleted: the context is not kept
+  bool has_shared_prompt = false;
   TokenLog context{0};
   Position seam = 0;
   Position shift = 0;
@@ -59,6 +62,14 @@ struct DraftIndex::Request {
     prompt_end = std::min(prompt_end, context.end());
     cursors.clear();
     draft.clear();
+  }
+  // What the request adds to its write scope when it finishes: all that is its own, or, where the prompt is there
+  // already, the reply and enough of the prompt to find the place where the one turns into the other.
+  std::span<const Token> unshared() const {
+    Position first = new_begin;
+    if (has_shared_prompt && prompt_end > new_begin + kMaxMatch) first = prompt_end - kMaxMatch;
+    if (has_shared_prompt && prompt_end == context.end()) first = prompt_end;
+    return context.tokens().subspan(first);
   }
   // Empty if every invariant holds, else the first that does not.
   std::string check() const;

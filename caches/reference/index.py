@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from paceline.caches.reference.calibration import Calibration
 from paceline.caches.reference.drafting import (
+    MAX_MATCH,
     Cursor,
     Draft,
     Log,
@@ -60,6 +61,7 @@ class _Request:
     new_begin: int
     prompt_end: int
     keys: tuple[int, ...]
+    has_shared_prompt: bool = False
     is_erased: bool = False
     is_tainted: bool = False
     cursors: list[Cursor] = field(default_factory=list)
@@ -146,6 +148,8 @@ class ReferenceIndex:
         write_scope: int = -1,
         session: int = 0,
         key: int = 0,
+        share_prompt: bool = False,
+        time: float = 0.0,
     ) -> tuple[int, int]:
         """Open a request; returns (handle, num_reused)."""
         reach = tuple(dict.fromkeys(read_scopes.tolist())), write_scope
@@ -169,7 +173,10 @@ class ReferenceIndex:
             new_begin=len(tokens),
             prompt_end=context.end,
             keys=(*keys, key),
+            has_shared_prompt=share_prompt and write_scope != -1,
         )
+        if share_prompt and write_scope != -1:
+            self._logs[write_scope].append(prompt[num_reused:], key, time)
         return self._num_requests_ever, num_reused
 
     def commit(
@@ -244,7 +251,12 @@ class ReferenceIndex:
         new_tokens = request.context.tokens[request.new_begin :]
         read_scopes, write_scope = request.reach
         if write_scope in self._logs and not request.is_erased:
-            self._logs[write_scope].append(new_tokens, request.keys[-1], time)
+            num_prompt = request.prompt_end - request.new_begin
+            num_replied = len(new_tokens) - num_prompt
+            unshared = new_tokens
+            if request.has_shared_prompt:
+                unshared = new_tokens[max(0, num_prompt - MAX_MATCH) :] if num_replied else []
+            self._logs[write_scope].append(unshared, request.keys[-1], time)
         if not request.is_tainted and all(
             scope_id in self._logs or scope_id == -1 for scope_id in (*read_scopes, write_scope)
         ):

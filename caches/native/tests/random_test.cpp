@@ -76,7 +76,10 @@ class Player {
     const std::vector<ScopeId> reads(static_cast<std::size_t>(below(random_, 3)), scope());
     const ScopeId writes = below(random_, 4) == 0 ? -1 : scope();
     const auto session = static_cast<SessionKey>(below(random_, 4));
-    open_.push_back({index_.begin(prompt, reads, writes, session, key()).handle, prompt});
+    open_.push_back({index_.begin(prompt, reads, writes, session, key(),
+                                   {.is_early = below(random_, 3) == 0, .time = time()})
+                         .handle,
+                     prompt});
   }
 
   void finish() {

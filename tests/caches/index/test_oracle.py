@@ -99,7 +99,9 @@ class NativeAgainstReference(RuleBasedStateMachine):
         scope = self.scopes[choice % len(self.scopes)]
         self.both(lambda index: index.evict_before(scope, time))
 
-    def begin(self, prompt: list[int], reads: list[int], session: int, key: int = 0) -> None:
+    def begin(
+        self, prompt: list[int], reads: list[int], session: int, key: int = 0, early: bool = False
+    ) -> None:
         """Open a request that writes to the first scope it reads."""
         reads = [scope for scope in reads if scope in self.scopes]
         handle, _ = self.both(
@@ -109,6 +111,8 @@ class NativeAgainstReference(RuleBasedStateMachine):
                 write_scope=reads[0] if reads else -1,
                 session=session,
                 key=key,
+                share_prompt=early,
+                time=5.0,
             )
         )
         self.context[handle] = prompt
@@ -120,11 +124,13 @@ class NativeAgainstReference(RuleBasedStateMachine):
         reads=st.lists(choices, max_size=3),
         session=st.sampled_from([1, 2, 0]),
         key=keys,
+        early=st.booleans(),
     )
     def begin_conversation(
-        self, prompt: list[int], reads: list[int], session: int, key: int
+        self, prompt: list[int], reads: list[int], session: int, key: int, early: bool
     ) -> None:
-        self.begin(prompt, [self.scopes[read % len(self.scopes)] for read in reads], session, key)
+        scopes = [self.scopes[read % len(self.scopes)] for read in reads]
+        self.begin(prompt, scopes, session, key, early)
 
     @rule(
         choice=choices,
