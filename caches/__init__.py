@@ -9,6 +9,7 @@ from paceline.caches.records import (
 )
 from paceline.caches.snapshots import load_snapshot, save_snapshot
 from paceline.caches.tree import ROOT, Source, TokenTree
+from paceline.caches.tree_batch import TreeBatch
 
 __all__ = [
     "ROOT",
@@ -18,6 +19,7 @@ __all__ = [
     "SequenceRecord",
     "Source",
     "TokenTree",
+    "TreeBatch",
     "load_snapshot",
     "save_snapshot",
     "tokenizer_digest",

@@ -153,6 +153,21 @@ def test_batches_mix_lengths_and_limits() -> None:
     assert speculator.propose([], max_tokens=4) == []
 
 
+def test_flat_drafts_are_those_of_the_trees() -> None:
+    """A batch in flat arrays holds the same drafts, empty ones and none at all included."""
+    speculator = Speculator()
+    prompts = {"a": TEXT[:8] * 3, "b": TEXT[:1], "c": TEXT[:4] * 5}
+    for request_id, prompt in prompts.items():
+        speculator.begin(RequestInfo(request_id=request_id), prompt)
+    batch = speculator.propose_batch([*prompts], max_tokens={"a": 5, "b": 5, "c": 2})
+    trees = speculator.propose([*prompts], max_tokens={"a": 5, "b": 5, "c": 2})
+    assert len(batch) == len(trees) == 3
+    assert batch.token_lists() == [tree.token_ids.tolist() for tree in trees]
+    assert [len(tree) for tree in batch.trees()] == [5, 0, 2]
+    assert batch.trees()[2].parent.tolist() == [-1, 0]
+    assert speculator.propose([]) == speculator.propose_batch([]).token_lists() == []
+
+
 def test_wrong_use_is_named() -> None:
     """Opening an id twice and asking for an unknown one say so.
 
