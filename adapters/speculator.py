@@ -14,13 +14,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from paceline.caches import DraftIndex, SequenceRecord, TokenTree
+from paceline.caches import DraftIndex, SequenceRecord, TokenTree, TreeBatch
 from paceline.errors import DraftError
 
 TokenIds = Sequence[int] | npt.NDArray[np.int32]
@@ -135,6 +134,7 @@ class Speculator:
             read_scopes=np.array([scope_id] if scope_id >= 0 else [], dtype=np.int32),
             write_scope=scope_id if info.record else -1,
             session=_session_key(info),
+            key=_digest(info.request_id),
         )
         with self._lock:
             self._open[info.request_id] = _OpenRequest(info, handle)
@@ -192,19 +192,17 @@ class Speculator:
             max_tokens: most nodes for each tree (>= 0), one number for all or one for each request
                 id.
         """
-        if not request_ids:
-            return []
+        return self.propose_batch(request_ids, max_tokens=max_tokens).trees()
+
+    def propose_batch(
+        self, request_ids: Sequence[str], *, max_tokens: int | Mapping[str, int] = 8
+    ) -> TreeBatch:
+        """`propose` in flat arrays: a third of the time for a large batch."""
         if isinstance(max_tokens, int):
             limits = np.full(len(request_ids), max_tokens, np.int32)
         else:
             limits = np.array([max_tokens[request_id] for request_id in request_ids], np.int32)
-        offsets, tokens, parent, prob, source = self.index.propose(
-            self._handles(request_ids), limits
-        )
-        bounds = offsets.tolist()
-        return [
-            TokenTree(tokens[a:b], parent[a:b], prob[a:b], source[a:b]) for a, b in pairwise(bounds)
-        ]
+        return TreeBatch(*self.index.propose(self._handles(request_ids), limits))
 
     def finish(self, request_id: str) -> None:
         """Close a request, keep its context for the session's next turn and publish what it added.
@@ -215,7 +213,8 @@ class Speculator:
             request = self._open.pop(request_id, None)
         if request is None:
             return
-        new_tokens, num_prompt = self.index.finish(request.handle)
+        finished_at = self._clock()
+        new_tokens, num_prompt = self.index.finish(request.handle, time=finished_at)
         info = request.info
         if self._journal is None or not (info.record and info.scope and len(new_tokens)):
             return
@@ -229,7 +228,7 @@ class Speculator:
                 origin=self.origin,
                 token_ids=new_tokens,
                 num_prompt=num_prompt,
-                finished_at=self._clock(),
+                finished_at=finished_at,
             )
         )
 
@@ -238,7 +237,27 @@ class Speculator:
 
         O(tokens).
         """
-        self.index.append_shared(self.index.scope(record.scope), record.token_ids)
+        self.index.append_shared(
+            self.index.scope(record.scope),
+            record.token_ids,
+            key=_digest(record.request_id),
+            time=record.finished_at,
+        )
+
+    def forget(self, scope: str, request_id: str) -> int:
+        """Draft no more from what one request of a scope said and read, wherever it was served.
+
+        Returns the number of tokens forgotten here; a request that is open publishes what it has
+        to the journal all the same. O(sequences of the scope).
+        """
+        return self.index.delete_sequence(self.index.scope(scope), _digest(request_id))
+
+    def forget_before(self, scope: str, time: float) -> int:
+        """Draft no more from what finished in a scope before a Unix time; returns how many tokens.
+
+        O(sequences of the scope + tokens forgotten).
+        """
+        return self.index.evict_before(self.index.scope(scope), time)
 
     def stats(self) -> dict[str, int]:
         """Counters and sizes of the draft memory; see `DraftIndex.stats`."""
@@ -272,7 +291,10 @@ def _session_key(info: RequestInfo) -> int:
     """
     if not (info.session and info.tenant):
         return 0
-    digest = blake2b(
-        f"{info.scope}\0{info.tenant}\0{info.session}".encode(), digest_size=8
-    ).digest()
+    return _digest(f"{info.scope}\0{info.tenant}\0{info.session}")
+
+
+def _digest(text: str) -> int:
+    """Positive key of 63 bits."""
+    digest = blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1 or 1

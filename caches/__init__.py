@@ -7,7 +7,9 @@ from paceline.caches.records import (
     SequenceRecord,
     tokenizer_digest,
 )
+from paceline.caches.snapshots import load_snapshot, save_snapshot
 from paceline.caches.tree import ROOT, Source, TokenTree
+from paceline.caches.tree_batch import TreeBatch
 
 __all__ = [
     "ROOT",
@@ -17,5 +19,8 @@ __all__ = [
     "SequenceRecord",
     "Source",
     "TokenTree",
+    "TreeBatch",
+    "load_snapshot",
+    "save_snapshot",
     "tokenizer_digest",
 ]

@@ -12,8 +12,8 @@ class DraftIndex:
     one request that has none.
 
     A log is a ring of tokens with hashed k-gram chains (previous-occurrence arrays and head tables,
-    as in LZ match finders). Every method releases the GIL, takes the index's lock and may be called
-    from any thread.
+    as in LZ match finders). Every method releases the GIL and may be called from any thread. Adding
+    tokens, of whatever length, does not keep other threads from drafting.
 
     Args:
         shared_capacity: tokens each shared log keeps; the oldest are overwritten. In [2, 2**31];
@@ -39,8 +39,12 @@ class DraftIndex:
         max_candidates: int = 16,
         min_probability: float = 0.1,
     ) -> None: ...
-    def scope(self, name: str) -> int:
-        """Id (>= 0) of the scope called `name`, opened empty on first use. O(1)."""
+    def scope(self, name: str, *, capacity: int = 0) -> int:
+        """Id (>= 0) of the scope called `name`, opened empty on first use. O(1).
+
+        capacity: tokens that the scope's log keeps, 0 for the index's `shared_capacity`. One that
+            differs from that of an open scope is refused.
+        """
 
     def drop_scope(self, scope_id: int) -> int:
         """Forget everything of a scope; returns the number of tokens forgotten.
@@ -48,10 +52,34 @@ class DraftIndex:
         Open requests stop reading it.
         """
 
-    def append_shared(self, scope_id: int, token_ids: npt.NDArray[np.int32]) -> None:
+    def append_shared(
+        self,
+        scope_id: int,
+        token_ids: npt.NDArray[np.int32],
+        *,
+        key: int = 0,
+        time: float = 0.0,
+    ) -> None:
         """Add one sequence, token_ids int32 (n,), to a shared log.
 
-        Matches and drafts never cross sequences. O(n).
+        Matches and drafts never cross sequences. key: positive, what `delete_sequence` calls it;
+        several may share one; 0 for none. time: seconds, what `evict_before` compares. O(n).
+        """
+
+    def delete_sequence(self, scope_id: int, key: int) -> int:
+        """Forget every sequence of `key` in a scope; returns the number of tokens forgotten.
+
+        Kept contexts of the scope that may hold tokens of it go too, and open requests that may
+        hold them keep no context; one begun under `key` itself adds nothing to the scope when it
+        finishes. No later draft is made from them. The room in the log is free once the ring comes
+        by. O(sequences of the scope + tokens forgotten + open requests + kept contexts).
+        """
+
+    def evict_before(self, scope_id: int, time: float) -> int:
+        """Forget a scope's shared sequences added under an earlier time.
+
+        Returns the number of tokens forgotten. Session contexts stay.
+        O(sequences of the scope + tokens forgotten).
         """
 
     def begin(
@@ -61,16 +89,25 @@ class DraftIndex:
         read_scopes: npt.NDArray[np.int32],
         write_scope: int = -1,
         session: int = 0,
+        key: int = 0,
+        share_prompt: bool = False,
+        time: float = 0.0,
     ) -> tuple[int, int]:
         """Open a request; returns (handle, num_reused).
 
         prompt_ids: int32 (n,). read_scopes: int32 (s,), scopes its lookups can reach, in order of
             locality.
-        write_scope: scope that `finish` adds the new tokens to, -1 for none. session: key of the
-            session (0: none);
-        if a finished context of it is kept and no other request holds it, the common prefix is
-        reused and only the n - num_reused new tokens are indexed. O(n - num_reused) index work,
-        O(num_reused) compare.
+        write_scope: scope that `finish` adds the new tokens to, -1 for none.
+        session: key of the session (0: none); if a finished context of it is kept and no other
+            request holds it, the common prefix is reused and only the n - num_reused new tokens
+            are indexed.
+        key: of the sequence that `finish` adds, as in `append_shared`.
+        share_prompt: add the new part of the prompt to the write scope now, as a sequence of its
+            own under `key` and `time`, for others that run beside this request; `finish` then adds
+            the reply behind the prompt's last 64 tokens. The request finds its own prompt twice,
+            once as its context and once in the scope.
+
+        O(n - num_reused) index work, O(num_reused) compare.
         """
 
     def commit(
@@ -110,18 +147,37 @@ class DraftIndex:
         the slice. New arrays, owned by the caller.
         """
 
-    def finish(self, handle: int) -> tuple[npt.NDArray[np.int32], int]:
+    def finish(self, handle: int, *, time: float = 0.0) -> tuple[npt.NDArray[np.int32], int]:
         """Close a request; returns (new_tokens int32 (m,), num_prompt).
 
         new_tokens are what it added: the part of its prompt that no earlier turn of the session
         held (`num_prompt` tokens) and then its output. They are appended to the write scope as one
-        sequence.
+        sequence of that time, but for what `share_prompt` has added.
+        """
+
+    def snapshot(self) -> bytes:
+        """What is remembered and learned: scopes, kept contexts, calibrations; not what is open.
+
+        A versioned format with a checksum, 4 bytes a token: chains are built anew by `restore`,
+        which takes what appending takes. What is added meanwhile may be missing from it. O(size).
+        """
+
+    def restore(self, data: bytes) -> None:
+        """Replace everything by what a snapshot holds; scopes get new ids. O(size).
+
+        Deleted and overwritten tokens take no room any more. A scope opened without a capacity of
+        its own has this index's `shared_capacity`; limits of this index hold.
+
+        Raises:
+            ValueError: the snapshot is truncated, damaged, of another byte order or from a newer
+                version, or requests are open. Nothing has changed.
         """
 
     def stats(self) -> dict[str, int]:
         """Counters and sizes.
 
-        Requests, sessions, scopes, shared_tokens, context_tokens, bytes, drafted, accepted.
+        Requests, sessions, scopes, sequences (of shared logs), shared_tokens, context_tokens,
+        bytes, drafted, accepted.
         """
 
     def check_integrity(self) -> None:

@@ -112,10 +112,9 @@ class DraftProposer:
         wanted = [request_id for request_id, limit in limits.items() if limit > 0]
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
         row_of = dict(zip(request_ids, rows, strict=True))
-        for request_id, tree in zip(
-            wanted, speculator.propose(wanted, max_tokens=limits), strict=True
-        ):
-            drafts[row_of[request_id]] = tree.token_ids.tolist()
+        proposed = speculator.propose_batch(wanted, max_tokens=limits).token_lists()
+        for request_id, tokens in zip(wanted, proposed, strict=True):
+            drafts[row_of[request_id]] = tokens
         return drafts
 
     def _is_open(

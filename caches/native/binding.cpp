@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "draft_index.hpp"
+#include "validation.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -48,30 +49,34 @@ nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T>&& values) {
   return nb::ndarray<nb::numpy, T, nb::ndim<1>>(storage->data(), {storage->size()}, owner);
 }
 
-SessionKey session_key(std::int64_t session) {
-  if (session < 0) {
-    throw std::invalid_argument("session is " + std::to_string(session) + "; give 0 (none) or a positive key");
-  }
-  return static_cast<SessionKey>(session);
+std::uint64_t checked_key(const char* name, std::int64_t key) {
+  check_range(name, key, 0, "give 0 (none) or a positive key");
+  return static_cast<std::uint64_t>(key);
 }
 
 nb::tuple begin(DraftIndex& index, const AnyArray& prompt_ids, const AnyArray& read_scopes, ScopeId write_scope,
-                std::int64_t session) {
+                std::int64_t session, std::int64_t key, bool share_prompt, double time) {
   const auto prompt = view<Token>("prompt_ids", prompt_ids);
   const auto scopes = view<ScopeId>("read_scopes", read_scopes);
-  const SessionKey key = session_key(session);
+  const SessionKey conversation = checked_key("session", session);
+  const SequenceKey sequence = checked_key("key", key);
   DraftIndex::Opened opened;
   {
     const nb::gil_scoped_release released;
-    opened = index.begin(prompt, scopes, write_scope, key);
+    opened = index.begin(prompt, scopes, write_scope, conversation, sequence, {share_prompt, time});
   }
   return nb::make_tuple(opened.handle, opened.num_reused);
 }
 
-void append_shared(DraftIndex& index, ScopeId scope_id, const AnyArray& token_ids) {
+void append_shared(DraftIndex& index, ScopeId scope_id, const AnyArray& token_ids, std::int64_t key, double time) {
   const auto tokens = view<Token>("token_ids", token_ids);
+  const SequenceKey sequence = checked_key("key", key);
   const nb::gil_scoped_release released;
-  index.append_shared(scope_id, tokens);
+  index.append_shared(scope_id, tokens, sequence, time);
+}
+
+std::size_t delete_sequence(DraftIndex& index, ScopeId scope_id, std::int64_t key) {
+  return index.delete_sequence(scope_id, checked_key("key", key));
 }
 
 void commit(DraftIndex& index, const AnyArray& handles, const AnyArray& token_ids, const AnyArray& offsets) {
@@ -95,13 +100,28 @@ nb::tuple propose(DraftIndex& index, const AnyArray& handles, const AnyArray& ma
                         to_numpy(std::move(drafts.source)));
 }
 
-nb::tuple finish(DraftIndex& index, Handle handle) {
+nb::tuple finish(DraftIndex& index, Handle handle, double time) {
   DraftIndex::Finished finished;
   {
     const nb::gil_scoped_release released;
-    finished = index.finish(handle);
+    finished = index.finish(handle, time);
   }
   return nb::make_tuple(to_numpy(std::move(finished.new_tokens)), finished.num_prompt);
+}
+
+nb::bytes snapshot(const DraftIndex& index) {
+  std::vector<std::byte> file;
+  {
+    const nb::gil_scoped_release released;
+    file = index.snapshot();
+  }
+  return nb::bytes(file.data(), file.size());
+}
+
+void restore(DraftIndex& index, const nb::bytes& data) {
+  const std::span file(static_cast<const std::byte*>(data.data()), data.size());
+  const nb::gil_scoped_release released;
+  index.restore(file);
 }
 
 nb::dict stats(const DraftIndex& index) {
@@ -114,6 +134,7 @@ nb::dict stats(const DraftIndex& index) {
   result["requests"] = counted.requests;
   result["sessions"] = counted.sessions;
   result["scopes"] = counted.scopes;
+  result["sequences"] = counted.sequences;
   result["shared_tokens"] = counted.shared_tokens;
   result["context_tokens"] = counted.context_tokens;
   result["bytes"] = counted.bytes;
@@ -157,15 +178,26 @@ NB_MODULE(_native, module) {
           nb::kw_only(), "shared_capacity"_a = defaults.shared_capacity,
           "max_sessions"_a = defaults.max_sessions, "max_session_tokens"_a = defaults.max_session_tokens,
           "max_candidates"_a = defaults.max_candidates, "min_probability"_a = defaults.min_probability)
-      .def("scope", [](DraftIndex& index, const std::string& name) { return index.scope(name); }, "name"_a, no_gil)
+      .def(
+          "scope",
+          [](DraftIndex& index, const std::string& name, std::int64_t capacity) {
+            return index.scope(name, capacity);
+          },
+          "name"_a, nb::kw_only(), "capacity"_a = 0, no_gil)
       .def("drop_scope", &DraftIndex::drop_scope, "scope_id"_a, no_gil)
-      .def("append_shared", &append_shared, "scope_id"_a, "token_ids"_a)
-      .def("begin", &begin, "prompt_ids"_a, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1, "session"_a = 0)
+      .def("append_shared", &append_shared, "scope_id"_a, "token_ids"_a, nb::kw_only(), "key"_a = 0,
+           "time"_a = 0.0)
+      .def("delete_sequence", &delete_sequence, "scope_id"_a, "key"_a, no_gil)
+      .def("evict_before", &DraftIndex::evict_before, "scope_id"_a, "time"_a, no_gil)
+      .def("begin", &begin, "prompt_ids"_a, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1, "session"_a = 0,
+           "key"_a = 0, "share_prompt"_a = false, "time"_a = 0.0)
       .def("commit", &commit, "handles"_a, "token_ids"_a, "offsets"_a)
       .def("truncate", &DraftIndex::truncate, "handle"_a, "num_tokens"_a, no_gil)
       .def("num_tokens", &DraftIndex::num_tokens, "handle"_a, no_gil)
       .def("propose", &propose, "handles"_a, "max_tokens"_a)
-      .def("finish", &finish, "handle"_a)
+      .def("finish", &finish, "handle"_a, nb::kw_only(), "time"_a = 0.0)
+      .def("snapshot", &snapshot)
+      .def("restore", &restore, "data"_a)
       .def("stats", &stats)
       .def("check_integrity", &check_integrity);
 }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdlib>
 #include <new>
@@ -8,8 +10,9 @@
 
 namespace paceline {
 
-// Growable array whose new elements are left uninitialised. std::realloc remaps large blocks instead of copying
-// them, and pages that were never written cost no memory, so growth is cheap where std::vector's is not.
+// Array whose new elements are left uninitialised. It either grows by std::realloc, which remaps large blocks instead
+// of copying them, or is mapped whole once, so that its elements never move; pages that were never written cost no
+// memory, so both are cheap where std::vector is not.
 template <typename T>
 class Buffer {
   static_assert(std::is_trivially_copyable_v<T>);
@@ -18,16 +21,32 @@ class Buffer {
   Buffer() = default;
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  Buffer(Buffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
+    swap(other);
     return *this;
   }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() {
+    if (is_mapped_) {
+      munmap(data_, num_bytes());
+    } else {
+      std::free(data_);
+    }
+  }
 
-  // Changes the size to `size` elements; throws std::bad_alloc and leaves the buffer as it was.
+  // A buffer of `size` > 0 elements, each 0, that never moves. Throws std::bad_alloc.
+  static Buffer mapped(std::size_t size) {
+    Buffer buffer;
+    void* data = mmap(nullptr, size * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                      -1, 0);
+    if (data == MAP_FAILED) throw std::bad_alloc();
+    buffer.data_ = static_cast<T*>(data);
+    buffer.size_ = size;
+    buffer.is_mapped_ = true;
+    return buffer;
+  }
+
+  // Changes the size of a buffer that is not mapped; throws std::bad_alloc and leaves the buffer as it was.
   void resize(std::size_t size) {
     if (size == size_) return;
     void* grown = std::realloc(data_, size * sizeof(T));
@@ -44,8 +63,15 @@ class Buffer {
   std::size_t num_bytes() const { return size_ * sizeof(T); }
 
  private:
+  void swap(Buffer& other) {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(is_mapped_, other.is_mapped_);
+  }
+
   T* data_ = nullptr;
   std::size_t size_ = 0;
+  bool is_mapped_ = false;
 };
 
 }  // namespace paceline

@@ -3,48 +3,26 @@
 #include <algorithm>
 #include <utility>
 
+#include "request.hpp"
+#include "validation.hpp"
+
 namespace paceline {
 namespace {
 
 constexpr std::int64_t kMaxBranches = 16;
-constexpr std::int64_t kMaxCapacity = std::int64_t{1} << 31;
-
-std::string number(double value) {
-  std::string text = std::to_string(value);
-  text.erase(text.find_last_not_of('0') + 1);
-  return text.back() == '.' ? text + "0" : text;
-}
-
-[[noreturn]] void refuse(const std::string& what, const std::string& value, const std::string& fix) {
-  throw std::invalid_argument(what + " is " + value + "; " + fix);
-}
+constexpr std::int32_t kMaxReserved = 256;  // nodes of a tree; larger ones grow
 
 const IndexSettings& checked(const IndexSettings& settings) {
-  if (settings.shared_capacity < 2 || settings.shared_capacity > kMaxCapacity) {
-    refuse("shared_capacity", std::to_string(settings.shared_capacity), "give 2 to 2147483648 tokens");
-  }
-  if (settings.max_sessions < 0) {
-    refuse("max_sessions", std::to_string(settings.max_sessions), "give 0 (keep none) or more");
-  }
-  if (settings.max_session_tokens < 0) {
-    refuse("max_session_tokens", std::to_string(settings.max_session_tokens), "give 0 (keep none) or more");
-  }
-  if (settings.max_candidates < 1 || settings.max_candidates > 256) {
-    refuse("max_candidates", std::to_string(settings.max_candidates), "give 1 to 256 places");
-  }
-  if (!(settings.min_probability > 0 && settings.min_probability <= 1)) {
-    refuse("min_probability", number(settings.min_probability), "give a probability above 0 and at most 1");
-  }
+  check_range("shared_capacity", settings.shared_capacity, kMinCapacity, "give 2 to 2147483648 tokens", kMaxCapacity);
+  check_range("max_sessions", settings.max_sessions, 0, "give 0 (keep none) or more");
+  check_range("max_session_tokens", settings.max_session_tokens, 0, "give 0 (keep none) or more");
+  check_range("max_candidates", settings.max_candidates, 1, "give 1 to 256 places", 256);
+  check_probability("min_probability", settings.min_probability);
   return settings;
 }
 
-void check_tokens(const char* name, std::span<const Token> tokens) {
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i] < 0) {
-      refuse(std::string(name) + "[" + std::to_string(i) + "]", std::to_string(tokens[i]),
-             "give token ids of 0 or more (cut padding off first)");
-    }
-  }
+void check_key(SequenceKey key) {
+  if (key == 0) refuse("key", "0", "give the positive key that the sequence was added under");
 }
 
 // Repeated scopes are read once: they would vote twice.
@@ -60,39 +38,26 @@ Reach reach_of(std::span<const ScopeId> read_scopes, ScopeId write_scope) {
 
 }  // namespace
 
-struct DraftIndex::Scope {
-  Scope(std::string scope_name, std::size_t capacity) : name(std::move(scope_name)), log(capacity) {}
+void DraftBatch::reserve(std::size_t num_requests, std::span<const std::int32_t> max_tokens) {
+  std::size_t most = 0;
+  for (const std::int32_t limit : max_tokens) most += static_cast<std::size_t>(std::min(limit, kMaxReserved));
+  offsets.reserve(num_requests + 1);
+  token_ids.reserve(most);
+  parent.reserve(most);
+  prob.reserve(most);
+  source.reserve(most);
+}
 
-  std::string name;
-  TokenLog log;
-};
-
-// An open request. Where the prompt slid over the kept context, the engine's token i >= seam is the log's token
-// i + shift; before the seam, and where nothing slid, the two count alike.
-struct DraftIndex::Request {
-  std::mutex drafting;  // proposals hold the index's lock shared, so two may meet in one request
-  SessionKey session = 0;
-  Reach reach;
-  std::shared_ptr<Calibration> calibration;
-  TokenLog context{0};
-  Position seam = 0;
-  Position shift = 0;
-  Position new_begin = 0;   // of the log: tokens from here on are this request's own
-  Position prompt_end = 0;  // of the log
-  Trail trail;
-  Draft draft;
-
-  std::size_t num_tokens() const { return context.end() - shift; }
-  void truncate(std::size_t num_tokens) {
-    const auto wanted = static_cast<Position>(num_tokens);
-    if (wanted < seam) shift = 0;
-    context.truncate(wanted + shift);
-    new_begin = std::min(new_begin, context.end());
-    prompt_end = std::min(prompt_end, context.end());
-    trail.clear();
-    draft.clear();
+void DraftBatch::add(const Draft& draft) {
+  for (const std::uint32_t n : draft.issue_order) {
+    const Draft::Node& node = draft.nodes[n];
+    token_ids.push_back(node.token);
+    parent.push_back(node.parent < 0 ? -1 : draft.nodes[static_cast<std::size_t>(node.parent)].issued);
+    prob.push_back(node.probability);
+    source.push_back(static_cast<std::uint8_t>(node.source));
   }
-};
+  offsets.push_back(static_cast<std::int64_t>(token_ids.size()));
+}
 
 DraftIndex::DraftIndex(const IndexSettings& settings)
     : settings_(checked(settings)),
@@ -102,11 +67,22 @@ DraftIndex::DraftIndex(const IndexSettings& settings)
 
 DraftIndex::~DraftIndex() = default;
 
-ScopeId DraftIndex::scope(std::string_view name) {
+ScopeId DraftIndex::scope(std::string_view name, std::int64_t capacity) {
+  if (capacity != 0) {
+    check_range("capacity", capacity, kMinCapacity, "give 2 to 2147483648 tokens, or 0 for the default", kMaxCapacity);
+  }
   const std::string key(name);
   const std::unique_lock lock(mutex_);
-  if (const auto found = scope_ids_.find(key); found != scope_ids_.end()) return found->second;
-  auto opened = std::make_unique<Scope>(key, static_cast<std::size_t>(settings_.shared_capacity));
+  if (const auto found = scope_ids_.find(key); found != scope_ids_.end()) {
+    const std::size_t held = scopes_.at(found->second)->shared.log().capacity();
+    if (capacity != 0 && held != static_cast<std::size_t>(capacity)) {
+      refuse("capacity", std::to_string(capacity),
+             "scope " + key + " is open with " + std::to_string(held) + "; drop it first");
+    }
+    return found->second;
+  }
+  const std::int64_t wanted = capacity != 0 ? capacity : settings_.shared_capacity;
+  auto opened = std::make_shared<Scope>(key, capacity, static_cast<std::size_t>(wanted));
   const ScopeId id = next_scope_id_;
   scopes_.emplace(id, std::move(opened));
   scope_ids_.emplace(key, id);
@@ -115,40 +91,74 @@ ScopeId DraftIndex::scope(std::string_view name) {
 }
 
 std::size_t DraftIndex::drop_scope(ScopeId scope_id) {
-  std::unique_ptr<Scope> dropped;  // both are freed after the lock is gone
+  std::shared_ptr<Scope> dropped;  // both are freed after the lock is gone
   std::list<SessionStore::Kept> contexts;
   const std::unique_lock lock(mutex_);
-  const std::size_t num_shared = open_scope(scope_id).log.size();
+  const std::size_t num_shared = open_scope(scope_id).shared.log().size();
   const auto found = scopes_.find(scope_id);
   dropped = std::move(found->second);
   scopes_.erase(found);
   scope_ids_.erase(dropped->name);
-  std::erase_if(calibrations_, [scope_id](const auto& entry) { return entry.first.touches(scope_id); });
+  std::erase_if(learned_, [scope_id](const auto& entry) { return entry.first.touches(scope_id); });
+  const std::scoped_lock keeping(sessions_mutex_);
   return num_shared + sessions_.drop_scope(scope_id, contexts);
 }
 
-void DraftIndex::append_shared(ScopeId scope_id, std::span<const Token> token_ids) {
+void DraftIndex::append_shared(ScopeId scope_id, std::span<const Token> token_ids, SequenceKey key, double time) {
   check_tokens("token_ids", token_ids);
+  check_time(time);
+  const std::shared_ptr<Scope> scope = held_scope(scope_id);
+  const std::scoped_lock writing(scope->writing);
+  append_to(*scope, token_ids, key, time);
+}
+
+std::size_t DraftIndex::delete_sequence(ScopeId scope_id, SequenceKey key) {
+  check_key(key);
+  const std::shared_ptr<Scope> scope = held_scope(scope_id);
+  const std::scoped_lock writing(scope->writing);
+  std::list<SessionStore::Kept> contexts;  // freed after the lock is gone
   const std::unique_lock lock(mutex_);
-  open_scope(scope_id).log.append_sequence(token_ids);
+  const std::size_t num_shared = scope->shared.erase(key);
+  ++num_deletions_;
+  for (const auto& [handle, open] : requests_) {
+    if (!open->reach.touches(scope_id)) continue;
+    open->is_tainted |= std::find(open->keys.begin(), open->keys.end(), key) != open->keys.end();
+    open->is_erased |= open->keys.back() == key;
+  }
+  const std::scoped_lock keeping(sessions_mutex_);
+  return num_shared + sessions_.drop_sequence(scope_id, key, contexts);
+}
+
+std::size_t DraftIndex::evict_before(ScopeId scope_id, double time) {
+  check_time(time);
+  const std::shared_ptr<Scope> scope = held_scope(scope_id);
+  const std::scoped_lock writing(scope->writing);
+  const std::unique_lock lock(mutex_);
+  return scope->shared.evict_before(time);
 }
 
 DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes,
-                                     ScopeId write_scope, SessionKey session) {
+                                     ScopeId write_scope, SessionKey session, SequenceKey key,
+                                     PromptSharing sharing) {
   check_tokens("prompt_ids", prompt_ids);
+  check_time(sharing.time);
   auto opened = std::make_unique<Request>();
   opened->session = session;
   opened->reach = reach_of(read_scopes, write_scope);
-  SessionStore::Match match{TokenLog(0), {}};
+  std::size_t num_deletions = 0;
+  SessionStore::Match match{TokenLog(0), {}, {}};
+  opened->learned = learned_of(opened->reach);
   {
-    const std::unique_lock lock(mutex_);
-    check_scopes(opened->reach);
+    const std::shared_lock lock(mutex_);
+    num_deletions = num_deletions_;
+    const std::scoped_lock keeping(sessions_mutex_);
     sessions_.take(session, opened->reach, prompt_ids, match);
-    opened->calibration = calibration_of(opened->reach);
   }
-  // Nobody else sees this request yet: its prompt is indexed without the lock.
+  // Nobody else sees this request yet: its prompt is indexed without a lock.
   const std::size_t num_reused = match.overlap.num_reused();
-  opened->context = std::move(match.context);
+  opened->context = num_reused > 0 ? std::move(match.context) : spares_.take(prompt_ids.size());
+  opened->keys = std::move(match.keys);
+  opened->keys.push_back(key);
   if (match.overlap.num_slid > 0) {
     opened->seam = static_cast<Position>(match.overlap.num_prefix);
     opened->shift = static_cast<Position>(opened->context.size() - num_reused);
@@ -158,44 +168,54 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
   opened->new_begin = opened->context.end();
   opened->context.append(prompt_ids.subspan(num_reused));
   opened->prompt_end = opened->context.end();
+  std::shared_ptr<Scope> scope;
+  std::unique_lock<std::mutex> writing;  // a deletion sees the request either in its table or in the log
+  if (sharing.is_early && write_scope != -1) {
+    scope = held_scope(write_scope);
+    writing = std::unique_lock(scope->writing);
+    opened->has_shared_prompt = true;
+  }
+  const Handle handle = open(std::move(opened), num_deletions);
+  if (scope != nullptr) append_to(*scope, prompt_ids.subspan(num_reused), key, sharing.time);
+  return {handle, static_cast<std::int64_t>(num_reused)};
+}
+
+Handle DraftIndex::open(std::unique_ptr<Request> opened, std::size_t num_deletions) {
   const std::unique_lock lock(mutex_);
+  // A deletion meanwhile could not see this request: better to lose its context than to keep what was deleted.
+  opened->is_tainted = num_deletions_ != num_deletions;
   const Handle handle = next_handle_++;
   requests_.emplace(handle, std::move(opened));
-  return {handle, static_cast<std::int64_t>(num_reused)};
+  return handle;
 }
 
 void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> token_ids,
                         std::span<const std::int64_t> offsets) {
   check_tokens("token_ids", token_ids);
-  if (offsets.size() != handles.size() + 1) {
-    refuse("the number of offsets", std::to_string(offsets.size()),
-           "give one more than the " + std::to_string(handles.size()) + " handles");
-  }
-  for (std::size_t i = 0; i < offsets.size(); ++i) {
-    const std::int64_t earliest = i == 0 ? 0 : offsets[i - 1];
-    if (offsets[i] < earliest || offsets[i] > static_cast<std::int64_t>(token_ids.size())) {
-      refuse("offsets[" + std::to_string(i) + "]", std::to_string(offsets[i]),
-             "give rising offsets from 0 to the " + std::to_string(token_ids.size()) + " tokens");
-    }
-  }
-  const std::unique_lock lock(mutex_);
-  for (const Handle handle : handles) request(handle);
+  check_offsets(offsets, handles.size(), token_ids.size());
   std::vector<const TokenLog*> logs;
+  const std::shared_lock lock(mutex_);
+  for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
-    Request& open = request(handles[i]);
     const auto committed = token_ids.subspan(static_cast<std::size_t>(offsets[i]),
                                              static_cast<std::size_t>(offsets[i + 1] - offsets[i]));
     if (committed.empty()) continue;
+    Request& open = request(handles[i]);
+    const std::scoped_lock using_(open.using_);
     logs_of(open, logs);
-    num_accepted_ += Drafter::score(open.draft, committed, *open.calibration, open.trail, logs);
+    {
+      const std::unique_lock learning(open.learned->mutex);
+      num_accepted_ += Drafter::score(open.draft, committed, open.learned->calibration, open.trail, logs);
+    }
     open.context.append(committed);
     Drafter::follow(open.trail, logs, committed);
   }
 }
 
 void DraftIndex::truncate(Handle handle, std::int64_t num_tokens) {
-  const std::unique_lock lock(mutex_);
+  const std::shared_lock lock(mutex_);
   Request& open = request(handle);
+  const std::scoped_lock using_(open.using_);
   if (num_tokens < 0 || static_cast<std::size_t>(num_tokens) > open.num_tokens()) {
     refuse("num_tokens", std::to_string(num_tokens),
            "give 0 to the " + std::to_string(open.num_tokens()) + " tokens of the context");
@@ -205,81 +225,108 @@ void DraftIndex::truncate(Handle handle, std::int64_t num_tokens) {
 
 std::int64_t DraftIndex::num_tokens(Handle handle) const {
   const std::shared_lock lock(mutex_);
-  return static_cast<std::int64_t>(request(handle).num_tokens());
+  Request& open = request(handle);
+  const std::scoped_lock using_(open.using_);
+  return static_cast<std::int64_t>(open.num_tokens());
 }
 
 DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
                                std::int64_t max_branches) {
-  if (max_branches < 1 || max_branches > kMaxBranches) {
-    refuse("max_branches", std::to_string(max_branches), "give 1 (chains) to 16");
-  }
-  if (max_tokens.size() != handles.size()) {
-    refuse("the number of max_tokens", std::to_string(max_tokens.size()),
-           "give one for each of the " + std::to_string(handles.size()) + " handles");
-  }
-  for (std::size_t i = 0; i < max_tokens.size(); ++i) {
-    if (max_tokens[i] < 0) {
-      refuse("max_tokens[" + std::to_string(i) + "]", std::to_string(max_tokens[i]), "give 0 or more");
-    }
-  }
+  check_range("max_branches", max_branches, 1, "give 1 (chains) to 16", kMaxBranches);
+  check_limits(max_tokens, handles.size());
   DraftBatch batch;
+  batch.reserve(handles.size(), max_tokens);
   batch.offsets.push_back(0);
   std::vector<const TokenLog*> logs;
   const std::shared_lock lock(mutex_);
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
     Request& open = request(handles[i]);
-    const std::scoped_lock drafting(open.drafting);
+    const std::scoped_lock using_(open.using_);
     logs_of(open, logs);
-    drafter_.draft(logs, open.trail, *open.calibration, static_cast<unsigned>(max_tokens[i]),
-                   static_cast<unsigned>(max_branches), open.draft);
-    for (const std::uint32_t n : open.draft.issue_order) {
-      const Draft::Node& node = open.draft.nodes[n];
-      batch.token_ids.push_back(node.token);
-      batch.parent.push_back(node.parent < 0 ? -1 : open.draft.nodes[static_cast<std::size_t>(node.parent)].issued);
-      batch.prob.push_back(node.probability);
-      batch.source.push_back(static_cast<std::uint8_t>(node.source));
+    {
+      const std::shared_lock drafting(open.learned->mutex);
+      drafter_.draft(logs, open.trail, open.learned->calibration, static_cast<unsigned>(max_tokens[i]),
+                     static_cast<unsigned>(max_branches), open.draft);
     }
-    batch.offsets.push_back(static_cast<std::int64_t>(batch.token_ids.size()));
+    num_drafted_ += open.draft.issue_order.size();
+    batch.add(open.draft);
   }
-  num_drafted_ += batch.token_ids.size();
   return batch;
 }
 
-DraftIndex::Finished DraftIndex::finish(Handle handle) {
-  std::unique_ptr<Request> closed;
-  std::list<SessionStore::Kept> dropped;
-  Finished finished;
-  const std::unique_lock lock(mutex_);
-  const auto own = request(handle).context.tokens().subspan(request(handle).new_begin);
-  finished.new_tokens.assign(own.begin(), own.end());
-  finished.num_prompt = request(handle).prompt_end - request(handle).new_begin;
-  const auto scope = scopes_.find(request(handle).reach.write_scope);
-  if (scope != scopes_.end()) scope->second->log.append_sequence(finished.new_tokens);
-  closed = std::move(requests_.find(handle)->second);
-  requests_.erase(handle);
-  if (!reaches_dropped_scope(closed->reach)) {
-    sessions_.keep(closed->session, std::move(closed->reach), std::move(closed->context), dropped);
+DraftIndex::Finished DraftIndex::finish(Handle handle, double time) {
+  check_time(time);
+  std::shared_ptr<Scope> scope;
+  {
+    const std::shared_lock lock(mutex_);
+    const auto found = scopes_.find(request(handle).reach.write_scope);
+    if (found != scopes_.end()) scope = found->second;
   }
+  // Taken before the request leaves its table: a deletion sees it either there or in the log.
+  std::unique_lock<std::mutex> writing;
+  if (scope != nullptr) writing = std::unique_lock(scope->writing);
+  std::unique_ptr<Request> closed;
+  std::size_t num_deletions = 0;
+  {
+    const std::unique_lock lock(mutex_);
+    request(handle);
+    num_deletions = num_deletions_;
+    closed = std::move(requests_.find(handle)->second);
+    requests_.erase(handle);
+  }
+  Finished finished;
+  const auto own = closed->context.tokens().subspan(closed->new_begin);
+  finished.new_tokens.assign(own.begin(), own.end());
+  finished.num_prompt = closed->prompt_end - closed->new_begin;
+  if (scope != nullptr && !closed->is_erased) {
+    append_to(*scope, closed->unshared(), closed->keys.back(), time);
+    writing.unlock();
+  }
+  if (!closed->is_tainted) keep(*closed, num_deletions);
+  spares_.give(std::move(closed->context));  // what is left of it, if it was kept
   return finished;
+}
+
+void DraftIndex::keep(Request& closed, std::size_t num_deletions) {
+  std::list<SessionStore::Kept> dropped;
+  {
+    const std::shared_lock lock(mutex_);
+    if (num_deletions != num_deletions_ || reaches_dropped_scope(closed.reach)) return;
+    const std::scoped_lock keeping(sessions_mutex_);
+    sessions_.keep({closed.session, std::move(closed.reach), std::exchange(closed.context, TokenLog(0)),
+                    std::move(closed.keys)},
+                   dropped);
+  }
+  for (SessionStore::Kept& old : dropped) spares_.give(std::move(old.context));
+}
+
+void DraftIndex::append_to(Scope& scope, std::span<const Token> tokens, SequenceKey key, double time) {
+  scope.shared.append(tokens, key, time, [this](const std::function<void()>& change) {
+    const std::unique_lock lock(mutex_);
+    change();
+  });
 }
 
 IndexStats DraftIndex::stats() const {
   const std::shared_lock lock(mutex_);
-  IndexStats stats{.requests = requests_.size(),
-                   .sessions = sessions_.size(),
-                   .scopes = scopes_.size(),
-                   .shared_tokens = 0,
-                   .context_tokens = sessions_.num_tokens(),
-                   .bytes = sessions_.num_bytes(),
-                   .drafted = num_drafted_,
-                   .accepted = num_accepted_};
-  for (const auto& [id, scope] : scopes_) {
-    stats.shared_tokens += scope->log.size();
-    stats.bytes += scope->log.num_bytes();
+  IndexStats stats{.requests = requests_.size(), .scopes = scopes_.size(), .accepted = num_accepted_};
+  stats.drafted = num_drafted_;
+  {
+    const std::scoped_lock keeping(sessions_mutex_);
+    stats.sessions = sessions_.size();
+    stats.context_tokens = sessions_.num_tokens();
+    stats.bytes = sessions_.num_bytes();
   }
-  for (const auto& [reach, calibration] : calibrations_) stats.bytes += calibration->num_bytes();
+  stats.bytes += spares_.num_bytes();
+  for (const auto& [id, scope] : scopes_) {
+    stats.sequences += scope->shared.num_sequences();
+    stats.shared_tokens += scope->shared.log().size();
+    stats.bytes += scope->shared.num_bytes();
+  }
+  for (const auto& [reach, learned] : learned_) stats.bytes += learned->calibration.num_bytes();
   for (const auto& [handle, open] : requests_) {
+    const std::scoped_lock using_(open->using_);
     stats.context_tokens += open->context.size();
     stats.bytes += open->context.num_bytes();
   }
@@ -287,30 +334,41 @@ IndexStats DraftIndex::stats() const {
 }
 
 std::string DraftIndex::check() const {
-  const std::unique_lock lock(mutex_);
+  for (const std::shared_ptr<Scope>& scope : held_scopes()) {
+    const std::scoped_lock writing(scope->writing);
+    if (std::string fault = scope->shared.check(); !fault.empty()) return "scope " + scope->name + ": " + fault;
+  }
+  const std::shared_lock lock(mutex_);
   if (scope_ids_.size() != scopes_.size()) return "scopes and their names differ in number";
   for (const auto& [id, scope] : scopes_) {
     const auto named = scope_ids_.find(scope->name);
     if (named == scope_ids_.end() || named->second != id) return "scope " + std::to_string(id) + " lost its name";
-    if (std::string fault = scope->log.check(); !fault.empty()) return "scope " + scope->name + ": " + fault;
   }
   for (const auto& [handle, open] : requests_) {
-    const std::string who = "request " + std::to_string(handle) + ": ";
-    if (std::string fault = open->context.check(); !fault.empty()) return who + fault;
-    if (open->new_begin > open->prompt_end || open->prompt_end > open->context.end()) {
-      return who + "its own tokens lie outside its context";
-    }
-    if (open->shift > open->context.end()) return who + "it slid further than its context is long";
-    if (open->draft.issue_order.size() > open->draft.nodes.size()) {
-      return who + "it handed out more nodes than it drafted";
+    const std::scoped_lock using_(open->using_);
+    if (std::string fault = open->check(); !fault.empty()) {
+      return "request " + std::to_string(handle) + ": " + fault;
     }
   }
-  if (std::string fault = sessions_.check(); !fault.empty()) return fault;
-  if (num_accepted_ > num_drafted_) return "more tokens were accepted than drafted";
-  for (const auto& [reach, calibration] : calibrations_) {
-    if (std::string fault = calibration->check(); !fault.empty()) return fault;
+  {
+    const std::scoped_lock keeping(sessions_mutex_);
+    if (std::string fault = sessions_.check(); !fault.empty()) return fault;
+  }
+  const std::size_t num_accepted = num_accepted_;  // read first: it never passes the other
+  if (num_accepted > num_drafted_) return "more tokens were accepted than drafted";
+  for (const auto& [reach, learned] : learned_) {
+    const std::shared_lock reading(learned->mutex);
+    if (std::string fault = learned->calibration.check(); !fault.empty()) return fault;
     if (reaches_dropped_scope(reach)) return "a calibration outlived its scope";
   }
+  return {};
+}
+
+std::string DraftIndex::Request::check() const {
+  if (std::string fault = context.check(); !fault.empty()) return fault;
+  if (new_begin > prompt_end || prompt_end > context.end()) return "its own tokens lie outside its context";
+  if (shift > context.end()) return "it slid further than its context is long";
+  if (draft.issue_order.size() > draft.nodes.size()) return "it handed out more nodes than it drafted";
   return {};
 }
 
@@ -331,6 +389,19 @@ DraftIndex::Scope& DraftIndex::open_scope(ScopeId scope_id) const {
   return *found->second;
 }
 
+std::shared_ptr<DraftIndex::Scope> DraftIndex::held_scope(ScopeId scope_id) const {
+  const std::shared_lock lock(mutex_);
+  open_scope(scope_id);
+  return scopes_.at(scope_id);
+}
+
+std::vector<std::shared_ptr<DraftIndex::Scope>> DraftIndex::held_scopes() const {
+  const std::shared_lock lock(mutex_);
+  std::vector<std::shared_ptr<Scope>> scopes;
+  for (const auto& [id, scope] : scopes_) scopes.push_back(scope);
+  return scopes;
+}
+
 void DraftIndex::check_scopes(const Reach& reach) const {
   for (const ScopeId scope_id : reach.read_scopes) open_scope(scope_id);
   if (reach.write_scope != -1) open_scope(reach.write_scope);
@@ -342,18 +413,24 @@ bool DraftIndex::reaches_dropped_scope(const Reach& reach) const {
 }
 
 // A request that reads and writes no scope shares with no one, and learns for itself alone.
-std::shared_ptr<Calibration> DraftIndex::calibration_of(const Reach& reach) {
-  if (reach == Reach{}) return std::make_shared<Calibration>();
-  std::shared_ptr<Calibration>& known = calibrations_[reach];
-  if (known == nullptr) known = std::make_shared<Calibration>();
-  return known;
+std::shared_ptr<DraftIndex::Learned> DraftIndex::learned_of(const Reach& reach) {
+  {
+    const std::shared_lock lock(mutex_);
+    check_scopes(reach);
+    if (const auto known = learned_.find(reach); known != learned_.end()) return known->second;
+  }
+  auto fresh = std::make_shared<Learned>();
+  if (reach == Reach{}) return fresh;
+  const std::unique_lock lock(mutex_);
+  check_scopes(reach);
+  return learned_.try_emplace(reach, std::move(fresh)).first->second;
 }
 
 void DraftIndex::logs_of(const Request& request, std::vector<const TokenLog*>& logs) const {
   logs.assign(1, &request.context);
   for (const ScopeId scope_id : request.reach.read_scopes) {
     const auto found = scopes_.find(scope_id);
-    logs.push_back(found == scopes_.end() ? nullptr : &found->second->log);
+    logs.push_back(found == scopes_.end() ? nullptr : &found->second->shared.log());
   }
 }
 

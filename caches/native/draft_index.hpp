@@ -17,9 +17,14 @@
 #include "calibration.hpp"
 #include "drafter.hpp"
 #include "sessions.hpp"
+#include "spare_contexts.hpp"
 #include "token_log.hpp"
 
 namespace paceline {
+
+class ScopeNumbers;
+class SectionReader;
+class SectionWriter;
 
 using Handle = std::int64_t;
 
@@ -37,8 +42,15 @@ struct IndexSettings {
   double min_probability = 0.1;
 };
 
+// Whether others may draft from a request's prompt as soon as it has begun, and when that is.
+struct PromptSharing {
+  bool is_early = false;
+  double time = 0;
+};
+
 struct IndexStats {
-  std::size_t requests, sessions, scopes, shared_tokens, context_tokens, bytes, drafted, accepted;
+  std::size_t requests = 0, sessions = 0, scopes = 0, sequences = 0, shared_tokens = 0, context_tokens = 0;
+  std::size_t bytes = 0, drafted = 0, accepted = 0;
 };
 
 // Drafts for a batch: the tree of request i is the slice offsets[i]:offsets[i + 1] of the flat arrays.
@@ -48,10 +60,18 @@ struct DraftBatch {
   std::vector<std::int32_t> parent;
   std::vector<float> prob;
   std::vector<std::uint8_t> source;
+
+  void reserve(std::size_t num_requests, std::span<const std::int32_t> max_tokens);
+  void add(const Draft& draft);
 };
 
-// The draft memory of one engine worker. Every method may be called from any thread: proposals share the lock,
-// whatever writes holds it alone. Wrong input throws std::invalid_argument or UnknownHandle and changes nothing.
+// The draft memory of one engine worker. Every method may be called from any thread. Wrong input throws
+// std::invalid_argument or UnknownHandle and changes nothing.
+//
+// Locks, in the order in which a thread may take them: a scope's `writing`, `mutex_`, a request's `using_`,
+// `sessions_mutex_` or what was learned. Drafting holds `mutex_` shared and its request. What adds tokens to a scope
+// holds that scope's `writing` and keeps nobody from drafting: a shared log may be read while it grows. `mutex_` alone
+// is for the few instructions in which tables of scopes and requests change, and for deleting and evicting.
 class DraftIndex {
  public:
   struct Opened {
@@ -66,47 +86,71 @@ class DraftIndex {
   explicit DraftIndex(const IndexSettings& settings);
   ~DraftIndex();
 
-  ScopeId scope(std::string_view name);
+  ScopeId scope(std::string_view name, std::int64_t capacity = 0);
   std::size_t drop_scope(ScopeId scope_id);
-  void append_shared(ScopeId scope_id, std::span<const Token> token_ids);
+  void append_shared(ScopeId scope_id, std::span<const Token> token_ids, SequenceKey key = 0, double time = 0);
+  std::size_t delete_sequence(ScopeId scope_id, SequenceKey key);
+  std::size_t evict_before(ScopeId scope_id, double time);
 
   Opened begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes, ScopeId write_scope,
-               SessionKey session);
+               SessionKey session, SequenceKey key = 0, PromptSharing sharing = {});
   void commit(std::span<const Handle> handles, std::span<const Token> token_ids,
               std::span<const std::int64_t> offsets);
   void truncate(Handle handle, std::int64_t num_tokens);
   std::int64_t num_tokens(Handle handle) const;
   DraftBatch propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
                      std::int64_t max_branches = 1);
-  Finished finish(Handle handle);
+  Finished finish(Handle handle, double time = 0);
+
+  // Everything remembered and learned, not what is open. O(size). Sequences that are added meanwhile may be missing.
+  std::vector<std::byte> snapshot() const;
+  // Replaces everything by what a snapshot holds; scopes get new ids. Throws BrokenSnapshot, or std::invalid_argument
+  // while requests are open, and changes nothing. O(size).
+  void restore(std::span<const std::byte> file);
 
   IndexStats stats() const;
   // Empty if every invariant holds, else the first that does not. O(everything held).
   std::string check() const;
 
  private:
+  struct Learned;
   struct Request;
+  struct Restored;
   struct Scope;
 
   Request& request(Handle handle) const;
   Scope& open_scope(ScopeId scope_id) const;
+  std::shared_ptr<Scope> held_scope(ScopeId scope_id) const;
+  std::vector<std::shared_ptr<Scope>> held_scopes() const;
   void check_scopes(const Reach& reach) const;
   bool reaches_dropped_scope(const Reach& reach) const;
-  std::shared_ptr<Calibration> calibration_of(const Reach& reach);
+  std::shared_ptr<Learned> learned_of(const Reach& reach);
   void logs_of(const Request& request, std::vector<const TokenLog*>& logs) const;
+  Handle open(std::unique_ptr<Request> opened, std::size_t num_deletions);
+  void append_to(Scope& scope, std::span<const Token> tokens, SequenceKey key, double time);
+  void keep(Request& closed, std::size_t num_deletions);
+  void put_scopes(SectionWriter& section, ScopeNumbers& numbers) const;
+  void put_contexts(SectionWriter& section, const ScopeNumbers& numbers) const;
+  void put_learned(SectionWriter& section, const ScopeNumbers& numbers) const;
+  void get_scopes(SectionReader section, Restored& restored) const;
+  static void get_contexts(SectionReader section, Restored& restored);
+  static void get_learned(SectionReader section, Restored& restored);
 
   IndexSettings settings_;
   Drafter drafter_;
   mutable std::shared_mutex mutex_;
   std::unordered_map<std::string, ScopeId> scope_ids_;
-  std::unordered_map<ScopeId, std::unique_ptr<Scope>> scopes_;
+  std::unordered_map<ScopeId, std::shared_ptr<Scope>> scopes_;
   ScopeId next_scope_id_ = 0;
   std::unordered_map<Handle, std::unique_ptr<Request>> requests_;
   Handle next_handle_ = 1;
+  std::size_t num_deletions_ = 0;
+  mutable std::mutex sessions_mutex_;
   SessionStore sessions_;
-  std::map<Reach, std::shared_ptr<Calibration>> calibrations_;
+  SpareContexts spares_;
+  std::map<Reach, std::shared_ptr<Learned>> learned_;
   std::atomic<std::size_t> num_drafted_{0};
-  std::size_t num_accepted_ = 0;
+  std::atomic<std::size_t> num_accepted_{0};
 };
 
 }  // namespace paceline

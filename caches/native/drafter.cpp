@@ -53,7 +53,9 @@ class Growth {
  private:
   void add_cursor(const Cursor& cursor, std::span<const Token> context) {
     const TokenLog* log = logs_[cursor.log];
-    if (!is_alive(log, cursor.epoch, cursor.next) || log->at(cursor.next) == kBorder) return;
+    if (!is_alive(log, cursor.epoch, cursor.next)) return;
+    const Token guess = log->at(cursor.next);
+    if (guess == kBorder) return;
     const unsigned length = match_length(*log, cursor.next, context);
     found_.push_back({.log = cursor.log,
                       .next = cursor.next,
@@ -61,7 +63,7 @@ class Growth {
                       .num_similar = num_similar(*log, cursor.next, context, length),
                       .misses = cursor.misses,
                       .num_followed = cursor.num_matched,
-                      .guess = log->at(cursor.next)});
+                      .guess = guess});
   }
 
   void drop_repeats(std::size_t num_cursors) {

@@ -30,13 +30,14 @@ class ChainWalk {
       const unsigned length = match_length(log_, at + 1, context_);
       if (length < shortest) continue;
       --visits;
-      if (length < below && log_.at(at + 1) != kBorder) {
+      const Token guess = log_.at(at + 1);
+      if (length < below && guess != kBorder) {
         found_.push_back({.log = log_number_,
                           .next = at + 1,
                           .match_length = length,
                           .num_similar = num_similar(log_, at + 1, context_, length),
                           .rank = rank++,
-                          .guess = log_.at(at + 1)});
+                          .guess = guess});
       }
     }
   }

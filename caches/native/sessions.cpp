@@ -59,17 +59,18 @@ bool SessionStore::take(SessionKey session, const Reach& reach, std::span<const 
   remove(*chosen, taken);
   match.context = std::move(taken.front().context);
   match.overlap = best;
+  match.keys = std::move(taken.front().keys);
   return true;
 }
 
-void SessionStore::keep(SessionKey session, Reach reach, TokenLog context, std::list<Kept>& dropped) {
-  if (session == 0 || max_contexts_ == 0 || context.empty()) {
-    dropped.push_back({session, std::move(reach), std::move(context)});
+void SessionStore::keep(Kept finished, std::list<Kept>& dropped) {
+  if (finished.session == 0 || max_contexts_ == 0 || finished.context.empty()) {
+    dropped.push_back(std::move(finished));
     return;
   }
-  auto& places = by_session_[session];
-  num_tokens_ += context.size();
-  kept_.push_back({session, std::move(reach), std::move(context)});
+  auto& places = by_session_[finished.session];
+  num_tokens_ += finished.context.size();
+  kept_.push_back(std::move(finished));
   places.push_back(std::prev(kept_.end()));
   if (places.size() > kMaxContextsPerSession) remove(places.front(), dropped);
   while (kept_.size() > max_contexts_ || (num_tokens_ > max_tokens_ && !kept_.empty())) {
@@ -78,10 +79,23 @@ void SessionStore::keep(SessionKey session, Reach reach, TokenLog context, std::
 }
 
 std::size_t SessionStore::drop_scope(ScopeId scope, std::list<Kept>& dropped) {
+  return drop_if([scope](const Kept& kept) { return kept.reach.touches(scope); }, dropped);
+}
+
+std::size_t SessionStore::drop_sequence(ScopeId scope, SequenceKey key, std::list<Kept>& dropped) {
+  return drop_if(
+      [scope, key](const Kept& kept) {
+        return kept.reach.touches(scope) && std::find(kept.keys.begin(), kept.keys.end(), key) != kept.keys.end();
+      },
+      dropped);
+}
+
+template <typename Predicate>
+std::size_t SessionStore::drop_if(Predicate is_dropped, std::list<Kept>& dropped) {
   std::size_t num_dropped = 0;
   for (Place place = kept_.begin(); place != kept_.end();) {
     const Place next = std::next(place);
-    if (place->reach.touches(scope)) {
+    if (is_dropped(*place)) {
       num_dropped += place->context.size();
       remove(place, dropped);
     }
@@ -100,7 +114,9 @@ void SessionStore::remove(Place place, std::list<Kept>& dropped) {
 
 std::size_t SessionStore::num_bytes() const {
   std::size_t bytes = 0;
-  for (const Kept& kept : kept_) bytes += kept.context.num_bytes();
+  for (const Kept& kept : kept_) {
+    bytes += kept.context.num_bytes() + kept.keys.size() * sizeof(SequenceKey);
+  }
   return bytes;
 }
 

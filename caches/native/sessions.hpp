@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "shared_log.hpp"
 #include "token_log.hpp"
 
 namespace paceline {
@@ -45,10 +46,12 @@ class SessionStore {
     SessionKey session;
     Reach reach;
     TokenLog context;
+    std::vector<SequenceKey> keys;  // of the requests whose tokens it may hold
   };
   struct Match {
     TokenLog context;
     Overlap overlap;
+    std::vector<SequenceKey> keys;
   };
 
   SessionStore(std::size_t max_contexts, std::size_t max_tokens)
@@ -57,10 +60,17 @@ class SessionStore {
   // Takes the kept context of `session` that `prompt` continues best into `match`; false if none is worth it.
   bool take(SessionKey session, const Reach& reach, std::span<const Token> prompt, Match& match);
   // Keeps a context; what falls out to make room is moved to `dropped`, to be freed without the lock.
-  void keep(SessionKey session, Reach reach, TokenLog context, std::list<Kept>& dropped);
+  void keep(Kept finished, std::list<Kept>& dropped);
   // Moves every context that may read or write `scope` to `dropped`; returns how many tokens they held.
   std::size_t drop_scope(ScopeId scope, std::list<Kept>& dropped);
+  // Moves the contexts that touch `scope` and may hold tokens of the sequence `key` to `dropped`; returns how many
+  // tokens they held.
+  std::size_t drop_sequence(ScopeId scope, SequenceKey key, std::list<Kept>& dropped);
 
+  // Least recently finished first.
+  const std::list<Kept>& kept() const { return kept_; }
+  std::size_t max_contexts() const { return max_contexts_; }
+  std::size_t max_tokens() const { return max_tokens_; }
   std::size_t size() const { return kept_.size(); }
   std::size_t num_tokens() const { return num_tokens_; }
   std::size_t num_bytes() const;
@@ -69,6 +79,8 @@ class SessionStore {
  private:
   using Place = std::list<Kept>::iterator;
   void remove(Place place, std::list<Kept>& dropped);
+  template <typename Predicate>
+  std::size_t drop_if(Predicate is_dropped, std::list<Kept>& dropped);
 
   std::size_t max_contexts_;
   std::size_t max_tokens_;

@@ -5,149 +5,224 @@
 #include <cassert>
 #include <stdexcept>
 #include <utility>
-#include <vector>
 
 namespace paceline {
 namespace {
 
-constexpr unsigned kMinHeadBits = 4;
-constexpr std::size_t kPositionsPerHead = 2;  // most k-grams repeat, so buckets stay near one gram each
-
-// Fibonacci hashing over the tokens (Knuth, The Art of Computer Programming 3, 6.4): the high bits are well mixed.
-constexpr std::uint64_t kMultiplier = 0x9E3779B97F4A7C15ull;
+// A wider chain is built this many positions for each token appended: done before the log has grown by a third.
+constexpr std::size_t kRebuiltPerToken = 4;
+constexpr unsigned kWidening = 2;  // in bits
+constexpr std::size_t kIndexedAhead = 32;
 
 }  // namespace
 
-std::uint32_t GramChain::bucket(const Token* last) const {
-  std::uint64_t hash = 0;
-  for (unsigned i = 0; i < gram_; ++i) {
-    hash = (hash ^ static_cast<std::uint32_t>(*(last - i))) * kMultiplier;
-    hash ^= hash >> 32;
-  }
-  return static_cast<std::uint32_t>((hash * kMultiplier) >> (64 - bits_));
-}
+void run_alone(const std::function<void()>& change) { change(); }
 
-TokenLog::TokenLog(std::size_t capacity, Position max_end) : capacity_(capacity), max_end_(max_end) {}
+TokenLog::TokenLog(std::size_t capacity, Position max_end) : capacity_(capacity), max_end_(max_end) {
+  if (capacity_ == 0) return;
+  // Mapped at once, so that readers never see a slot move. Memory is used as slots are written.
+  num_slots_ = capacity_;
+  tokens_ = Buffer<Token>::mapped(num_slots_);
+  for (Indexed* indexed : {&long_, &short_}) {
+    indexed->chain.map_slots(num_slots_);
+    indexed->chain.clear(indexed->chain.bits_for(0));
+  }
+}
 
 void TokenLog::append(std::span<const Token> tokens) {
+  assert(capacity_ == 0);
   reserve(tokens.size());
-  for (const Token token : tokens) push(token);
+  const Position first = end_;
+  for (const Token token : tokens) write(token);
+  for (Indexed* indexed : {&long_, &short_}) index_run(indexed->chain, first, tokens.size(), first);
 }
 
-void TokenLog::append_sequence(std::span<const Token> tokens) {
-  if (tokens.empty()) return;
-  if (capacity_ != 0 && tokens.size() >= capacity_) tokens = tokens.last(capacity_ - 1);
-  reserve(tokens.size() + 1);
-  for (const Token token : tokens) push(token);
-  push(kBorder);
+void TokenLog::clear() {
+  assert(capacity_ == 0);
+  end_ = 0;
+  for (Indexed* indexed : {&long_, &short_}) indexed->chain.clear(indexed->chain.bits_for(num_slots_));
 }
 
 void TokenLog::truncate(Position size) {
   assert(capacity_ == 0 && size <= end_);
   while (end_ > size) {
     const Position last = end_ - 1;
-    run_ = run_at(last);
-    if (has_gram(long_.gram())) unindex(long_, last);
-    if (has_gram(short_.gram())) unindex(short_, last);
+    for (Indexed* indexed : {&long_, &short_}) {
+      GramChain& chain = indexed->chain;
+      if (end_ >= chain.gram()) chain.unlink_newest(chain.bucket(&tokens_[last]), last);
+    }
     end_ = last;
   }
-  run_ = end_ > begin_ ? run_at(end_ - 1) : 0;
 }
 
-Position TokenLog::newest(const GramChain& chain, const Token* last) const {
-  if (chain.heads_.size() == 0) return kNone;
-  const Position found = chain.newest(chain.bucket(last));
-  return found != kNone && found >= begin_ ? found : kNone;
+Position TokenLog::append_sequence(std::span<const Token> tokens, const Alone& alone) {
+  assert(capacity_ != 0);
+  if (tokens.empty()) return 0;
+  if (tokens.size() >= capacity_) tokens = tokens.last(capacity_ - 1);
+  const Position sunk = make_room(tokens.size() + 1, alone);
+  for (Indexed* indexed : {&long_, &short_}) widen(*indexed, tokens.size(), alone);
+  const Position first = end_;
+  for (const Token token : tokens) write(token);
+  write(kBorder);
+  for (Indexed* indexed : {&long_, &short_}) {
+    index_run(indexed->chain, first, tokens.size(), 0);
+    indexed->chain.set_unlinked(slot(end_ - 1));
+    if (indexed->wider == nullptr) continue;
+    rebuild(*indexed, kRebuiltPerToken * tokens.size());
+    if (indexed->num_rebuilt == end_) adopt(*indexed, alone);
+  }
+  return sunk;
+}
+
+void TokenLog::blank(Position begin, Position end) {
+  assert(begin >= begin_ && end <= end_ && at(end - 1) == kBorder);
+  for (Position position = begin; position < end; ++position) tokens_[slot(position)] = kBorder;
+}
+
+void TokenLog::forget_before(Position begin) {
+  assert(capacity_ != 0 && begin <= end_);
+  begin_ = std::max(begin_, begin);
 }
 
 std::size_t TokenLog::num_bytes() const {
-  return tokens_.num_bytes() + long_.heads_.num_bytes() + long_.previous_.num_bytes() +
-         short_.heads_.num_bytes() + short_.previous_.num_bytes();
+  std::size_t per_slot = sizeof(Token);
+  std::size_t heads = 0;
+  for (const Indexed* indexed : {&long_, &short_}) {
+    per_slot += sizeof(Position);
+    heads += indexed->chain.num_heads();
+  }
+  return peek(num_written_) * per_slot + heads * sizeof(Position) + peek(wider_bytes_);
 }
 
+// Grows a log without a capacity. The headroom is indexed for at once: a chat goes on after its prompt.
 void TokenLog::reserve(std::size_t extra) {
   const std::size_t wanted = end_ + extra;
-  if (wanted >= max_end_) {
-    if (capacity_ == 0 || size() + extra >= max_end_) throw std::length_error("token log is full");
-    renumber();
-  }
-  std::size_t slots = static_cast<std::size_t>(end_) + extra;
-  if (capacity_ != 0) slots = std::min(slots, capacity_);
-  if (slots > tokens_.size()) {
-    slots = std::max(slots, tokens_.size() + tokens_.size() / 4);
-    if (capacity_ != 0) slots = std::min(slots, capacity_);
+  if (wanted >= max_end_) throw std::length_error("token log is full");
+  if (wanted > num_slots_) {
+    const std::size_t slots = std::max(wanted, wanted + wanted / 8 + 64);
     tokens_.resize(slots);
+    for (Indexed* indexed : {&long_, &short_}) indexed->chain.resize_slots(slots);
+    num_slots_ = slots;
   }
-  for (GramChain* chain : {&long_, &short_}) {
-    if (chain->previous_.size() < tokens_.size()) chain->previous_.resize(tokens_.size());
-    unsigned bits = std::max(chain->bits_, kMinHeadBits);
-    while ((kPositionsPerHead << bits) < std::min(slots, size() + extra)) ++bits;
-    if (bits != chain->bits_) resize_heads(*chain, bits);
-  }
-}
-
-void TokenLog::push(Token token) {
-  if (capacity_ != 0) {
-    if (size() == capacity_) ++begin_;
-    if (end_ - lap_ == capacity_) lap_ = end_;
-  }
-  const Position position = end_++;
-  tokens_[slot(position)] = token;
-  run_ = token == kBorder ? 0 : static_cast<unsigned>(std::min<std::size_t>({run_ + 1u, kMaxGram, size()}));
-  for (GramChain* chain : {&long_, &short_}) {
-    if (has_gram(chain->gram())) {
-      index(*chain, position);
-    } else {
-      chain->previous_[slot(position)] = kNone;
-    }
+  for (Indexed* indexed : {&long_, &short_}) {
+    const unsigned bits = indexed->chain.bits_for(num_slots_);
+    if (bits > indexed->chain.bits()) refill(indexed->chain, bits);
   }
 }
 
-void TokenLog::index(GramChain& chain, Position position) {
+// Makes the ring's oldest tokens those that `extra` more will not overwrite. Returns how far positions sank.
+Position TokenLog::make_room(std::size_t extra, const Alone& alone) {
+  Position sunk = 0;
+  if (static_cast<std::size_t>(end_) + extra >= max_end_) {
+    if (capacity_ + extra >= max_end_) throw std::length_error("token log is full");
+    alone([this, &sunk] { sunk = renumber(); });
+  }
+  const std::size_t num_held = size() + extra;
+  if (num_held > capacity_) poke(begin_, begin_ + static_cast<Position>(num_held - capacity_));
+  return sunk;
+}
+
+void TokenLog::write(Token token) {
+  const Position position = end_;
+  if (capacity_ != 0 && position - lap_ == capacity_) poke(lap_, position);
+  const std::size_t into = slot(position);
+  poke(tokens_[into], token);
+  if (into >= num_written_) poke(num_written_, static_cast<Position>(into + 1));
+  poke(end_, position + 1, std::memory_order_release);
+}
+
+std::uint32_t TokenLog::bucket_at(const GramChain& chain, Position position) const {
   std::array<Token, kMaxGram> gram;
   for (unsigned i = 0; i < chain.gram(); ++i) gram[kMaxGram - 1 - i] = at(position - i);
-  Position& head = chain.heads_[chain.bucket(&gram[kMaxGram - 1])];
-  chain.previous_[slot(position)] = head;
-  head = position;
+  return chain.bucket(&gram[kMaxGram - 1]);
 }
 
-void TokenLog::unindex(GramChain& chain, Position position) {
-  Position& head = chain.heads_[chain.bucket(&tokens_[position])];
-  assert(head == position);
-  head = chain.previous_[position];
-}
-
-void TokenLog::resize_heads(GramChain& chain, unsigned bits) {
-  Buffer<Position> heads;
-  heads.resize(std::size_t{1} << bits);
-  std::fill_n(heads.data(), heads.size(), kNone);
-  chain.heads_ = std::move(heads);
-  chain.bits_ = bits;
-  unsigned run = 0;
-  for (Position position = begin_; position < end_; ++position) {
-    run = at(position) == kBorder ? 0 : run + 1;
-    if (run >= chain.gram()) index(chain, position);
+// Links the `count` tokens of one sequence from `first` on, of which `run` go before. Heads are fetched ahead, as
+// they lie anywhere.
+void TokenLog::index_run(GramChain& chain, Position first, std::size_t count, std::size_t run) {
+  std::array<std::uint32_t, kIndexedAhead> buckets;
+  std::size_t into = slot(first);
+  while (count > 0) {
+    const std::size_t ahead = std::min({count, kIndexedAhead, num_slots_ - into});
+    for (std::size_t i = 0; i < ahead; ++i) {
+      if (run + i + 1 < chain.gram()) continue;
+      const bool is_whole = into + i + 1 >= chain.gram();  // else the gram begins at the ring's last slots
+      buckets[i] = is_whole ? chain.bucket(&tokens_[into + i]) : bucket_at(chain, first + static_cast<Position>(i));
+      chain.prefetch(buckets[i]);
+    }
+    for (std::size_t i = 0; i < ahead; ++i, ++first) {
+      if (++run < chain.gram()) {
+        chain.set_unlinked(into + i);
+      } else {
+        chain.link(buckets[i], first, into + i);
+      }
+    }
+    count -= ahead;
+    into = into + ahead == num_slots_ ? 0 : into + ahead;
   }
 }
 
-void TokenLog::renumber() {
-  const Position shift = begin_;
-  const auto renumbered = [shift](Position position) {
-    return position == kNone || position < shift ? kNone : position - shift;
-  };
-  for (GramChain* chain : {&long_, &short_}) {
-    for (std::size_t i = 0; i < chain->heads_.size(); ++i) {
-      chain->heads_[i] = renumbered(chain->heads_[i]);
-    }
-    for (Position position = begin_; position < end_; ++position) {
-      Position& previous = chain->previous_[slot(position)];
-      previous = renumbered(previous);
-    }
+// Begins to give a ring's chain more heads if `extra` more tokens need them.
+void TokenLog::widen(Indexed& indexed, std::size_t extra, const Alone& alone) {
+  const std::size_t num_held = std::min(size() + extra, capacity_);
+  const unsigned bits = indexed.chain.bits_for(num_held);
+  if (indexed.wider != nullptr || bits <= indexed.chain.bits()) return;
+  auto wider = std::make_unique<GramChain>(indexed.chain.gram());
+  wider->map_slots(num_slots_);
+  wider->clear(std::min(bits + kWidening - 1, indexed.chain.bits_for(capacity_)));
+  indexed.wider = std::move(wider);
+  indexed.num_rebuilt = begin_;
+  indexed.run = 0;
+  poke(wider_bytes_, wider_bytes_ + (num_written_ + indexed.wider->num_heads()) * sizeof(Position));
+  if (size() > kRebuiltPerToken * extra) return;
+  rebuild(indexed, size());
+  adopt(indexed, alone);
+}
+
+void TokenLog::rebuild(Indexed& indexed, std::size_t num_positions) {
+  if (indexed.num_rebuilt < begin_) {
+    indexed.num_rebuilt = begin_;
+    indexed.run = 0;
   }
-  begin_ = 0;
+  GramChain& wider = *indexed.wider;
+  const auto last = static_cast<Position>(std::min<std::size_t>(end_, indexed.num_rebuilt + num_positions));
+  while (indexed.num_rebuilt < last) {
+    const Position first = indexed.num_rebuilt;
+    Position border = first;
+    while (border < last && at(border) != kBorder) ++border;
+    index_run(wider, first, border - first, indexed.run);
+    indexed.run += border - first;
+    indexed.num_rebuilt = border;
+    if (border == last) break;
+    wider.set_unlinked(slot(border));
+    indexed.run = 0;
+    ++indexed.num_rebuilt;
+  }
+}
+
+void TokenLog::adopt(Indexed& indexed, const Alone& alone) {
+  alone([&indexed] { std::swap(indexed.chain, *indexed.wider); });
+  indexed.wider.reset();  // the narrow one is freed beside the readers
+  if (long_.wider == nullptr && short_.wider == nullptr) poke(wider_bytes_, std::size_t{0});
+}
+
+void TokenLog::refill(GramChain& chain, unsigned bits) {
+  chain.clear(bits);
+  index_run(chain, 0, end_, 0);
+}
+
+Position TokenLog::renumber() {
+  const Position shift = std::min(begin_, lap_);  // slot 0 keeps a position, though nothing before begin is alive
+  for (Indexed* indexed : {&long_, &short_}) {
+    indexed->chain.renumber(shift, num_written_);
+    indexed->wider.reset();  // it is begun again when more tokens come
+  }
+  wider_bytes_ = 0;
+  begin_ -= shift;
   end_ -= shift;
   lap_ -= shift;
   ++epoch_;
+  return shift;
 }
 
 unsigned TokenLog::run_at(Position position) const {
@@ -159,47 +234,46 @@ unsigned TokenLog::run_at(Position position) const {
 std::string TokenLog::check() const {
   if (begin_ > end_) return "the log begins after its end";
   if (capacity_ != 0 && size() > capacity_) return "the log holds more tokens than its capacity";
-  if (std::min<std::size_t>(size(), capacity_ ? capacity_ : size()) > tokens_.size()) {
-    return "the log holds more tokens than it has slots";
-  }
+  if (size() > num_written_ || num_written_ > num_slots_) return "the log holds more tokens than it has slots";
+  if (num_slots_ != tokens_.size()) return "the log counts its slots wrong";
   if (capacity_ != 0 && (lap_ > end_ || end_ - lap_ > capacity_)) return "the lap lies outside the ring";
   for (Position position = begin_; position < end_; ++position) {
     if (at(position) < kBorder) return "position " + std::to_string(position) + " holds no token";
   }
-  if (run_ != (empty() ? 0 : run_at(end_ - 1))) return "the run since the last border is wrong";
-  for (const GramChain* chain : {&long_, &short_}) {
-    if (std::string fault = check_chain(*chain); !fault.empty()) return fault;
+  for (const Indexed* indexed : {&long_, &short_}) {
+    if (std::string fault = check_chain(indexed->chain); !fault.empty()) return fault;
   }
   return {};
 }
 
 std::string TokenLog::check_chain(const GramChain& chain) const {
   const std::string name = std::to_string(chain.gram()) + "-gram chain: ";
-  if (empty() && chain.heads_.size() == 0) return {};
-  if (chain.heads_.size() != std::size_t{1} << chain.bits_) return name + "heads are no power of two";
-  if (chain.previous_.size() != tokens_.size()) return name + "links and slots differ in number";
-  // A gram that begins before the ring's tail is as good as dead, though its last token is alive.
-  const Position first = begin_ + chain.gram() - 1;
-  const auto alive = [first](Position position) { return position != kNone && position >= first; };
-  std::vector<Position> newest(chain.heads_.size(), kNone);
+  if (empty() && chain.num_heads() == 0) return {};
+  if (chain.num_heads() != std::size_t{1} << chain.bits()) return name + "heads are no power of two";
+  if (chain.num_slots() != num_slots_) return name + "links and slots differ in number";
+  std::size_t num_grams = 0;
   unsigned run = 0;
   for (Position position = begin_; position < end_; ++position) {
     run = at(position) == kBorder ? 0 : run + 1;
-    if (run < chain.gram()) continue;
-    std::array<Token, kMaxGram> gram;
-    for (unsigned i = 0; i < chain.gram(); ++i) gram[kMaxGram - 1 - i] = at(position - i);
-    Position& expected = newest[chain.bucket(&gram[kMaxGram - 1])];
-    const Position link = chain.previous_[slot(position)];
-    if (alive(link) ? link != expected : expected != kNone) {
-      return name + "position " + std::to_string(position) + " links to the wrong place";
-    }
-    expected = position;
+    if (run >= chain.gram()) ++num_grams;
   }
-  for (std::size_t i = 0; i < newest.size(); ++i) {
-    const Position head = chain.heads_[i];
-    if (alive(head) ? head != newest[i] : newest[i] != kNone) {
-      return name + "head " + std::to_string(i) + " is not the newest position of its bucket";
+  // A gram that begins before the ring's tail is as good as dead, though its last token is alive.
+  const Position first = begin_ + chain.gram() - 1;
+  std::size_t num_linked = 0;
+  for (std::uint32_t bucket = 0; bucket < chain.num_heads(); ++bucket) {
+    Position newer = end_;
+    for (Position link = chain.newest(bucket); link != kNone && link >= first; link = chain.previous(slot(link))) {
+      const std::string where = name + "the link to position " + std::to_string(link);
+      if (link >= newer) return where + " leads to no older position";
+      newer = link;
+      if (at(link) == kBorder) continue;  // a stepping stone: its sequence was made borders
+      if (run_at(link) < chain.gram()) return where + " leads to no gram";
+      if (bucket_at(chain, link) != bucket) return where + " lies in another gram's bucket";
+      ++num_linked;
     }
+  }
+  if (num_linked != num_grams) {
+    return name + std::to_string(num_grams) + " grams, but " + std::to_string(num_linked) + " in their buckets";
   }
   return {};
 }

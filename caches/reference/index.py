@@ -12,7 +12,8 @@ it may miss a place that other grams of the bucket hide. Here nothing is missed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from paceline.caches.reference.calibration import Calibration
 from paceline.caches.reference.drafting import (
+    MAX_MATCH,
     Cursor,
     Draft,
     Log,
@@ -27,6 +29,7 @@ from paceline.caches.reference.drafting import (
     follow,
     score,
 )
+from paceline.caches.reference.shared_log import SharedLog
 
 _MAX_CONTEXTS_PER_SESSION: Final = 4
 _MIN_SLIDE: Final = 32
@@ -42,6 +45,7 @@ class _Kept:
     session: int
     reach: Reach
     tokens: list[int]
+    keys: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -56,6 +60,10 @@ class _Request:
     shift: int
     new_begin: int
     prompt_end: int
+    keys: tuple[int, ...]
+    has_shared_prompt: bool = False
+    is_erased: bool = False
+    is_tainted: bool = False
     cursors: list[Cursor] = field(default_factory=list)
     draft: Draft = field(default_factory=Draft)
 
@@ -78,7 +86,7 @@ class ReferenceIndex:
         self._max_candidates = max_candidates
         self._min_probability = min_probability
         self._scope_ids: dict[str, int] = {}
-        self._logs: dict[int, Log] = {}
+        self._logs: dict[int, SharedLog] = {}
         self._num_scopes_ever = 0
         self._requests: dict[int, _Request] = {}
         self._num_requests_ever = 0
@@ -87,11 +95,11 @@ class ReferenceIndex:
         self._num_drafted = 0
         self._num_accepted = 0
 
-    def scope(self, name: str) -> int:
+    def scope(self, name: str, *, capacity: int = 0) -> int:
         """Id of the scope called `name`, opened empty on first use."""
         if name not in self._scope_ids:
             self._scope_ids[name] = self._num_scopes_ever
-            self._logs[self._num_scopes_ever] = Log(self._shared_capacity)
+            self._logs[self._num_scopes_ever] = SharedLog(capacity or self._shared_capacity)
             self._num_scopes_ever += 1
         return self._scope_ids[name]
 
@@ -108,9 +116,29 @@ class ReferenceIndex:
         num_shared = len(self._logs.pop(scope_id).tokens)
         return num_shared + sum(len(kept.tokens) for kept in dropped)
 
-    def append_shared(self, scope_id: int, token_ids: npt.NDArray[np.int32]) -> None:
+    def append_shared(
+        self, scope_id: int, token_ids: npt.NDArray[np.int32], *, key: int = 0, time: float = 0.0
+    ) -> None:
         """Add one sequence to a shared log."""
-        self._logs[scope_id].append_sequence(token_ids.tolist())
+        self._logs[scope_id].append(token_ids.tolist(), key, time)
+
+    def delete_sequence(self, scope_id: int, key: int) -> int:
+        """Forget a sequence and the contexts that may hold it; returns how many tokens."""
+        for request in self._requests.values():
+            if scope_id in (*request.reach[0], request.reach[1]):
+                request.is_erased |= request.keys[-1] == key
+                request.is_tainted |= key in request.keys
+        dropped = [
+            kept
+            for kept in self._kept
+            if scope_id in (*kept.reach[0], kept.reach[1]) and key in kept.keys
+        ]
+        self._kept = [kept for kept in self._kept if kept not in dropped]
+        return self._logs[scope_id].erase(key) + sum(len(kept.tokens) for kept in dropped)
+
+    def evict_before(self, scope_id: int, time: float) -> int:
+        """Forget the shared sequences of earlier times; returns how many tokens."""
+        return self._logs[scope_id].evict_before(time)
 
     def begin(
         self,
@@ -119,11 +147,14 @@ class ReferenceIndex:
         read_scopes: npt.NDArray[np.int32],
         write_scope: int = -1,
         session: int = 0,
+        key: int = 0,
+        share_prompt: bool = False,
+        time: float = 0.0,
     ) -> tuple[int, int]:
         """Open a request; returns (handle, num_reused)."""
         reach = tuple(dict.fromkeys(read_scopes.tolist())), write_scope
         prompt = prompt_ids.tolist()
-        tokens, num_prefix, num_slid = self._take(session, reach, prompt)
+        tokens, num_prefix, num_slid, keys = self._take(session, reach, prompt)
         num_reused = num_prefix + num_slid
         if not num_slid:
             tokens = tokens[:num_prefix]
@@ -141,7 +172,11 @@ class ReferenceIndex:
             shift=len(tokens) - num_reused,
             new_begin=len(tokens),
             prompt_end=context.end,
+            keys=(*keys, key),
+            has_shared_prompt=share_prompt and write_scope != -1,
         )
+        if share_prompt and write_scope != -1:
+            self._logs[write_scope].append(prompt[num_reused:], key, time)
         return self._num_requests_ever, num_reused
 
     def commit(
@@ -210,18 +245,46 @@ class ReferenceIndex:
             np.array([node.source for node in nodes], np.uint8),
         )
 
-    def finish(self, handle: int) -> tuple[npt.NDArray[np.int32], int]:
+    def finish(self, handle: int, *, time: float = 0.0) -> tuple[npt.NDArray[np.int32], int]:
         """Close a request; returns (new_tokens, num_prompt)."""
         request = self._requests.pop(handle)
         new_tokens = request.context.tokens[request.new_begin :]
         read_scopes, write_scope = request.reach
-        if write_scope in self._logs:
-            self._logs[write_scope].append_sequence(new_tokens)
-        if all(
+        if write_scope in self._logs and not request.is_erased:
+            num_prompt = request.prompt_end - request.new_begin
+            num_replied = len(new_tokens) - num_prompt
+            unshared = new_tokens
+            if request.has_shared_prompt:
+                unshared = new_tokens[max(0, num_prompt - MAX_MATCH) :] if num_replied else []
+            self._logs[write_scope].append(unshared, request.keys[-1], time)
+        if not request.is_tainted and all(
             scope_id in self._logs or scope_id == -1 for scope_id in (*read_scopes, write_scope)
         ):
-            self._keep(_Kept(request.session, request.reach, request.context.tokens))
+            self._keep(_Kept(request.session, request.reach, request.context.tokens, request.keys))
         return np.array(new_tokens, np.int32), request.prompt_end - request.new_begin
+
+    def restored(self) -> ReferenceIndex:
+        """A new index, with nothing open, as if made from a snapshot of this one."""
+        renamed = {old: new for new, old in enumerate(sorted(self._logs))} | {-1: -1}
+
+        def reach_of(reach: Reach) -> Reach:
+            return tuple(renamed[scope_id] for scope_id in reach[0]), renamed[reach[1]]
+
+        made = ReferenceIndex(
+            shared_capacity=self._shared_capacity,
+            max_sessions=self._max_sessions,
+            max_session_tokens=self._max_session_tokens,
+            max_candidates=self._max_candidates,
+            min_probability=self._min_probability,
+        )
+        made._scope_ids = {name: renamed[old] for name, old in self._scope_ids.items()}
+        made._logs = {renamed[old]: log.copied(log.capacity) for old, log in self._logs.items()}
+        made._num_scopes_ever = len(self._logs)
+        made._kept = [replace(kept, reach=reach_of(kept.reach)) for kept in self._kept]
+        made._calibrations = {
+            reach_of(reach): deepcopy(known) for reach, known in self._calibrations.items()
+        }
+        return made
 
     def stats(self) -> dict[str, int]:
         """Counters and sizes; "bytes" is the native index's own affair."""
@@ -231,6 +294,7 @@ class ReferenceIndex:
             "requests": len(self._requests),
             "sessions": len(self._kept),
             "scopes": len(self._logs),
+            "sequences": sum(log.num_sequences for log in self._logs.values()),
             "shared_tokens": sum(len(log.tokens) for log in self._logs.values()),
             "context_tokens": sum(map(len, contexts)),
             "drafted": self._num_drafted,
@@ -240,8 +304,10 @@ class ReferenceIndex:
     def _logs_of(self, request: _Request) -> list[Log | None]:
         return [request.context, *(self._logs.get(scope_id) for scope_id in request.reach[0])]
 
-    def _take(self, session: int, reach: Reach, prompt: list[int]) -> tuple[list[int], int, int]:
-        """Kept context that the prompt continues best, and how it lies on it: (prefix, slid)."""
+    def _take(
+        self, session: int, reach: Reach, prompt: list[int]
+    ) -> tuple[list[int], int, int, tuple[int, ...]]:
+        """Context that the prompt continues best, how it lies on it (prefix, slid), its keys."""
         best: tuple[_Kept, int, int] | None = None
         for kept in self._kept:
             if session == 0 or (kept.session, kept.reach) != (session, reach):
@@ -250,12 +316,12 @@ class ReferenceIndex:
             if best is None or num_prefix + num_slid >= best[1] + best[2]:
                 best = kept, num_prefix, num_slid
         if best is None:
-            return [], 0, 0
+            return [], 0, 0, ()
         kept, num_prefix, num_slid = best
         if num_slid == 0 and num_prefix * 2 < min(len(prompt), len(kept.tokens)):
-            return [], 0, 0
+            return [], 0, 0, ()
         self._kept = [other for other in self._kept if other is not kept]
-        return kept.tokens, num_prefix, num_slid
+        return kept.tokens, num_prefix, num_slid, kept.keys
 
     def _keep(self, finished: _Kept) -> None:
         if finished.session == 0 or self._max_sessions == 0 or not finished.tokens:

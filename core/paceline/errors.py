@@ -7,6 +7,7 @@
     ├── DraftError          the draft memory was asked for something it does not hold
     ├── RecordError         a record read from another process cannot be used
     ├── JournalError        the shared journal cannot be used
+    ├── SnapshotError       a snapshot of the draft memory cannot be written or loaded
     ├── EngineError         the embedded engine cannot serve a request
     └── UnsupportedError    an installed version or platform lies outside the tested range
 
@@ -32,6 +33,10 @@ class RecordError(PacelineError):
 
 class JournalError(PacelineError):
     """The shared journal cannot be used (bad URL, refused credentials, foreign data)."""
+
+
+class SnapshotError(PacelineError):
+    """A snapshot of the draft memory cannot be written or loaded."""
 
 
 class EngineError(PacelineError):

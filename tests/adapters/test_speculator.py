@@ -107,6 +107,30 @@ def test_absorbed_records_are_drafted() -> None:
     assert_continues(drafted(here, RequestInfo(request_id="b"), TEXT[:8]))
 
 
+def test_a_forgotten_request_is_drafted_nowhere() -> None:
+    """Forgetting a request's id reaches what this engine served and what it absorbed."""
+    sink = Sink()
+    server, reader = Speculator(journal=sink, clock=lambda: 50.0), Speculator()
+    serve(server, RequestInfo(request_id="a"), TEXT[:8], TEXT[8:])
+    reader.absorb(sink.records[0])
+    for speculator in (server, reader):
+        assert speculator.forget("tenant:local", "other") == 0
+        assert speculator.forget("tenant:local", "a") == len(TEXT)
+        assert drafted(speculator, RequestInfo(request_id="b"), TEXT[:8]) == []
+
+
+def test_what_finished_long_ago_is_forgotten() -> None:
+    """Sequences age by the time they finished at, here or elsewhere."""
+    sink = Sink()
+    server, reader = Speculator(journal=sink, clock=lambda: 50.0), Speculator()
+    serve(server, RequestInfo(request_id="a"), TEXT[:8], TEXT[8:])
+    reader.absorb(sink.records[0])
+    for speculator in (server, reader):
+        assert speculator.forget_before("tenant:local", 50.0) == 0
+        assert speculator.forget_before("tenant:local", 50.5) == len(TEXT)
+        assert drafted(speculator, RequestInfo(request_id="b"), TEXT[:8]) == []
+
+
 def test_observe_follows_the_engines_buffer() -> None:
     """Lost deltas are caught up and tokens taken back are dropped; the engine's buffer decides."""
     speculator = Speculator()
@@ -127,6 +151,21 @@ def test_batches_mix_lengths_and_limits() -> None:
     for tree, limit in zip(trees, (2, 0, 5), strict=True):
         assert min(limit, 1) <= len(tree) <= limit
     assert speculator.propose([], max_tokens=4) == []
+
+
+def test_flat_drafts_are_those_of_the_trees() -> None:
+    """A batch in flat arrays holds the same drafts, empty ones and none at all included."""
+    speculator = Speculator()
+    prompts = {"a": TEXT[:8] * 3, "b": TEXT[:1], "c": TEXT[:4] * 5}
+    for request_id, prompt in prompts.items():
+        speculator.begin(RequestInfo(request_id=request_id), prompt)
+    batch = speculator.propose_batch([*prompts], max_tokens={"a": 5, "b": 5, "c": 2})
+    trees = speculator.propose([*prompts], max_tokens={"a": 5, "b": 5, "c": 2})
+    assert len(batch) == len(trees) == 3
+    assert batch.token_lists() == [tree.token_ids.tolist() for tree in trees]
+    assert [len(tree) for tree in batch.trees()] == [5, 0, 2]
+    assert batch.trees()[2].parent.tolist() == [-1, 0]
+    assert speculator.propose([]) == speculator.propose_batch([]).token_lists() == []
 
 
 def test_wrong_use_is_named() -> None:

@@ -1,47 +1,22 @@
 // Tests of the core without Python, built under AddressSanitizer and UndefinedBehaviorSanitizer: what the Python tests
 // can't reach (renumbering, ring slots, forgetting) and whatever only a sanitizer sees.
 #include <algorithm>
-#include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <deque>
-#include <functional>
 #include <iterator>
 #include <random>
-#include <source_location>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "calibration.hpp"
-#include "draft_index.hpp"
 #include "lookup.hpp"
+#include "shared_log.hpp"
+#include "testing.hpp"
 #include "token_log.hpp"
 
 namespace paceline {
 namespace {
-
-using Tokens = std::vector<Token>;
-using Random = std::mt19937;
-
-void expect(bool holds, const char* what, std::source_location where = std::source_location::current()) {
-  if (holds) return;
-  std::fprintf(stderr, "%s:%u: expected that %s\n", where.file_name(), static_cast<unsigned>(where.line()), what);
-  std::exit(1);
-}
-
-void expect_whole(const std::string& fault, std::source_location where = std::source_location::current()) {
-  expect(fault.empty(), ("nothing is broken, but: " + fault).c_str(), where);
-}
-
-Token below(Random& random, Token limit) { return std::uniform_int_distribution<Token>(0, limit - 1)(random); }
-
-Tokens some_tokens(Random& random, Token most, Token vocabulary) {
-  Tokens tokens(static_cast<std::size_t>(below(random, most + 1)));
-  for (Token& token : tokens) token = below(random, vocabulary);
-  return tokens;
-}
 
 Tokens held(const TokenLog& log) {
   Tokens tokens;
@@ -120,6 +95,36 @@ void test_truncation() {
   }
 }
 
+// Ending sequences in place, at the tail or within, leaves chains that find the rest and nothing of them.
+void test_forgetting() {
+  Random random(4);
+  SharedLog shared(300);
+  for (SequenceKey key = 1; key < 500; ++key) {
+    shared.append(some_tokens(random, 30, 3), key, static_cast<double>(key % 7));
+    const SequenceKey doomed = key - std::min<SequenceKey>(key - 1, static_cast<SequenceKey>(below(random, 12)));
+    shared.erase(doomed);
+    expect(shared.erase(doomed) == 0, "a sequence is erased once");
+    if (key % 40 == 0) shared.evict_before(3.0);
+    expect_whole(shared.check());
+  }
+  shared.evict_before(8.0);
+  expect(shared.num_sequences() == 0, "everything is older than that");
+  expect(shared.log().empty() || shared.log().at(shared.log().begin()) == kBorder, "no token is left");
+}
+
+// A ring that a chain is widened in, a few positions at a time, ends up as one that had the heads from the start.
+void test_widening() {
+  Random random(5);
+  TokenLog log(20'000);
+  for (int i = 0; i < 3'000; ++i) {
+    log.append_sequence(some_tokens(random, 20, 50));
+    if (i % 100 == 0) expect_whole(log.check());
+  }
+  expect_whole(log.check());
+  expect(log.size() == 20'000 && log.long_chain().bits() == log.long_chain().bits_for(20'000),
+         "the chain has the heads that its log needs");
+}
+
 // A log that is full says so and stays as it was.
 void test_unbounded_log_refuses_to_pass_its_end() {
   TokenLog log(0, 16);
@@ -135,86 +140,61 @@ void test_unbounded_log_refuses_to_pass_its_end() {
   expect_whole(log.check());
 }
 
-// A cell follows what it sees, and an old habit is outweighed in a bounded number of trials.
-void test_calibration_forgets() {
+// The map follows what it sees, and an old habit is outweighed in a bounded number of trials.
+void test_the_map_forgets() {
   Calibration calibration;
-  const std::size_t cell = Calibration::trust_cell(Source::kShared, 0, 8);
-  for (int i = 0; i < 100'000; ++i) calibration.trust.record(cell, true);
-  expect(calibration.trust.probability(cell) > 0.99, "a cell that is always right is believed");
-  for (int i = 0; i < 5'000; ++i) calibration.trust.record(cell, false);
-  expect(calibration.trust.probability(cell) < 0.5, "a cell forgets");
-  expect_whole(calibration.trust.check());
+  const unsigned context = Calibration::map_context(0, 0, 1, 8);
+  for (int i = 0; i < 100'000; ++i) calibration.record(context, 0.5, true);
+  expect(calibration.probability(context, 0.5) > 0.99, "a share that is always right is believed");
+  for (int i = 0; i < 5'000; ++i) calibration.record(context, 0.5, false);
+  expect(calibration.probability(context, 0.5) < 0.5, "a habit is forgotten");
+  expect_whole(calibration.check());
 }
 
-// Priors are probabilities, and grow with the match.
-void test_priors() {
+// A fresh map gives probabilities, and greater ones for greater shares.
+void test_a_fresh_map_rises() {
   const Calibration calibration;
-  for (unsigned agreement = 0; agreement < kNumAgreements; ++agreement) {
-    double previous = 0;
-    for (const unsigned length : {0u, 1u, 2u, 3u, 4u, 6u, 9u, 13u, 21u, 32u, kMaxMatch}) {
-      const double prior = calibration.acceptance.probability(
-          Calibration::acceptance_cell(Source::kContext, 0, length, agreement, 0));
-      expect(prior > previous && prior < 1, "a longer match is believed more, and none entirely");
-      previous = prior;
-    }
+  const unsigned context = Calibration::map_context(2, 1, 3, 17);
+  double previous = 0;
+  for (double share = 0.01; share < 1.0; share += 0.01) {
+    const double probability = calibration.probability(context, share);
+    expect(probability > previous && probability < 1, "a greater share is believed more, and none entirely");
+    previous = probability;
   }
 }
 
-// The requests of one thread in test_threads: drafts, commits and turns of a session.
-void serve(DraftIndex& index, ScopeId scope, std::uint32_t seed) {
-  Random random(seed);
-  Tokens prompt = some_tokens(random, 40, 3);
-  for (int turn = 0; turn < 40; ++turn) {
-    const auto opened = index.begin(prompt, std::vector{scope}, scope, seed);
-    const std::vector handles{opened.handle};
-    for (int step = 0; step < 10; ++step) {
-      const DraftBatch batch = index.propose(handles, std::vector<std::int32_t>{8});
-      Tokens committed = batch.token_ids;
-      committed.push_back(below(random, 3));
-      index.commit(handles, committed, std::vector{std::int64_t{0}, std::ssize(committed)});
-      prompt.insert(prompt.end(), committed.begin(), committed.end());
-    }
-    index.truncate(opened.handle, index.num_tokens(opened.handle) - 1);
-    index.finish(opened.handle);
-    prompt.resize(std::min<std::size_t>(prompt.size(), 200));
+// Longer matches count for more before anything was learned, and every trait has a weight.
+void test_a_fresh_ranking_prefers_long_matches() {
+  const Calibration calibration;
+  float previous = -100.0f;
+  for (const unsigned length : {0u, 1u, 2u, 4u, 8u, 17u, kMaxMatch}) {
+    const float score = calibration.score(features_of({.match_length = length, .longest = length}));
+    expect(score > previous, "a longer match scores higher");
+    previous = score;
+  }
+  const PlaceTraits extreme{.source = Source::kShared, .match_length = 0, .longest = kMaxMatch, .rank = 1000,
+                            .num_similar = kMaxSimilar, .num_followed = 100'000, .misses = kMaxMisses,
+                            .age = 0xFFFFFFFFu, .has_anchor = true, .distance = -5'000'000};
+  for (const std::uint16_t feature : features_of(extreme)) {
+    expect(feature < calibration.state().size(), "the most extreme traits have weights");
   }
 }
 
-// Requests of several threads and a writer that fills and drops scopes leave the index whole.
-void test_threads() {
-  DraftIndex index({.shared_capacity = 200'000, .max_sessions = 4, .max_session_tokens = 1000});
-  const ScopeId scope = index.scope("kept");
-  std::vector<std::thread> threads;
-  for (std::uint32_t seed = 1; seed <= 3; ++seed) threads.emplace_back(serve, std::ref(index), scope, seed);
-  Random random(9);
-  for (int i = 0; i < 200; ++i) {
-    index.append_shared(scope, some_tokens(random, 2'000, 3));
-    const ScopeId passing = index.scope("passing");
-    index.append_shared(passing, some_tokens(random, 30, 3));
-    index.drop_scope(passing);
-    if (i % 20 == 0) expect_whole(index.check());
-  }
-  for (std::thread& thread : threads) thread.join();
-  expect_whole(index.check());
-  expect(index.stats().requests == 0, "every request was finished");
-  expect(index.stats().accepted > 0, "drafts were accepted");
-}
-
-// Proposals share the index's lock, so two may meet in one request: both get its draft.
-void test_two_draft_for_one_request() {
-  DraftIndex index({});
-  const Tokens loop{1, 2, 3, 1, 2, 3, 1, 2, 3};
-  const std::vector handles{index.begin(loop, {}, -1, 0).handle};
-  const auto draft = [&] {
-    for (int i = 0; i < 10'000; ++i) {
-      const DraftBatch batch = index.propose(handles, std::vector<std::int32_t>{i % 2 == 0 ? 3 : 60});
-      expect(batch.token_ids.size() >= 3 && batch.token_ids[0] == 1, "the loop goes on");
-    }
-  };
-  std::thread other(draft);
-  draft();
-  other.join();
-  expect_whole(index.check());
+// What was learned comes back from its numbers; numbers that learning cannot reach are refused.
+void test_state_round_trip() {
+  Calibration learned;
+  const PlaceFeatures features = features_of({.match_length = 3, .longest = 7});
+  learned.shift(features, 0.25);
+  learned.record(Calibration::map_context(1, 0, 1, 4), 0.3, true);
+  Calibration restored;
+  expect(restored.restore(learned.state()), "a state is restored");
+  expect(std::ranges::equal(restored.state(), learned.state()), "it is the same");
+  std::vector<float> broken(learned.state().begin(), learned.state().end());
+  broken.back() = broken.front() + 1e9f;
+  expect(!restored.restore(broken), "more hits than trials are refused");
+  broken.pop_back();
+  expect(!restored.restore(broken), "another size is refused");
+  expect(std::ranges::equal(restored.state(), learned.state()), "a refused state changes nothing");
 }
 
 }  // namespace
@@ -226,11 +206,13 @@ int main() {
   test_renumbering_keeps_places();
   test_cursors_end_with_their_epoch();
   test_truncation();
+  test_forgetting();
+  test_widening();
   test_unbounded_log_refuses_to_pass_its_end();
-  test_calibration_forgets();
-  test_priors();
-  test_threads();
-  test_two_draft_for_one_request();
+  test_the_map_forgets();
+  test_a_fresh_map_rises();
+  test_a_fresh_ranking_prefers_long_matches();
+  test_state_round_trip();
   std::puts("all core tests passed");
   return 0;
 }

@@ -1,4 +1,4 @@
-"""The core without Python, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+"""The core without Python, under sanitizers of memory, undefined behaviour and threads."""
 
 from __future__ import annotations
 
@@ -26,13 +26,30 @@ def run(*command: str | Path, path: str) -> None:
     assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
 
 
-@pytest.mark.timeout(300)
-def test_the_core_passes_its_own_tests_under_sanitizers(tmp_path: Path) -> None:
-    """No memory error, no undefined behaviour and no broken invariant in the C++ core's tests."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+def build(folder: Path, sanitizers: str, *programs: str, path: str) -> list[Path]:
     cmake = shutil.which("cmake", path=path)
     assert cmake, "cmake is not installed; `make test` installs it"
-    configure = ["-S", SOURCES, "-B", tmp_path, "-G", "Ninja", "-DPACELINE_NATIVE_TESTS=ON"]
-    run(cmake, *configure, path=path)
-    run(cmake, "--build", tmp_path, "--parallel", "2", path=path)
-    run(tmp_path / "paceline_core_test", path=path)
+    configure = ["-S", SOURCES, "-B", folder, "-G", "Ninja", "-DPACELINE_NATIVE_TESTS=ON"]
+    run(cmake, *configure, f"-DPACELINE_NATIVE_SANITIZERS={sanitizers}", path=path)
+    run(cmake, "--build", folder, "--parallel", "2", "--target", *programs, path=path)
+    return [folder / program for program in programs]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("sanitizers", "programs"),
+    [
+        (
+            "address,undefined",
+            ["paceline_core_test", "paceline_random_test", "paceline_thread_test"],
+        ),
+        ("thread", ["paceline_thread_test"]),
+    ],
+)
+def test_the_core_passes_its_own_tests_under_sanitizers(
+    tmp_path: Path, sanitizers: str, programs: list[str]
+) -> None:
+    """No memory error, undefined behaviour, race or broken invariant in the C++ core's tests."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for program in build(tmp_path, sanitizers, *programs, path=path):
+        run(program, path=path)

@@ -56,6 +56,7 @@ def test_every_method_works_with_its_defaults() -> None:
         "requests": 1,
         "sessions": 0,
         "scopes": 1,
+        "sequences": 1,
         "shared_tokens": 4,
         "context_tokens": 4,
         "accepted": 0,

@@ -16,6 +16,8 @@ from paceline.caches.reference import ReferenceIndex
 # Few different tokens, so that everything matches something.
 texts = st.lists(st.integers(0, 3), max_size=12)
 loops = st.tuples(texts, st.integers(1, 6)).map(lambda drawn: drawn[0] * drawn[1])
+keys = st.integers(0, 5)  # of sequences; several may share one, 0 is none
+times = st.integers(0, 9).map(float)
 choices = st.integers(0, 99)  # of one of the open requests, earlier ones or scopes
 # With 16 candidates a log of 256 tokens is drafted from exactly. Contexts stay below this and the
 # few tokens that a slid window keeps beside them.
@@ -46,6 +48,7 @@ class NativeAgainstReference(RuleBasedStateMachine):
         min_probability=st.sampled_from([0.01, 0.1, 0.5]),
     )
     def start(self, **chosen: Any) -> None:
+        self.chosen = chosen
         self.native = DraftIndex(**chosen)
         self.reference = ReferenceIndex(**chosen)
         self.scopes: list[int] = []
@@ -70,7 +73,8 @@ class NativeAgainstReference(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from("abc"))
     def open_scope(self, name: str) -> None:
-        scope = self.both(lambda index: index.scope(name))
+        capacity = 30 if name == "c" else 0
+        scope = self.both(lambda index: index.scope(name, capacity=capacity))
         if scope not in self.scopes:
             self.scopes.append(scope)
 
@@ -80,12 +84,24 @@ class NativeAgainstReference(RuleBasedStateMachine):
         scope = self.scopes.pop(choice % len(self.scopes))
         self.both(lambda index: index.drop_scope(scope))
 
-    @rule(choice=choices, said=loops)
-    def append_shared(self, choice: int, said: list[int]) -> None:
+    @rule(choice=choices, said=loops, key=keys, time=times)
+    def append_shared(self, choice: int, said: list[int], key: int, time: float) -> None:
         scope = self.scopes[choice % len(self.scopes)]
-        self.both(lambda index: index.append_shared(scope, i32(said)))
+        self.both(lambda index: index.append_shared(scope, i32(said), key=key, time=time))
 
-    def begin(self, prompt: list[int], reads: list[int], session: int) -> None:
+    @rule(choice=choices, key=keys.filter(bool))
+    def delete_sequence(self, choice: int, key: int) -> None:
+        scope = self.scopes[choice % len(self.scopes)]
+        self.both(lambda index: index.delete_sequence(scope, key))
+
+    @rule(choice=choices, time=times)
+    def evict_before(self, choice: int, time: float) -> None:
+        scope = self.scopes[choice % len(self.scopes)]
+        self.both(lambda index: index.evict_before(scope, time))
+
+    def begin(
+        self, prompt: list[int], reads: list[int], session: int, key: int = 0, early: bool = False
+    ) -> None:
         """Open a request that writes to the first scope it reads."""
         reads = [scope for scope in reads if scope in self.scopes]
         handle, _ = self.both(
@@ -94,15 +110,27 @@ class NativeAgainstReference(RuleBasedStateMachine):
                 read_scopes=i32(reads),
                 write_scope=reads[0] if reads else -1,
                 session=session,
+                key=key,
+                share_prompt=early,
+                time=5.0,
             )
         )
         self.context[handle] = prompt
         self.reach[handle] = reads, session
 
     @precondition(has_room)
-    @rule(prompt=loops, reads=st.lists(choices, max_size=3), session=st.sampled_from([1, 2, 0]))
-    def begin_conversation(self, prompt: list[int], reads: list[int], session: int) -> None:
-        self.begin(prompt, [self.scopes[read % len(self.scopes)] for read in reads], session)
+    @rule(
+        prompt=loops,
+        reads=st.lists(choices, max_size=3),
+        session=st.sampled_from([1, 2, 0]),
+        key=keys,
+        early=st.booleans(),
+    )
+    def begin_conversation(
+        self, prompt: list[int], reads: list[int], session: int, key: int, early: bool
+    ) -> None:
+        scopes = [self.scopes[read % len(self.scopes)] for read in reads]
+        self.begin(prompt, scopes, session, key, early)
 
     @rule(
         choice=choices,
@@ -110,15 +138,16 @@ class NativeAgainstReference(RuleBasedStateMachine):
         num_kept=st.integers(0, 9) | st.integers(0, MAX_CONTEXT),
         num_dropped=st.sampled_from([0, 1, 7]),
         said=texts,
+        key=keys,
     )
     def next_turn(
-        self, choice: int, back: int, num_kept: int, num_dropped: int, said: list[int]
+        self, choice: int, back: int, num_kept: int, num_dropped: int, said: list[int], key: int
     ) -> None:
         """A request finishes and an earlier one's conversation goes on, its middle dropped."""
-        self.close(self.request(choice))
+        self.close(self.request(choice), float(key))
         context, (reads, session) = self.finished[-1 - back % len(self.finished)]
         prompt = context[:num_kept] + context[num_kept + num_dropped :] + said
-        self.begin(prompt[:MAX_CONTEXT], reads, session)
+        self.begin(prompt[:MAX_CONTEXT], reads, session, key)
 
     def commit_rows(self, handles: list[int], rows: list[list[int]]) -> None:
         rows = [
@@ -177,13 +206,28 @@ class NativeAgainstReference(RuleBasedStateMachine):
         self.context[handle] = self.context[handle][:kept]
 
     @precondition(lambda self: len(self.context) > 1)
-    @rule(choice=choices)
-    def finish(self, choice: int) -> None:
-        self.close(self.request(choice))
+    @rule(choice=choices, time=times)
+    def finish(self, choice: int, time: float) -> None:
+        self.close(self.request(choice), time)
 
-    def close(self, handle: int) -> None:
-        self.both(lambda index: index.finish(handle))
+    def close(self, handle: int, time: float) -> None:
+        self.both(lambda index: index.finish(handle, time=time))
         self.finished.append((self.context.pop(handle), self.reach.pop(handle)))
+
+    @rule()
+    def go_through_a_snapshot(self) -> None:
+        """Everything is closed, saved and restored into a new index."""
+        while self.context:
+            self.close(self.request(0), 0.0)
+        fresh = DraftIndex(**self.chosen)
+        fresh.restore(self.native.snapshot())
+        assert fresh.snapshot() == self.native.snapshot()
+        self.native, self.reference = fresh, self.reference.restored()
+        self.finished = []  # they name scopes by their old ids
+        self.scopes = list(range(len(self.scopes)))
+        self.begin([0, 1, 2] * 15, self.scopes, 1)
+        self.close(self.request(0), 0.0)
+        self.begin([0, 1, 2] * 16, self.scopes, 1)
 
     @invariant()
     def agree(self) -> None:

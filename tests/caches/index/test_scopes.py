@@ -109,6 +109,40 @@ def test_finish_writes_to_the_write_scope_alone() -> None:
     assert drafted(index, [1, 2, 3, 4], read) == []
 
 
+def test_a_prompt_shared_early_is_drafted_by_others_at_once() -> None:
+    """What a request read is there when it begins; its reply, and where that starts, at its end."""
+    index = DraftIndex()
+    scope = index.scope("s")
+    prompt = i32(*range(100, 200))
+    handle, _ = index.begin(
+        prompt, read_scopes=NONE, write_scope=scope, key=7, share_prompt=True, time=1.0
+    )
+    assert drafted(index, [120, 121, 122], scope)[0] == 123
+    assert drafted(index, [197, 198, 199], scope) == []
+    index.commit(np.array([handle], np.int64), i32(5, 6), np.array([0, 2], np.int64))
+    new_tokens, num_prompt = index.finish(handle, time=2.0)
+    assert (new_tokens.tolist(), num_prompt) == ([*range(100, 200), 5, 6], 100)
+    assert drafted(index, [197, 198, 199], scope) == [5, 6]
+    assert index.stats()["shared_tokens"] == 101 + 64 + 2 + 1
+    index.check_integrity()
+    assert index.evict_before(scope, 2.0) == 100
+    assert index.delete_sequence(scope, 7) == 66
+
+
+def test_deleting_a_request_with_an_early_prompt_takes_both_parts() -> None:
+    """The prompt goes at once, and the reply never comes."""
+    index = DraftIndex()
+    scope = index.scope("s")
+    handle, _ = index.begin(
+        i32(1, 2, 3, 4), read_scopes=NONE, write_scope=scope, key=7, share_prompt=True
+    )
+    assert index.delete_sequence(scope, 7) == 4
+    index.commit(np.array([handle], np.int64), i32(5, 6), np.array([0, 2], np.int64))
+    assert index.finish(handle)[0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert drafted(index, [2, 3, 4], scope) == []
+    assert index.stats()["sequences"] == 0
+
+
 def test_a_dropped_scope_is_forgotten() -> None:
     """Dropping returns how many tokens went, its contexts included, and nothing of it is left."""
     index = DraftIndex()
