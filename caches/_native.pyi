@@ -3,6 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
+def initial_calibration() -> npt.NDArray[np.float32]:
+    """What every calibration starts from: the numbers behind its weights and probabilities."""
+
 class DraftIndex:
     """Draft memory of one engine worker.
 
@@ -59,11 +62,14 @@ class DraftIndex:
         *,
         key: int = 0,
         time: float = 0.0,
+        num_prompt: int = 0,
     ) -> None:
         """Add one sequence, token_ids int32 (n,), to a shared log.
 
         Matches and drafts never cross sequences. key: positive, what `delete_sequence` calls it;
-        several may share one; 0 for none. time: seconds, what `evict_before` compares. O(n).
+        several may share one; 0 for none. time: seconds, what `evict_before` compares. num_prompt:
+        the model read that many tokens first and said the rest (what it said is the likelier to be
+        said again). O(n).
         """
 
     def delete_sequence(self, scope_id: int, key: int) -> int:
@@ -132,7 +138,11 @@ class DraftIndex:
         """Tokens in the request's context, prompt included."""
 
     def propose(
-        self, handles: npt.NDArray[np.int64], max_tokens: npt.NDArray[np.int32]
+        self,
+        handles: npt.NDArray[np.int64],
+        max_tokens: npt.NDArray[np.int32],
+        *,
+        max_branches: int = 1,
     ) -> tuple[
         npt.NDArray[np.int64],
         npt.NDArray[np.int32],
@@ -144,7 +154,11 @@ class DraftIndex:
 
         max_tokens int32 (b,), each >= 0: at most that many nodes for handles[i]. The tree of
         handles[i] is the slice offsets[i]:offsets[i + 1] of the flat arrays; parent counts within
-        the slice. New arrays, owned by the caller.
+        the slice, and a parent precedes its children. New arrays, owned by the caller.
+
+        max_branches: most nodes that continue one node, in [1, 16]; 1 gives chains. Nodes come in
+        the order of the probability of their path, likeliest first, down to `min_probability`, so
+        that any prefix of a tree is the tree of that budget.
         """
 
     def finish(self, handle: int, *, time: float = 0.0) -> tuple[npt.NDArray[np.int32], int]:

@@ -68,11 +68,12 @@ nb::tuple begin(DraftIndex& index, const AnyArray& prompt_ids, const AnyArray& r
   return nb::make_tuple(opened.handle, opened.num_reused);
 }
 
-void append_shared(DraftIndex& index, ScopeId scope_id, const AnyArray& token_ids, std::int64_t key, double time) {
+void append_shared(DraftIndex& index, ScopeId scope_id, const AnyArray& token_ids, std::int64_t key, double time,
+                   std::int64_t num_prompt) {
   const auto tokens = view<Token>("token_ids", token_ids);
   const SequenceKey sequence = checked_key("key", key);
   const nb::gil_scoped_release released;
-  index.append_shared(scope_id, tokens, sequence, time);
+  index.append_shared(scope_id, tokens, sequence, time, num_prompt);
 }
 
 std::size_t delete_sequence(DraftIndex& index, ScopeId scope_id, std::int64_t key) {
@@ -87,17 +88,22 @@ void commit(DraftIndex& index, const AnyArray& handles, const AnyArray& token_id
   index.commit(batch, tokens, bounds);
 }
 
-nb::tuple propose(DraftIndex& index, const AnyArray& handles, const AnyArray& max_tokens) {
+nb::tuple propose(DraftIndex& index, const AnyArray& handles, const AnyArray& max_tokens, std::int64_t max_branches) {
   const auto batch = view<Handle>("handles", handles);
   const auto limits = view<std::int32_t>("max_tokens", max_tokens);
   DraftBatch drafts;
   {
     const nb::gil_scoped_release released;
-    drafts = index.propose(batch, limits);
+    drafts = index.propose(batch, limits, max_branches);
   }
   return nb::make_tuple(to_numpy(std::move(drafts.offsets)), to_numpy(std::move(drafts.token_ids)),
                         to_numpy(std::move(drafts.parent)), to_numpy(std::move(drafts.prob)),
                         to_numpy(std::move(drafts.source)));
+}
+
+std::vector<float> initial_state() {
+  const Calibration fresh;
+  return {fresh.state().begin(), fresh.state().end()};
 }
 
 nb::tuple finish(DraftIndex& index, Handle handle, double time) {
@@ -167,6 +173,7 @@ NB_MODULE(_native, module) {
   });
   const auto no_gil = nb::call_guard<nb::gil_scoped_release>();
   // The contract of every method is in _native.pyi.
+  module.def("initial_calibration", [] { return to_numpy(initial_state()); });
   nb::class_<DraftIndex>(module, "DraftIndex")
       .def(
           "__init__",
@@ -186,7 +193,7 @@ NB_MODULE(_native, module) {
           "name"_a, nb::kw_only(), "capacity"_a = 0, no_gil)
       .def("drop_scope", &DraftIndex::drop_scope, "scope_id"_a, no_gil)
       .def("append_shared", &append_shared, "scope_id"_a, "token_ids"_a, nb::kw_only(), "key"_a = 0,
-           "time"_a = 0.0)
+           "time"_a = 0.0, "num_prompt"_a = 0)
       .def("delete_sequence", &delete_sequence, "scope_id"_a, "key"_a, no_gil)
       .def("evict_before", &DraftIndex::evict_before, "scope_id"_a, "time"_a, no_gil)
       .def("begin", &begin, "prompt_ids"_a, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1, "session"_a = 0,
@@ -194,7 +201,7 @@ NB_MODULE(_native, module) {
       .def("commit", &commit, "handles"_a, "token_ids"_a, "offsets"_a)
       .def("truncate", &DraftIndex::truncate, "handle"_a, "num_tokens"_a, no_gil)
       .def("num_tokens", &DraftIndex::num_tokens, "handle"_a, no_gil)
-      .def("propose", &propose, "handles"_a, "max_tokens"_a)
+      .def("propose", &propose, "handles"_a, "max_tokens"_a, nb::kw_only(), "max_branches"_a = 1)
       .def("finish", &finish, "handle"_a, nb::kw_only(), "time"_a = 0.0)
       .def("snapshot", &snapshot)
       .def("restore", &restore, "data"_a)

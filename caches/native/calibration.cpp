@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "calibration_prior.hpp"
+
 namespace paceline {
 namespace {
 
@@ -17,7 +19,7 @@ constexpr unsigned kNumCrowds = 4;     // how many candidates there are
 
 // Where each family of weights begins in the table.
 constexpr unsigned kLengthWeights = 0;
-constexpr unsigned kRankWeights = kLengthWeights + kNumSources * kNumLengths;
+constexpr unsigned kRankWeights = kLengthWeights + kNumSources * 2 * kNumLengths;
 constexpr unsigned kGapWeights = kRankWeights + kNumSources * kNumRanks;
 constexpr unsigned kSimilarWeights = kGapWeights + kNumSources * kNumGaps * kNumLengths;
 constexpr unsigned kFollowedWeights = kSimilarWeights + kNumSources * (kMaxSimilar + 1) * kNumLengths;
@@ -32,7 +34,7 @@ constexpr unsigned kNumMapLengths = 5;
 constexpr unsigned kNumContexts = kNumDepths * kNumNodeRanks * 2 * kNumMapLengths;
 constexpr unsigned kNumKnots = 25;  // at every half of a logit from -6 to 6
 constexpr double kKnotsPerLogit = 2.0;
-constexpr float kPriorTrials = 8.0f;
+constexpr float kPriorTrials = 16.0f;
 constexpr float kMostTrials = 2000.0f;
 constexpr std::size_t kTableSize = kMap + std::size_t{2} * kNumContexts * kNumKnots;
 
@@ -85,7 +87,7 @@ PlaceFeatures features_of(const PlaceTraits& traits) {
   const unsigned followed = std::min(kNumFollowed - 1, traits.num_followed / 4 + (traits.num_followed > 0 ? 1 : 0));
   const auto index = [](unsigned value) { return static_cast<std::uint16_t>(value); };
   return {
-      index(kLengthWeights + source * kNumLengths + length),
+      index(kLengthWeights + (source * 2 + (traits.was_said ? 1 : 0)) * kNumLengths + length),
       index(kRankWeights + source * kNumRanks + std::min(traits.rank, kNumRanks - 1)),
       index(kGapWeights + (source * kNumGaps + gap_bucket(traits.longest - traits.match_length)) * kNumLengths + length),
       index(kSimilarWeights + (source * (kMaxSimilar + 1) + traits.num_similar) * kNumLengths + length),
@@ -95,17 +97,15 @@ PlaceFeatures features_of(const PlaceTraits& traits) {
 }
 
 Calibration::Calibration() : table_(kTableSize, 0.0f) {
-  for (unsigned source = 0; source < kNumSources; ++source) {
-    for (unsigned length = 0; length < kNumLengths; ++length) {
-      table_[kLengthWeights + source * kNumLengths + length] = 0.5f * static_cast<float>(length);
-    }
-  }
+  static_assert(prior::kWeights.size() == kMap && prior::kOffsets.size() == kNumContexts);
+  std::copy(prior::kWeights.begin(), prior::kWeights.end(), table_.begin());
   for (unsigned context = 0; context < kNumContexts; ++context) {
     for (unsigned knot = 0; knot < kNumKnots; ++knot) {
       const std::size_t trials = kMap + std::size_t{context} * kNumKnots + knot;
       const double logit = (knot - (kNumKnots - 1) / 2.0) / kKnotsPerLogit;
+      const double wanted = static_cast<double>(prior::kOffsets[context]) + static_cast<double>(prior::kSlopes[context]) * logit;
       table_[trials] = kPriorTrials;
-      table_[trials + kHits] = static_cast<float>(kPriorTrials / (1.0 + std::exp(-logit)));
+      table_[trials + kHits] = static_cast<float>(kPriorTrials / (1.0 + std::exp(-wanted)));
     }
   }
 }

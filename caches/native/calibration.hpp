@@ -20,6 +20,7 @@ inline constexpr unsigned kMaxSimilar = 16; // tokens before the match that are 
 // What is known of an earlier place when it is ranked.
 struct PlaceTraits {
   Source source = Source::kContext;
+  bool was_said = false;       // whether the model said its next token, rather than read it
   unsigned match_length = 0;   // at most kMaxMatch
   unsigned longest = 0;        // match length of the longest candidate
   unsigned rank = 0;           // 0: the newest of its log

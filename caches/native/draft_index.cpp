@@ -104,12 +104,15 @@ std::size_t DraftIndex::drop_scope(ScopeId scope_id) {
   return num_shared + sessions_.drop_scope(scope_id, contexts);
 }
 
-void DraftIndex::append_shared(ScopeId scope_id, std::span<const Token> token_ids, SequenceKey key, double time) {
+void DraftIndex::append_shared(ScopeId scope_id, std::span<const Token> token_ids, SequenceKey key, double time,
+                               std::int64_t num_prompt) {
   check_tokens("token_ids", token_ids);
   check_time(time);
+  check_range("num_prompt", num_prompt, 0, "give 0 to the number of tokens",
+              static_cast<std::int64_t>(token_ids.size()));
   const std::shared_ptr<Scope> scope = held_scope(scope_id);
   const std::scoped_lock writing(scope->writing);
-  append_to(*scope, token_ids, key, time);
+  append_to(*scope, token_ids, static_cast<std::size_t>(num_prompt), key, time);
 }
 
 std::size_t DraftIndex::delete_sequence(ScopeId scope_id, SequenceKey key) {
@@ -176,7 +179,10 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
     opened->has_shared_prompt = true;
   }
   const Handle handle = open(std::move(opened), num_deletions);
-  if (scope != nullptr) append_to(*scope, prompt_ids.subspan(num_reused), key, sharing.time);
+  if (scope != nullptr) {
+    const auto read = prompt_ids.subspan(num_reused);
+    append_to(*scope, read, read.size(), key, sharing.time);
+  }
   return {handle, static_cast<std::int64_t>(num_reused)};
 }
 
@@ -207,7 +213,7 @@ void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> 
       const std::unique_lock learning(open.learned->mutex);
       num_accepted_ += Drafter::score(open.draft, committed, open.learned->calibration, open.trail, logs);
     }
-    open.context.append(committed);
+    open.context.append(committed, true);
     Drafter::follow(open.trail, logs, committed);
   }
 }
@@ -238,6 +244,7 @@ DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const 
   batch.reserve(handles.size(), max_tokens);
   batch.offsets.push_back(0);
   std::vector<const TokenLog*> logs;
+  DraftScratch scratch;
   const std::shared_lock lock(mutex_);
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
@@ -247,7 +254,7 @@ DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const 
     {
       const std::shared_lock drafting(open.learned->mutex);
       drafter_.draft(logs, open.trail, open.learned->calibration, static_cast<unsigned>(max_tokens[i]),
-                     static_cast<unsigned>(max_branches), open.draft);
+                     static_cast<unsigned>(max_branches), scratch, open.draft);
     }
     num_drafted_ += open.draft.issue_order.size();
     batch.add(open.draft);
@@ -280,7 +287,9 @@ DraftIndex::Finished DraftIndex::finish(Handle handle, double time) {
   finished.new_tokens.assign(own.begin(), own.end());
   finished.num_prompt = closed->prompt_end - closed->new_begin;
   if (scope != nullptr && !closed->is_erased) {
-    append_to(*scope, closed->unshared(), closed->keys.back(), time);
+    const auto unshared = closed->unshared();
+    const std::size_t num_said = closed->context.end() - closed->prompt_end;
+    append_to(*scope, unshared, unshared.size() - num_said, closed->keys.back(), time);
     writing.unlock();
   }
   if (!closed->is_tainted) keep(*closed, num_deletions);
@@ -301,8 +310,9 @@ void DraftIndex::keep(Request& closed, std::size_t num_deletions) {
   for (SessionStore::Kept& old : dropped) spares_.give(std::move(old.context));
 }
 
-void DraftIndex::append_to(Scope& scope, std::span<const Token> tokens, SequenceKey key, double time) {
-  scope.shared.append(tokens, key, time, [this](const std::function<void()>& change) {
+void DraftIndex::append_to(Scope& scope, std::span<const Token> tokens, std::size_t num_read, SequenceKey key,
+                           double time) {
+  scope.shared.append(tokens, num_read, key, time, [this](const std::function<void()>& change) {
     const std::unique_lock lock(mutex_);
     change();
   });

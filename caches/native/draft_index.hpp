@@ -88,7 +88,8 @@ class DraftIndex {
 
   ScopeId scope(std::string_view name, std::int64_t capacity = 0);
   std::size_t drop_scope(ScopeId scope_id);
-  void append_shared(ScopeId scope_id, std::span<const Token> token_ids, SequenceKey key = 0, double time = 0);
+  void append_shared(ScopeId scope_id, std::span<const Token> token_ids, SequenceKey key = 0, double time = 0,
+                     std::int64_t num_prompt = 0);
   std::size_t delete_sequence(ScopeId scope_id, SequenceKey key);
   std::size_t evict_before(ScopeId scope_id, double time);
 
@@ -127,7 +128,7 @@ class DraftIndex {
   std::shared_ptr<Learned> learned_of(const Reach& reach);
   void logs_of(const Request& request, std::vector<const TokenLog*>& logs) const;
   Handle open(std::unique_ptr<Request> opened, std::size_t num_deletions);
-  void append_to(Scope& scope, std::span<const Token> tokens, SequenceKey key, double time);
+  void append_to(Scope& scope, std::span<const Token> tokens, std::size_t num_read, SequenceKey key, double time);
   void keep(Request& closed, std::size_t num_deletions);
   void put_scopes(SectionWriter& section, ScopeNumbers& numbers) const;
   void put_contexts(SectionWriter& section, const ScopeNumbers& numbers) const;

@@ -63,6 +63,31 @@ std::vector<Token> get_tokens(SectionReader& section) {
   return tokens;
 }
 
+// How many tokens were read, then said, then read and so on.
+std::vector<std::uint32_t> runs_of(const TokenLog& context) {
+  std::vector<std::uint32_t> runs{0};
+  bool said = false;
+  for (Position at = context.begin(); at < context.end(); ++at) {
+    if (context.was_said(at) != said) {
+      runs.push_back(0);
+      said = !said;
+    }
+    ++runs.back();
+  }
+  return runs;
+}
+
+void append_runs(TokenLog& context, std::span<const Token> tokens, std::span<const std::uint32_t> runs) {
+  bool said = false;
+  for (const std::uint32_t run : runs) {
+    if (run > tokens.size()) throw BrokenSnapshot("the snapshot is broken: a context is shorter than its parts");
+    context.append(tokens.first(run), said);
+    tokens = tokens.subspan(run);
+    said = !said;
+  }
+  if (!tokens.empty()) throw BrokenSnapshot("the snapshot is broken: a context is longer than its parts");
+}
+
 }  // namespace
 
 // What a snapshot holds, whole or not at all.
@@ -96,9 +121,10 @@ void DraftIndex::put_scopes(SectionWriter& section, ScopeNumbers& numbers) const
     section.put_all<char>(scope->name);
     section.put(scope->own_capacity);
     section.put<std::uint64_t>(scope->shared.num_sequences());
-    scope->shared.for_each([&section](SequenceKey key, double time, std::span<const Token> tokens) {
+    scope->shared.for_each([&section](SequenceKey key, double time, std::size_t num_read, std::span<const Token> tokens) {
       section.put(key);
       section.put(time);
+      section.put<std::uint64_t>(num_read);
       section.put_all(tokens);
     });
   }
@@ -117,6 +143,7 @@ void DraftIndex::put_contexts(SectionWriter& section, const ScopeNumbers& number
     put_reach(context->reach, numbers, section);
     section.put_all<SequenceKey>(context->keys);
     section.put_all(context->context.tokens());
+    section.put_all<std::uint32_t>(runs_of(context->context));
   }
 }
 
@@ -175,7 +202,8 @@ void DraftIndex::get_scopes(SectionReader section, Restored& restored) const {
       const auto key = section.get<SequenceKey>();
       const auto time = section.get<double>();
       check_time(time);
-      scope->shared.append(get_tokens(section), key, time);
+      const auto num_read = section.get<std::uint64_t>();
+      scope->shared.append(get_tokens(section), num_read, key, time);
     }
     for (const auto& other : restored.scopes) {
       if (other->name == scope->name) throw BrokenSnapshot("the snapshot is broken: two scopes have one name");
@@ -191,7 +219,8 @@ void DraftIndex::get_contexts(SectionReader section, Restored& restored) {
   for (std::size_t left = section.get_count(kLeastRecordBytes); left > 0; --left) {
     SessionStore::Kept kept{section.get<SessionKey>(), get_reach(restored.numbers, section), TokenLog(0), {}};
     kept.keys = section.get_all<SequenceKey>();
-    kept.context.append(get_tokens(section));
+    const std::vector<Token> tokens = get_tokens(section);
+    append_runs(kept.context, tokens, section.get_all<std::uint32_t>());
     restored.sessions.keep(std::move(kept), dropped);
     dropped.clear();
   }

@@ -7,7 +7,7 @@ namespace paceline {
 namespace {
 
 constexpr std::size_t kMaxCursors = 4;
-constexpr double kLearningRate = 0.02;
+constexpr double kLearningRate = 0.05;
 constexpr double kConsidered = 0.3;   // nodes down to this part of min_probability are kept, so that the map can rise again
 
 Source source_of(const Candidate& candidate) {
@@ -21,12 +21,17 @@ bool is_alive(const TokenLog* log, std::uint32_t epoch, Position next) {
 // The drafting of one tree.
 class Growth {
  public:
-  Growth(std::span<const TokenLog* const> logs, const Trail& trail, const Calibration& calibration, Draft& draft)
-      : logs_(logs), trail_(trail), calibration_(calibration), draft_(draft) {}
+  Growth(std::span<const TokenLog* const> logs, const Trail& trail, const Calibration& calibration,
+         DraftScratch& scratch, Draft& draft)
+      : logs_(logs), trail_(trail), calibration_(calibration), draft_(draft), found_(scratch.found),
+        weights_(scratch.weights), ballot_(scratch.ballot), frontier_(scratch.frontier) {
+    found_.clear();
+    weights_.clear();
+    frontier_.clear();
+  }
 
   void gather(unsigned max_candidates) {
     const std::span<const Token> context = logs_[0]->tokens();
-    found_.clear();
     for (const Cursor& cursor : trail_.cursors) add_cursor(cursor, context);
     const std::size_t num_cursors = found_.size();
     for (std::uint32_t i = 0; i < logs_.size(); ++i) {
@@ -105,6 +110,7 @@ class Growth {
   PlaceTraits traits_of(const Candidate& candidate) const {
     const TokenLog& log = *logs_[candidate.log];
     PlaceTraits traits{.source = source_of(candidate),
+                       .was_said = log.was_said(candidate.next),
                        .match_length = candidate.match_length,
                        .longest = draft_.longest,
                        .rank = candidate.rank,
@@ -140,35 +146,28 @@ class Growth {
     ballot_.clear();
     double total = unlikely;
     for (std::uint32_t at = first; at < last;) at = next_group(at, last, total);
-    std::stable_sort(ballot_.begin(), ballot_.end(), [](const Group& a, const Group& b) { return a.weight > b.weight; });
+    sort_ballot();
     if (ballot_.size() > max_branches) ballot_.resize(max_branches);
     for (unsigned rank = 0; rank < ballot_.size(); ++rank) consider(parent, depth, rank, total, path, min_probability);
   }
 
-  // A node that may be handed out: the likelier path is the greater, of equal ones the earlier node.
-  struct Open {
-    double path_probability;
-    std::uint32_t node;
-    bool operator<(const Open& other) const {
-      if (path_probability != other.path_probability) return path_probability < other.path_probability;
-      return node > other.node;
+  // Heaviest first, of equal ones the earlier. By insertion: a ballot is short, and std::stable_sort allocates.
+  void sort_ballot() {
+    for (auto group = ballot_.begin(); group != ballot_.end(); ++group) {
+      const auto place = std::upper_bound(ballot_.begin(), group, *group,
+                                          [](const auto& a, const auto& b) { return a.weight > b.weight; });
+      std::rotate(place, group, group + 1);
     }
-  };
-
-  struct Group {
-    Token token;
-    std::uint32_t first, last;
-    unsigned match_length;
-    double weight;
-    std::uint32_t best;
-  };
+  }
 
   // Gathers the voters that guess the same token as the one at `at` behind it; returns the end of the group.
   std::uint32_t next_group(std::uint32_t at, std::uint32_t last, double& total) {
-    Group group{found_[at].guess, at, at, 0, 0.0, at};
+    DraftScratch::Group group{found_[at].guess, at, at, 0, 0.0, at};
     for (std::uint32_t i = at; i < last; ++i) {
       if (found_[i].guess != group.token) continue;
-      std::rotate(found_.begin() + group.last, found_.begin() + i, found_.begin() + i + 1);
+      const auto place = found_.begin() + static_cast<std::ptrdiff_t>(group.last);
+      const auto voter_at = found_.begin() + static_cast<std::ptrdiff_t>(i);
+      std::rotate(place, voter_at, voter_at + 1);  // the others keep their order
       const Candidate& voter = found_[group.last];
       if (group.weight == 0.0 || voter.share > found_[group.best].share) group.best = group.last;
       group.weight += static_cast<double>(voter.share);
@@ -183,7 +182,7 @@ class Growth {
   }
 
   void consider(std::int32_t parent, unsigned depth, unsigned rank, double total, double path, double min_probability) {
-    const Group& group = ballot_[rank];
+    const DraftScratch::Group& group = ballot_[rank];
     const double share = group.weight / total;
     const unsigned length = std::min(group.match_length + depth, kMaxMatch);
     const unsigned context = Calibration::map_context(depth, rank, group.last - group.first, length);
@@ -239,10 +238,10 @@ class Growth {
   const Trail& trail_;
   const Calibration& calibration_;
   Draft& draft_;
-  std::vector<Candidate> found_;
-  std::vector<double> weights_;
-  std::vector<Group> ballot_;
-  std::vector<Open> frontier_;  // a heap
+  std::vector<Candidate>& found_;
+  std::vector<double>& weights_;
+  std::vector<DraftScratch::Group>& ballot_;
+  std::vector<DraftScratch::Open>& frontier_;
 };
 
 // One step of stochastic gradient ascent on the log-likelihood of the committed token.
@@ -295,10 +294,10 @@ void Draft::clear() {
 }
 
 void Drafter::draft(std::span<const TokenLog* const> logs, const Trail& trail, const Calibration& calibration,
-                    unsigned max_tokens, unsigned max_branches, Draft& draft) const {
+                    unsigned max_tokens, unsigned max_branches, DraftScratch& scratch, Draft& draft) const {
   draft.clear();
   if (max_tokens == 0) return;
-  Growth growth(logs, trail, calibration, draft);
+  Growth growth(logs, trail, calibration, scratch, draft);
   growth.gather(settings_.max_candidates);
   if (draft.places.empty()) return;
   draft.alive = true;

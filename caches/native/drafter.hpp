@@ -61,6 +61,32 @@ struct Draft {
   void clear();
 };
 
+// What drafting needs for the length of a call, kept for the next.
+struct DraftScratch {
+  // The voters of one node that guess the same token: `found` from first to last.
+  struct Group {
+    Token token;
+    std::uint32_t first, last;
+    unsigned match_length;  // longest of its voters
+    double weight;
+    std::uint32_t best;     // its heaviest voter
+  };
+  // A node that may be handed out: the likelier path is the greater, of equal ones the earlier node.
+  struct Open {
+    double path_probability;
+    std::uint32_t node;
+    bool operator<(const Open& other) const {
+      if (path_probability != other.path_probability) return path_probability < other.path_probability;
+      return node > other.node;
+    }
+  };
+
+  std::vector<Candidate> found;
+  std::vector<double> weights;
+  std::vector<Group> ballot;
+  std::vector<Open> frontier;  // a heap
+};
+
 // Drafts trees for one request from the logs it may read: logs[0] is its own context.
 //
 // Every candidate place is scored (Calibration) and holds a share of the probability of the next token; places that guess the
@@ -72,9 +98,9 @@ class Drafter {
  public:
   explicit Drafter(const DraftSettings& settings) : settings_(settings) {}
 
-  // Replaces `draft` by one of at most max_tokens nodes handed out. Writes `draft` only.
+  // Replaces `draft` by one of at most max_tokens nodes handed out. Writes `draft` and `scratch` only.
   void draft(std::span<const TokenLog* const> logs, const Trail& trail, const Calibration& calibration,
-             unsigned max_tokens, unsigned max_branches, Draft& draft) const;
+             unsigned max_tokens, unsigned max_branches, DraftScratch& scratch, Draft& draft) const;
 
   // Learns from tokens that were committed after the draft; returns how many of its nodes were accepted. Call before the
   // context grows.

@@ -4,9 +4,10 @@
 
 namespace paceline {
 
-void SharedLog::append(std::span<const Token> tokens, SequenceKey key, double time, const Alone& alone) {
+void SharedLog::append(std::span<const Token> tokens, std::size_t num_read, SequenceKey key, double time,
+                       const Alone& alone) {
   if (tokens.empty()) return;
-  const Position sunk = log_.append_sequence(tokens, alone);
+  const Position sunk = log_.append_sequence(tokens, num_read, alone);
   if (sunk > 0) {
     for (Sequence& sequence : sequences_) {
       sequence.begin -= sunk;

@@ -25,8 +25,9 @@ class SharedLog {
   const TokenLog& log() const { return log_; }
   std::size_t num_sequences() const { return peek(num_sequences_); }
 
-  // Appends one sequence (its end, if it is longer than the capacity). Several may share a key. O(tokens) amortised.
-  void append(std::span<const Token> tokens, SequenceKey key, double time,
+  // Appends one sequence (its end, if it is longer than the capacity), of which the model read the first `num_read`
+  // tokens and said the others. Several may share a key. O(tokens) amortised.
+  void append(std::span<const Token> tokens, std::size_t num_read, SequenceKey key, double time,
               const Alone& alone = run_alone);
   // Forgets every sequence of `key`; returns how many tokens that were. O(sequences + tokens forgotten).
   std::size_t erase(SequenceKey key);
@@ -34,14 +35,18 @@ class SharedLog {
   // room back as far as they are its oldest. O(sequences + tokens forgotten).
   std::size_t evict_before(double time);
 
-  // Calls visit(key, time, tokens) for every sequence, oldest first; the tokens live for the call. O(tokens).
+  // Calls visit(key, time, num_read, tokens) for every sequence, oldest first; the tokens live for the call. O(tokens).
   template <typename Visit>
   void for_each(Visit visit) const {
     std::vector<Token> tokens;
     for (const Sequence& sequence : sequences_) {
       tokens.clear();
-      for (Position at = sequence.begin; at + 1 < sequence.end; ++at) tokens.push_back(log_.at(at));
-      visit(sequence.key, sequence.time, std::span<const Token>(tokens));
+      std::size_t num_read = 0;
+      for (Position at = sequence.begin; at + 1 < sequence.end; ++at) {
+        tokens.push_back(log_.at(at));
+        num_read += log_.was_said(at) ? 0 : 1;
+      }
+      visit(sequence.key, sequence.time, num_read, std::span<const Token>(tokens));
     }
   }
 

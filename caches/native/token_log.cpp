@@ -23,17 +23,18 @@ TokenLog::TokenLog(std::size_t capacity, Position max_end) : capacity_(capacity)
   // Mapped at once, so that readers never see a slot move. Memory is used as slots are written.
   num_slots_ = capacity_;
   tokens_ = Buffer<Token>::mapped(num_slots_);
+  said_ = Buffer<std::uint64_t>::mapped(num_said_words(num_slots_));
   for (Indexed* indexed : {&long_, &short_}) {
     indexed->chain.map_slots(num_slots_);
     indexed->chain.clear(indexed->chain.bits_for(0));
   }
 }
 
-void TokenLog::append(std::span<const Token> tokens) {
+void TokenLog::append(std::span<const Token> tokens, bool said) {
   assert(capacity_ == 0);
   reserve(tokens.size());
   const Position first = end_;
-  for (const Token token : tokens) write(token);
+  for (const Token token : tokens) write(token, said);
   for (Indexed* indexed : {&long_, &short_}) index_run(indexed->chain, first, tokens.size(), first);
 }
 
@@ -55,15 +56,21 @@ void TokenLog::truncate(Position size) {
   }
 }
 
-Position TokenLog::append_sequence(std::span<const Token> tokens, const Alone& alone) {
+Position TokenLog::append_sequence(std::span<const Token> tokens, std::size_t num_read, const Alone& alone) {
   assert(capacity_ != 0);
   if (tokens.empty()) return 0;
-  if (tokens.size() >= capacity_) tokens = tokens.last(capacity_ - 1);
+  num_read = std::min(num_read, tokens.size());
+  if (tokens.size() >= capacity_) {
+    const std::size_t num_cut = tokens.size() - (capacity_ - 1);
+    tokens = tokens.subspan(num_cut);
+    num_read -= std::min(num_read, num_cut);
+  }
   const Position sunk = make_room(tokens.size() + 1, alone);
   for (Indexed* indexed : {&long_, &short_}) widen(*indexed, tokens.size(), alone);
   const Position first = end_;
-  for (const Token token : tokens) write(token);
-  write(kBorder);
+  for (const Token token : tokens.first(num_read)) write(token, false);
+  for (const Token token : tokens.subspan(num_read)) write(token, true);
+  write(kBorder, false);
   for (Indexed* indexed : {&long_, &short_}) {
     index_run(indexed->chain, first, tokens.size(), 0);
     indexed->chain.set_unlinked(slot(end_ - 1));
@@ -91,7 +98,8 @@ std::size_t TokenLog::num_bytes() const {
     per_slot += sizeof(Position);
     heads += indexed->chain.num_heads();
   }
-  return peek(num_written_) * per_slot + heads * sizeof(Position) + peek(wider_bytes_);
+  const std::size_t num_written = peek(num_written_);
+  return num_written * per_slot + num_written / 8 + heads * sizeof(Position) + peek(wider_bytes_);
 }
 
 // Grows a log without a capacity. The headroom is indexed for at once: a chat goes on after its prompt.
@@ -101,6 +109,7 @@ void TokenLog::reserve(std::size_t extra) {
   if (wanted > num_slots_) {
     const std::size_t slots = std::max(wanted, wanted + wanted / 8 + 64);
     tokens_.resize(slots);
+    said_.resize(num_said_words(slots));
     for (Indexed* indexed : {&long_, &short_}) indexed->chain.resize_slots(slots);
     num_slots_ = slots;
   }
@@ -122,11 +131,14 @@ Position TokenLog::make_room(std::size_t extra, const Alone& alone) {
   return sunk;
 }
 
-void TokenLog::write(Token token) {
+void TokenLog::write(Token token, bool said) {
   const Position position = end_;
   if (capacity_ != 0 && position - lap_ == capacity_) poke(lap_, position);
   const std::size_t into = slot(position);
   poke(tokens_[into], token);
+  std::uint64_t& word = said_[into / kSaidBits];
+  const std::uint64_t bit = std::uint64_t{1} << into % kSaidBits;
+  poke(word, said ? word | bit : word & ~bit);
   if (into >= num_written_) poke(num_written_, static_cast<Position>(into + 1));
   poke(end_, position + 1, std::memory_order_release);
 }

@@ -51,18 +51,25 @@ class TokenLog {
   // All tokens; only without a capacity, where slots are positions.
   std::span<const Token> tokens() const { return {tokens_.data(), end_}; }
 
-  // Appends tokens to the sequence; only without a capacity. O(n) amortised. Throws std::bad_alloc or
-  // std::length_error and changes nothing.
-  void append(std::span<const Token> tokens);
+  // Whether the model said the token at a live position, rather than read it.
+  bool was_said(Position position) const {
+    const std::size_t at = slot(position);
+    return (peek(said_[at / kSaidBits]) >> (at % kSaidBits) & 1) != 0;
+  }
+
+  // Appends tokens, which the model said or read, to the sequence; only without a capacity. O(n) amortised. Throws
+  // std::bad_alloc or std::length_error and changes nothing.
+  void append(std::span<const Token> tokens, bool said = false);
   // Drops all tokens and keeps the memory; only without a capacity. O(heads).
   void clear();
   // Drops the tokens from `size` on; only without a capacity. O(dropped).
   void truncate(Position size);
 
-  // Appends a sequence of its own (of one longer than the capacity, its end), then a border; only with a capacity.
+  // Appends a sequence of its own (of one longer than the capacity, its end), then a border; only with a capacity. The
+  // model read its first `num_read` tokens and said the others.
   // O(n): the chains are rebuilt with more heads a few positions for each token appended. Returns by how much the
   // positions of what the log held have sunk, 0 unless they were renumbered.
-  Position append_sequence(std::span<const Token> tokens, const Alone& alone = run_alone);
+  Position append_sequence(std::span<const Token> tokens, std::size_t num_read = 0, const Alone& alone = run_alone);
   // Makes the whole sequences in [begin, end) borders. Chains still pass through their positions. O(end - begin).
   void blank(Position begin, Position end);
   // Forgets everything before `begin`; only with a capacity. O(1).
@@ -88,6 +95,9 @@ class TokenLog {
   std::string check() const;
 
  private:
+  static constexpr std::size_t kSaidBits = 64;
+  static constexpr std::size_t num_said_words(std::size_t num_slots) { return (num_slots + kSaidBits - 1) / kSaidBits; }
+
   // A chain and, while it gets more heads, the wider chain that is being built from it.
   struct Indexed {
     explicit Indexed(unsigned gram) : chain(gram) {}
@@ -105,7 +115,7 @@ class TokenLog {
   }
   void reserve(std::size_t extra);
   Position make_room(std::size_t extra, const Alone& alone);
-  void write(Token token);
+  void write(Token token, bool said);
   void index_run(GramChain& chain, Position first, std::size_t count, std::size_t run);
   void widen(Indexed& indexed, std::size_t extra, const Alone& alone);
   void rebuild(Indexed& indexed, std::size_t num_positions);
@@ -126,6 +136,7 @@ class TokenLog {
   std::uint32_t epoch_ = 0;
   std::size_t wider_bytes_ = 0;  // of chains being built
   Buffer<Token> tokens_;
+  Buffer<std::uint64_t> said_;  // a bit a slot
   Indexed long_{kLongGram};
   Indexed short_{kShortGram};
 };

@@ -2,67 +2,128 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-_LENGTH_BOUNDS: Final = (0, 1, 2, 3, 4, 6, 9, 13, 21, 32, 64)
+from paceline.caches._native import initial_calibration
+from paceline.caches.tree import Source
+
+_LENGTH_BOUNDS: Final = (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 24, 32, 48, 64)
+_GAP_BOUNDS: Final = (0, 1, 2, 4, 8, 16)
 _DEPTH_BOUNDS: Final = (0, 1, 3, 8)
-_VOTE_BOUNDS: Final = (1, 2, 4)
-_SHARE_BOUNDS: Final = (0.5, 0.7, 0.9)
-_PRIOR_TOTAL: Final = 4.0
-_CELL_LIMIT: Final = 4000.0
-_ACCEPTANCE_ODDS: Final = (
-    (0.2, 0.0025),
-    (0.4, 0.4),
-    (0.8, 0.6),
-    (2.4, 2.4),
-    (1.4, 0.16),
-    (0.6, 0.04),
-    (0.3, 0.016),
-)
-"""By agreement: odds at a match of no token, and what each matched token adds."""
+_NUM_SOURCES: Final = 2
+_NUM_RANKS: Final = 8
+_NUM_FOLLOWED: Final = 8
+_NUM_AGES: Final = 10
+_NUM_DISTANCES: Final = 6
+_NUM_CROWDS: Final = 4
+_NUM_NODE_RANKS: Final = 4
+_NUM_KNOTS: Final = 25
+_KNOTS_PER_LOGIT: Final = 2.0
+_MOST_TRIALS: Final = 2000.0
+_MAX_SIMILAR: Final = 16
+_YOUNG: Final = 16
+_FAR_BACK: Final = -2048
+_MAX_MISSES: Final = 3
 
-Cell = tuple[int, ...]
-"""(source, misses, length bucket), and for acceptance also (agreement, depth bucket)."""
+_NUM_LENGTHS: Final = len(_LENGTH_BOUNDS)
+_RANK_WEIGHTS: Final = _NUM_SOURCES * 2 * _NUM_LENGTHS
+_GAP_WEIGHTS: Final = _RANK_WEIGHTS + _NUM_SOURCES * _NUM_RANKS
+_SIMILAR_WEIGHTS: Final = _GAP_WEIGHTS + _NUM_SOURCES * len(_GAP_BOUNDS) * _NUM_LENGTHS
+_FOLLOWED_WEIGHTS: Final = _SIMILAR_WEIGHTS + _NUM_SOURCES * (_MAX_SIMILAR + 1) * _NUM_LENGTHS
+_PLACE_WEIGHTS: Final = _FOLLOWED_WEIGHTS + _NUM_SOURCES * (_MAX_MISSES + 1) * _NUM_FOLLOWED
+_ESCAPE_WEIGHTS: Final = _PLACE_WEIGHTS + _NUM_SOURCES * _NUM_DISTANCES * _NUM_AGES
+_MAP: Final = _ESCAPE_WEIGHTS + _NUM_LENGTHS * _NUM_CROWDS
+_HITS: Final = len(_DEPTH_BOUNDS) * _NUM_NODE_RANKS * 2 * 5 * _NUM_KNOTS
 
 
-class Frequencies:
-    """How often what fell into a cell was right. float32, as the native tables are."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What is known of an earlier place when it is ranked; see the native `PlaceTraits`."""
 
-    def __init__(self, prior_odds: Callable[..., float]) -> None:
-        self._prior_odds = prior_odds
-        self._cells: dict[Cell, tuple[np.float32, np.float32]] = {}
+    source: Source
+    was_said: bool
+    match_length: int
+    longest: int
+    rank: int
+    num_similar: int
+    num_followed: int
+    misses: int
+    age: int
+    distance: int | None
 
-    def probability(self, cell: Cell) -> float:
-        """Share of hits, the prior's included."""
-        hits, total = self._counts(cell)
-        return float(hits / total)
-
-    def record(self, cell: Cell, *, hit: bool) -> None:
-        """Count one trial."""
-        hits, total = self._counts(cell)
-        hits, total = hits + np.float32(hit), total + np.float32(1)
-        if total >= _CELL_LIMIT:
-            hits, total = hits * np.float32(0.5), total * np.float32(0.5)
-        self._cells[cell] = hits, total
-
-    def _counts(self, cell: Cell) -> tuple[np.float32, np.float32]:
-        if cell not in self._cells:
-            odds = self._prior_odds(*cell)
-            total = np.float32(_PRIOR_TOTAL)
-            self._cells[cell] = np.float32(odds / (1.0 + odds)) * total, total
-        return self._cells[cell]
+    def features(self) -> tuple[int, ...]:
+        """Indices of the weights that belong to the place."""
+        source, length = int(self.source), length_bucket(self.match_length)
+        gap = bisect_right(_GAP_BOUNDS, self.longest - self.match_length) - 1
+        followed = min(_NUM_FOLLOWED - 1, self.num_followed // 4 + (self.num_followed > 0))
+        return (
+            (source * 2 + self.was_said) * _NUM_LENGTHS + length,
+            _RANK_WEIGHTS + source * _NUM_RANKS + min(self.rank, _NUM_RANKS - 1),
+            _GAP_WEIGHTS + (source * len(_GAP_BOUNDS) + gap) * _NUM_LENGTHS + length,
+            _SIMILAR_WEIGHTS
+            + (source * (_MAX_SIMILAR + 1) + self.num_similar) * _NUM_LENGTHS
+            + length,
+            _FOLLOWED_WEIGHTS
+            + (source * (_MAX_MISSES + 1) + self.misses) * _NUM_FOLLOWED
+            + followed,
+            _PLACE_WEIGHTS
+            + (source * _NUM_DISTANCES + _distance_bucket(self.distance)) * _NUM_AGES
+            + _age_bucket(self.age),
+        )
 
 
 class Calibration:
-    """How often a single candidate is right, and how often the winner of a vote is."""
+    """Weights that rank places and the map from shares to probabilities: float32, as natively."""
 
     def __init__(self) -> None:
-        self.trust = Frequencies(_trust_odds)
-        self.acceptance = Frequencies(_acceptance_odds)
+        self._table = initial_calibration().copy()
+
+    def score(self, features: tuple[int, ...]) -> np.float32:
+        """Sum of a place's weights."""
+        total = np.float32(0)
+        for feature in features:
+            total += self._table[feature]
+        return total
+
+    def escape_score(self, longest: int, num_candidates: int) -> np.float32:
+        """Score of "none of the candidates is right"."""
+        return np.float32(self._table[_escape_index(longest, num_candidates)])
+
+    def shift(self, features: tuple[int, ...], step: float) -> None:
+        """Add `step` to every weight of a place."""
+        for feature in features:
+            self._table[feature] = np.float32(float(self._table[feature]) + step)
+
+    def shift_escape(self, longest: int, num_candidates: int, step: float) -> None:
+        """Add `step` to the weight of the escape."""
+        self.shift((_escape_index(longest, num_candidates),), step)
+
+    def probability(self, context: int, share: float) -> float:
+        """P(right), interpolated between the two knots that the share lies between."""
+        knot, part = _knot_of(context, share)
+        return (1.0 - part) * self._frequency(knot) + part * self._frequency(knot + 1)
+
+    def record(self, context: int, share: float, *, hit: bool) -> None:
+        """Count one trial, divided between the two knots."""
+        knot, part = _knot_of(context, share)
+        for at, amount in ((knot, 1.0 - part), (knot + 1, part)):
+            self._add(at, amount)
+            if hit:
+                self._add(at + _HITS, amount)
+            if self._table[at] > _MOST_TRIALS:
+                self._table[at] *= np.float32(0.5)
+                self._table[at + _HITS] *= np.float32(0.5)
+
+    def _frequency(self, knot: int) -> float:
+        return float(self._table[knot + _HITS]) / float(self._table[knot])
+
+    def _add(self, at: int, amount: float) -> None:
+        self._table[at] = np.float32(float(self._table[at]) + amount)
 
 
 def length_bucket(match_length: int) -> int:
@@ -70,22 +131,36 @@ def length_bucket(match_length: int) -> int:
     return bisect_right(_LENGTH_BOUNDS, match_length) - 1
 
 
-def depth_bucket(depth: int) -> int:
-    """Cells of depths within a draft."""
-    return bisect_right(_DEPTH_BOUNDS, depth) - 1
+def map_context(depth: int, rank: int, num_votes: int, match_length: int) -> int:
+    """Context of the probability map for a node."""
+    level = bisect_right(_DEPTH_BOUNDS, depth) - 1
+    place = level * _NUM_NODE_RANKS + min(rank, _NUM_NODE_RANKS - 1)
+    return (place * 2 + (num_votes > 1)) * 5 + length_bucket(match_length) // 3
 
 
-def agreement_bucket(num_guesses: int, num_votes: int, share: float) -> int:
-    """1 to 3: nobody disagrees, by the number of votes; else by the winner's share of weight."""
-    if num_guesses == 1:
-        return bisect_right(_VOTE_BOUNDS, num_votes)
-    return (0, 6, 5, 4)[bisect_left(_SHARE_BOUNDS, share)]
+def _escape_index(longest: int, num_candidates: int) -> int:
+    crowd = min(_NUM_CROWDS - 1, num_candidates // 6)
+    return _ESCAPE_WEIGHTS + length_bucket(longest) * _NUM_CROWDS + crowd
 
 
-def _trust_odds(_source: int, misses: int, length: int) -> float:
-    return (_LENGTH_BOUNDS[length] + 0.3) * (1.0 + 2.0 * misses) / 4.0
+def _distance_bucket(distance: int | None) -> int:
+    if distance is None:
+        return 0
+    if distance < 0:
+        return 4 if distance > _FAR_BACK else 5
+    return (1, 2, 3, 5)[bisect_right((8, 256, 4096), distance)]
 
 
-def _acceptance_odds(_source: int, _misses: int, length: int, agreement: int, _depth: int) -> float:
-    start, per_token = _ACCEPTANCE_ODDS[agreement]
-    return start + per_token * _LENGTH_BOUNDS[length]
+def _age_bucket(age: int) -> int:
+    bucket = 0
+    while age > _YOUNG and bucket + 1 < _NUM_AGES:
+        age //= 4
+        bucket += 1
+    return bucket
+
+
+def _knot_of(context: int, share: float) -> tuple[int, float]:
+    p = min(max(share, 1e-4), 1.0 - 1e-4)
+    place = math.log(p / (1.0 - p)) * _KNOTS_PER_LOGIT + (_NUM_KNOTS - 1) / 2.0
+    place = min(max(place, 0.0), _NUM_KNOTS - 1 - 1e-3)
+    return _MAP + context * _NUM_KNOTS + int(place), place - int(place)

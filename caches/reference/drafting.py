@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from typing import Final
 
-from paceline.caches.reference.calibration import (
-    Calibration,
-    Cell,
-    agreement_bucket,
-    depth_bucket,
-    length_bucket,
-)
+import numpy as np
+
+from paceline.caches.reference.calibration import Calibration, Traits, map_context
 from paceline.caches.tree import Source
 
 BORDER: Final = -1
@@ -22,12 +19,12 @@ LONG_MATCH: Final = 4
 MAX_MATCH: Final = 64
 VISITS_PER_CANDIDATE: Final = 4
 
+_MAX_SIMILAR: Final = 16
 _MAX_MISSES: Final = 3
 _MATCHED_TO_FORGET_MISSES: Final = 16
 _MAX_CURSORS: Final = 4
-_SHADOW_NODES: Final = 4
-_RANK_DISCOUNT: Final = 0.8
-_ODDS_FLOOR: Final = 1e-3
+_LEARNING_RATE: Final = 0.05
+_CONSIDERED: Final = 0.3
 
 
 class Log:
@@ -38,6 +35,7 @@ class Log:
 
     def __init__(self, capacity: int | None = None) -> None:
         self.tokens: list[int] = []
+        self.said: list[bool] = []
         self.begin = 0
         self._capacity = capacity
 
@@ -50,14 +48,34 @@ class Log:
         """Token at a live position."""
         return self.tokens[position - self.begin]
 
-    def append_sequence(self, tokens: Sequence[int]) -> None:
+    def was_said(self, position: int) -> bool:
+        """Whether the model said the token at a live position, rather than read it."""
+        return self.said[position - self.begin]
+
+    def append(self, tokens: Sequence[int], *, said: bool) -> None:
+        """Add tokens that the model said or read."""
+        self.tokens += tokens
+        self.said += [said] * len(tokens)
+
+    def keep_first(self, num_tokens: int) -> None:
+        """Forget the tokens from `num_tokens` on."""
+        del self.tokens[num_tokens:]
+        del self.said[num_tokens:]
+
+    def forget_first(self, num_tokens: int) -> None:
+        """Forget the oldest tokens."""
+        del self.tokens[:num_tokens]
+        del self.said[:num_tokens]
+        self.begin += num_tokens
+
+    def append_sequence(self, tokens: Sequence[int], num_read: int) -> None:
         """Add a sequence and its border, or its end if it is too long."""
         if not tokens:
             return
-        self.tokens += [*tokens, BORDER]
-        excess = max(0, len(self.tokens) - (self._capacity or len(self.tokens)))
-        del self.tokens[:excess]
-        self.begin += excess
+        self.append(tokens[:num_read], said=False)
+        self.append(tokens[num_read:], said=True)
+        self.append([BORDER], said=False)
+        self.forget_first(max(0, len(self.tokens) - (self._capacity or len(self.tokens))))
 
 
 @dataclass(slots=True)
@@ -67,8 +85,13 @@ class Candidate:
     log: int
     next: int
     match_length: int
+    num_similar: int
+    rank: int = 0
     misses: int = 0
-    weight: float = 0.0
+    num_followed: int = 0
+    guess: int = BORDER
+    features: tuple[int, ...] = ()
+    share: float = 0.0
 
     @property
     def source(self) -> Source:
@@ -86,25 +109,46 @@ class Cursor:
     misses: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Trail:
+    """What a request carries from round to round: cursors, and the places last copied rightly."""
+
+    cursors: list[Cursor] = field(default_factory=list)
+    anchors: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Node:
-    """One drafted token; `cell` is where its probability is kept."""
+    """One considered token, its children, and the voters behind it, one token further on."""
 
     token: int
+    parent: Node | None
     probability: float
     source: Source
-    cell: Cell
+    context: int
+    share: float
+    path_probability: float
+    voters: list[Candidate]
+    children: list[Node] = field(default_factory=list)
+    issued: int = -1
+
+    @property
+    def path(self) -> list[int]:
+        """Tokens from the root's child to this node."""
+        return [*(self.parent.path if self.parent else []), self.token]
 
 
 @dataclass(slots=True)
 class Draft:
-    """The last draft of a request and what it takes to score it."""
+    """The last draft of a request and what it takes to learn from it."""
 
-    nodes: list[Node] = field(default_factory=list)
-    votes: list[tuple[int, Cell]] = field(default_factory=list)
-    num_issued: int = 0
-    num_scored: int = 0
-    lead: Cursor | None = None
+    roots: list[Node] = field(default_factory=list)
+    issued: list[Node] = field(default_factory=list)
+    places: list[Candidate] = field(default_factory=list)
+    escape_share: float = 0.0
+    longest: int = 0
+    considered: list[Node] | None = None
+    """Children of the node that the committed tokens have led to; None once they left the draft."""
 
 
 def match_length(log: Log, position: int, context: Sequence[int]) -> int:
@@ -116,11 +160,17 @@ def match_length(log: Log, position: int, context: Sequence[int]) -> int:
     return length
 
 
+def num_similar(log: Log, position: int, context: Sequence[int], length: int) -> int:
+    """Of the 16 tokens before the one that ended a match, how many are equal."""
+    limit = min(length + 1 + _MAX_SIMILAR, len(context), position - log.begin)
+    return sum(log.at(position - 1 - i) == context[-1 - i] for i in range(length + 1, limit))
+
+
 def find_candidates(log: Log, number: int, context: Sequence[int], most: int) -> list[Candidate]:
     """The newest places that match by four tokens or more, then those that match by fewer."""
     found: list[Candidate] = []
     for shortest, below in ((LONG_MATCH, MAX_MATCH + 1), (1, LONG_MATCH)):
-        num_visits = 0
+        num_visits = rank = 0
         for position in range(log.end - 1, log.begin, -1):
             if num_visits == most * VISITS_PER_CANDIDATE or len(found) == most:
                 break
@@ -129,75 +179,87 @@ def find_candidates(log: Log, number: int, context: Sequence[int], most: int) ->
                 continue
             num_visits += 1
             if length < below and log.at(position) != BORDER:
-                found.append(Candidate(number, position, length))
+                similar = num_similar(log, position, context, length)
+                found.append(Candidate(number, position, length, similar, rank))
+                rank += 1
     return found
 
 
 def draft(
     logs: Sequence[Log | None],
-    cursors: Sequence[Cursor],
+    trail: Trail,
     calibration: Calibration,
     *,
     max_tokens: int,
+    max_branches: int,
     max_candidates: int,
     min_probability: float,
 ) -> Draft:
-    """A chain of at most `max_tokens` nodes; logs[0] is the request's own context."""
+    """A tree of at most `max_tokens` nodes; logs[0] is the request's own context."""
     made = Draft()
     if max_tokens == 0:
         return made
-    candidates = _gather(logs, cursors, max_candidates)
-    _weigh(candidates, logs, calibration, made)
-    cumulative = 1.0
-    num_shadows = 0
-    while len(made.nodes) < max_tokens and num_shadows < _SHADOW_NODES:
-        candidates = _extend(candidates, logs, calibration, made)
-        if not candidates:
+    made.places = _gather(logs, trail, max_candidates)
+    if not made.places:
+        return made
+    _rank(made, logs, trail, calibration)
+    voters = [replace(place) for place in made.places]
+    frontier = made.roots = _children(
+        None, voters, made.escape_share, calibration, max_branches, min_probability
+    )
+    made.considered = made.roots
+    while frontier and len(made.issued) < max_tokens:
+        # The likeliest path; of equal ones, the one that was considered first.
+        node = max(frontier, key=lambda n: n.path_probability)
+        if node.path_probability < min_probability:
             break
-        cumulative *= made.nodes[-1].probability
-        if num_shadows or cumulative < min_probability:
-            num_shadows += 1
-        else:
-            made.num_issued += 1
+        frontier = [other for other in frontier if other is not node]
+        node.issued = len(made.issued)
+        made.issued.append(node)
+        if len(made.issued) < max_tokens:
+            _advance_voters(node, logs)
+            node.children = _children(
+                node, node.voters, 0.0, calibration, max_branches, min_probability
+            )
+            frontier = frontier + node.children
     return made
 
 
-def score(scored: Draft, committed: Sequence[int], calibration: Calibration) -> int:
+def score(scored: Draft, committed: Sequence[int], calibration: Calibration, trail: Trail) -> int:
     """Learn from what was committed after a draft; returns how many issued nodes were right."""
-    for token, cell in scored.votes:
-        calibration.trust.record(cell, hit=token == committed[0])
-    scored.votes = []
+    if scored.places:
+        _learn_ranking(scored, committed[0], calibration)
+        _lead_with(scored, committed[0], trail)
+        scored.places = []
     num_accepted = 0
     for token in committed:
-        if scored.num_scored >= len(scored.nodes):
+        if scored.considered is None:
             break
-        node = scored.nodes[scored.num_scored]
-        num_accepted += node.token == token and scored.num_scored < scored.num_issued
-        scored.num_scored += 1
-        calibration.acceptance.record(node.cell, hit=node.token == token)
-        if node.token != token:
-            scored.nodes = []
+        right = None
+        for node in scored.considered:
+            calibration.record(node.context, node.share, hit=node.token == token)
+            right = node if node.token == token else right
+        scored.considered = right.children if right else None
+        num_accepted += right is not None and right.issued >= 0
     return num_accepted
 
 
-def follow(
-    followed: Draft,
-    cursors: Sequence[Cursor],
-    logs: Sequence[Log | None],
-    committed: Sequence[int],
-) -> list[Cursor]:
-    """The cursors, the draft's lead first, moved past committed tokens."""
-    lead, followed.lead = followed.lead, None
+def follow(trail: Trail, logs: Sequence[Log | None], committed: Sequence[int]) -> None:
+    """Move the cursors past committed tokens."""
     kept: list[Cursor] = []
-    for cursor in [lead, *cursors] if lead else cursors:
-        moved = _advanced(cursor, logs[cursor.log], committed)
+    for cursor in trail.cursors:
+        if len(kept) == _MAX_CURSORS:
+            break
+        moved = _advanced(cursor, logs[cursor.log], committed, None if kept else trail)
         places = [(other.log, other.next) for other in kept]
         if moved is not None and (moved.log, moved.next) not in places:
             kept.append(moved)
-    return kept[:_MAX_CURSORS]
+    trail.cursors = kept
 
 
-def _advanced(cursor: Cursor, log: Log | None, committed: Sequence[int]) -> Cursor | None:
+def _advanced(
+    cursor: Cursor, log: Log | None, committed: Sequence[int], leading: Trail | None
+) -> Cursor | None:
     position, num_matched, misses = cursor.next, cursor.num_matched, cursor.misses
     for token in committed:
         if log is None or not log.begin <= position < log.end or log.at(position) == BORDER:
@@ -205,6 +267,8 @@ def _advanced(cursor: Cursor, log: Log | None, committed: Sequence[int]) -> Curs
         if log.at(position) == token:
             num_matched += 1
             misses = 0 if num_matched > _MATCHED_TO_FORGET_MISSES else misses
+            if leading is not None:
+                leading.anchors[cursor.log] = position + 1
         elif misses == _MAX_MISSES or num_matched == 0:
             return None
         else:
@@ -213,18 +277,26 @@ def _advanced(cursor: Cursor, log: Log | None, committed: Sequence[int]) -> Curs
     return Cursor(cursor.log, position, num_matched, misses)
 
 
-def _gather(
-    logs: Sequence[Log | None], cursors: Sequence[Cursor], max_candidates: int
-) -> list[Candidate]:
+def _gather(logs: Sequence[Log | None], trail: Trail, max_candidates: int) -> list[Candidate]:
     assert logs[0] is not None
     context = logs[0].tokens
     gathered = []
-    for cursor in cursors:
+    for cursor in trail.cursors:
         log = logs[cursor.log]
-        position = cursor.next
-        if log is not None and log.begin <= position < log.end and log.at(position) != BORDER:
-            length = match_length(log, position, context)
-            gathered.append(Candidate(cursor.log, position, length, cursor.misses))
+        at = cursor.next
+        if log is not None and log.begin <= at < log.end and log.at(at) != BORDER:
+            length = match_length(log, at, context)
+            similar = num_similar(log, at, context, length)
+            gathered.append(
+                Candidate(
+                    cursor.log,
+                    at,
+                    length,
+                    similar,
+                    misses=cursor.misses,
+                    num_followed=cursor.num_matched,
+                )
+            )
     followed = [(candidate.log, candidate.next) for candidate in gathered]
     for number, log in enumerate(logs):
         found = find_candidates(log, number, context, max_candidates) if log is not None else []
@@ -232,66 +304,116 @@ def _gather(
     return gathered
 
 
-def _weigh(
-    candidates: Sequence[Candidate],
-    logs: Sequence[Log | None],
-    calibration: Calibration,
-    made: Draft,
-) -> None:
-    rank = {Source.CONTEXT: 1.0, Source.SHARED: 1.0}
-    for candidate in candidates:
-        cell = (candidate.source, candidate.misses, length_bucket(candidate.match_length))
-        trust = calibration.trust.probability(cell)
-        odds = trust / (1.0 - trust + _ODDS_FLOOR)
-        candidate.weight = odds * odds * rank[candidate.source]
-        rank[candidate.source] *= _RANK_DISCOUNT
-        made.votes.append((_guess(candidate, logs, made), cell))
-
-
-def _guess(candidate: Candidate, logs: Sequence[Log | None], made: Draft) -> int:
-    log = logs[candidate.log]
-    assert log is not None
-    if candidate.next < log.end:
-        return log.at(candidate.next)
-    # A copy that reaches the end of the context goes on in the draft itself.
-    beyond = candidate.next - log.end
-    return made.nodes[beyond].token if candidate.log == 0 else BORDER
-
-
-def _extend(
-    candidates: Sequence[Candidate],
-    logs: Sequence[Log | None],
-    calibration: Calibration,
-    made: Draft,
-) -> list[Candidate]:
-    """Add the winner of one vote to the draft; returns its voters, one token further on."""
-    ballots: dict[int, list[Candidate]] = {}
-    for candidate in candidates:
-        token = _guess(candidate, logs, made)
-        if token != BORDER:
-            ballots.setdefault(token, []).append(candidate)
-    if not ballots:
-        return []
+def _rank(made: Draft, logs: Sequence[Log | None], trail: Trail, calibration: Calibration) -> None:
+    """Softmax of the places' scores and of the event that none is right."""
+    made.longest = max(place.match_length for place in made.places)
+    scores = []
+    for place in made.places:
+        log = logs[place.log]
+        assert log is not None
+        place.guess = log.at(place.next)
+        anchor = trail.anchors.get(place.log)
+        place.features = Traits(
+            source=place.source,
+            was_said=log.was_said(place.next),
+            match_length=place.match_length,
+            longest=made.longest,
+            rank=place.rank,
+            num_similar=place.num_similar,
+            num_followed=place.num_followed,
+            misses=place.misses,
+            age=log.end - place.next,
+            distance=None if anchor is None else place.next - anchor,
+        ).features()
+        scores.append(calibration.score(place.features))
+    escape = calibration.escape_score(made.longest, len(made.places))
+    highest = max([escape, *scores])
+    weights = [math.exp(float(value - highest)) for value in scores]
+    made.escape_share = math.exp(float(escape - highest))
     # Added one by one from the left, as natively: sum() rounds otherwise in newer Pythons.
-    weights = {
-        token: reduce(add, [voter.weight for voter in voters]) for token, voters in ballots.items()
-    }
-    winner = max(ballots, key=weights.__getitem__)
-    voters = ballots[winner]
-    best = max(voters, key=lambda voter: voter.weight)
-    depth = len(made.nodes)
-    cell = (
-        best.source,
-        best.misses,
-        length_bucket(max(voter.match_length for voter in voters) + depth),
-        agreement_bucket(
-            len(ballots), len(voters), weights[winner] / reduce(add, weights.values())
-        ),
-        depth_bucket(depth),
-    )
-    if depth == 0:
-        made.lead = Cursor(best.log, best.next, best.match_length, best.misses)
-    made.nodes.append(Node(winner, calibration.acceptance.probability(cell), best.source, cell))
+    total = reduce(add, weights, made.escape_share)
+    made.escape_share /= total
+    for place, weight in zip(made.places, weights, strict=True):
+        place.share = float(np.float32(weight / total))
+
+
+def _children(
+    parent: Node | None,
+    voters: Sequence[Candidate],
+    unlikely: float,
+    calibration: Calibration,
+    max_branches: int,
+    min_probability: float,
+) -> list[Node]:
+    """The likeliest continuations of a node (None: of the context), likeliest first."""
+    groups: dict[int, list[Candidate]] = {}
     for voter in voters:
+        if voter.guess != BORDER:
+            groups.setdefault(voter.guess, []).append(voter)
+    weights = {
+        token: reduce(add, [voter.share for voter in group], 0.0) for token, group in groups.items()
+    }
+    total = reduce(add, weights.values(), unlikely)
+    depth = len(parent.path) if parent else 0
+    reached = parent.path_probability if parent else 1.0
+    children = []
+    ballot = sorted(groups, key=lambda token: -weights[token])[:max_branches]
+    for rank, token in enumerate(ballot):
+        group = groups[token]
+        share = weights[token] / total
+        length = min(max(voter.match_length for voter in group) + depth, MAX_MATCH)
+        context = map_context(depth, rank, len(group), length)
+        probability = calibration.probability(context, share)
+        if reached * probability >= min_probability * _CONSIDERED:
+            best = max(group, key=lambda voter: voter.share)
+            children.append(
+                Node(
+                    token,
+                    parent,
+                    probability,
+                    best.source,
+                    context,
+                    share,
+                    reached * probability,
+                    group,
+                )
+            )
+    return children
+
+
+def _advance_voters(node: Node, logs: Sequence[Log | None]) -> None:
+    for voter in node.voters:
+        log = logs[voter.log]
+        assert log is not None
         voter.next += 1
-    return voters
+        if voter.next < log.end:
+            voter.guess = log.at(voter.next)
+        else:
+            # A copy that reaches the end of the context goes on in the draft itself.
+            beyond = voter.next - log.end
+            path = node.path
+            goes_on = voter.log == 0 and beyond < len(path)
+            voter.guess = path[beyond] if goes_on else BORDER
+
+
+def _learn_ranking(scored: Draft, committed: int, calibration: Calibration) -> None:
+    right = reduce(add, [p.share for p in scored.places if p.guess == committed], 0.0)
+    for place in scored.places:
+        wanted = place.share / right if right > 0 and place.guess == committed else 0.0
+        calibration.shift(place.features, _LEARNING_RATE * (wanted - place.share))
+    wanted = 0.0 if right > 0 else 1.0
+    step = _LEARNING_RATE * (wanted - scored.escape_share)
+    calibration.shift_escape(scored.longest, len(scored.places), step)
+
+
+def _lead_with(scored: Draft, committed: int, trail: Trail) -> None:
+    """Put the likeliest place that was right first among the cursors, then the likeliest of all."""
+    best = max(scored.places, key=lambda place: place.share)
+    rights = [place for place in scored.places if place.guess == committed]
+    right = max(rights, key=lambda place: place.share) if rights else None
+    for lead in (best if best is not right else None, right):
+        if lead is None:
+            continue
+        others = [c for c in trail.cursors if (c.log, c.next) != (lead.log, lead.next)]
+        num_matched = max(lead.match_length, lead.num_followed)
+        trail.cursors = [Cursor(lead.log, lead.next, num_matched, lead.misses), *others]

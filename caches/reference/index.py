@@ -22,9 +22,9 @@ import numpy.typing as npt
 from paceline.caches.reference.calibration import Calibration
 from paceline.caches.reference.drafting import (
     MAX_MATCH,
-    Cursor,
     Draft,
     Log,
+    Trail,
     draft,
     follow,
     score,
@@ -44,7 +44,7 @@ class _Kept:
 
     session: int
     reach: Reach
-    tokens: list[int]
+    context: Log
     keys: tuple[int, ...]
 
 
@@ -64,7 +64,7 @@ class _Request:
     has_shared_prompt: bool = False
     is_erased: bool = False
     is_tainted: bool = False
-    cursors: list[Cursor] = field(default_factory=list)
+    trail: Trail = field(default_factory=Trail)
     draft: Draft = field(default_factory=Draft)
 
 
@@ -114,13 +114,19 @@ class ReferenceIndex:
             if scope_id not in (*reach[0], reach[1])
         }
         num_shared = len(self._logs.pop(scope_id).tokens)
-        return num_shared + sum(len(kept.tokens) for kept in dropped)
+        return num_shared + sum(len(kept.context.tokens) for kept in dropped)
 
     def append_shared(
-        self, scope_id: int, token_ids: npt.NDArray[np.int32], *, key: int = 0, time: float = 0.0
+        self,
+        scope_id: int,
+        token_ids: npt.NDArray[np.int32],
+        *,
+        key: int = 0,
+        time: float = 0.0,
+        num_prompt: int = 0,
     ) -> None:
         """Add one sequence to a shared log."""
-        self._logs[scope_id].append(token_ids.tolist(), key, time)
+        self._logs[scope_id].append_keyed(token_ids.tolist(), num_prompt, key, time)
 
     def delete_sequence(self, scope_id: int, key: int) -> int:
         """Forget a sequence and the contexts that may hold it; returns how many tokens."""
@@ -134,7 +140,7 @@ class ReferenceIndex:
             if scope_id in (*kept.reach[0], kept.reach[1]) and key in kept.keys
         ]
         self._kept = [kept for kept in self._kept if kept not in dropped]
-        return self._logs[scope_id].erase(key) + sum(len(kept.tokens) for kept in dropped)
+        return self._logs[scope_id].erase(key) + sum(len(kept.context.tokens) for kept in dropped)
 
     def evict_before(self, scope_id: int, time: float) -> int:
         """Forget the shared sequences of earlier times; returns how many tokens."""
@@ -154,12 +160,12 @@ class ReferenceIndex:
         """Open a request; returns (handle, num_reused)."""
         reach = tuple(dict.fromkeys(read_scopes.tolist())), write_scope
         prompt = prompt_ids.tolist()
-        tokens, num_prefix, num_slid, keys = self._take(session, reach, prompt)
+        context, num_prefix, num_slid, keys = self._take(session, reach, prompt)
         num_reused = num_prefix + num_slid
         if not num_slid:
-            tokens = tokens[:num_prefix]
-        context = Log()
-        context.tokens = tokens + prompt[num_reused:]
+            context.keep_first(num_prefix)
+        new_begin = context.end
+        context.append(prompt[num_reused:], said=False)
         self._num_requests_ever += 1
         self._requests[self._num_requests_ever] = _Request(
             session,
@@ -169,14 +175,15 @@ class ReferenceIndex:
             else self._calibrations.setdefault(reach, Calibration()),
             context,
             seam=num_prefix if num_slid else 0,
-            shift=len(tokens) - num_reused,
-            new_begin=len(tokens),
+            shift=new_begin - num_reused,
+            new_begin=new_begin,
             prompt_end=context.end,
             keys=(*keys, key),
             has_shared_prompt=share_prompt and write_scope != -1,
         )
         if share_prompt and write_scope != -1:
-            self._logs[write_scope].append(prompt[num_reused:], key, time)
+            new_prompt = prompt[num_reused:]
+            self._logs[write_scope].append_keyed(new_prompt, len(new_prompt), key, time)
         return self._num_requests_ever, num_reused
 
     def commit(
@@ -191,21 +198,21 @@ class ReferenceIndex:
             committed = token_ids[offsets[i] : offsets[i + 1]].tolist()
             if not committed:
                 continue
-            self._num_accepted += score(request.draft, committed, request.calibration)
-            request.context.tokens += committed
-            request.cursors = follow(
-                request.draft, request.cursors, self._logs_of(request), committed
+            self._num_accepted += score(
+                request.draft, committed, request.calibration, request.trail
             )
+            request.context.append(committed, said=True)
+            follow(request.trail, self._logs_of(request), committed)
 
     def truncate(self, handle: int, num_tokens: int) -> None:
         """Drop the context's tokens from `num_tokens` on."""
         request = self._requests[handle]
         if num_tokens < request.seam:
             request.shift = 0
-        del request.context.tokens[num_tokens + request.shift :]
+        request.context.keep_first(num_tokens + request.shift)
         request.new_begin = min(request.new_begin, request.context.end)
         request.prompt_end = min(request.prompt_end, request.context.end)
-        request.cursors = []
+        request.trail = Trail()
         request.draft = Draft()
 
     def num_tokens(self, handle: int) -> int:
@@ -214,7 +221,11 @@ class ReferenceIndex:
         return request.context.end - request.shift
 
     def propose(
-        self, handles: npt.NDArray[np.int64], max_tokens: npt.NDArray[np.int32]
+        self,
+        handles: npt.NDArray[np.int64],
+        max_tokens: npt.NDArray[np.int32],
+        *,
+        max_branches: int = 1,
     ) -> tuple[
         npt.NDArray[np.int64],
         npt.NDArray[np.int32],
@@ -228,19 +239,20 @@ class ReferenceIndex:
             request = self._requests[handle]
             request.draft = draft(
                 self._logs_of(request),
-                request.cursors,
+                request.trail,
                 request.calibration,
                 max_tokens=most,
+                max_branches=max_branches,
                 max_candidates=self._max_candidates,
                 min_probability=self._min_probability,
             )
-            issued.append(request.draft.nodes[: request.draft.num_issued])
-        nodes = [node for chain in issued for node in chain]
+            issued.append(request.draft.issued)
+        nodes = [node for tree in issued for node in tree]
         self._num_drafted += len(nodes)
         return (
             np.cumsum([0, *map(len, issued)], dtype=np.int64),
             np.array([node.token for node in nodes], np.int32),
-            np.array([i - 1 for chain in issued for i in range(len(chain))], np.int32),
+            np.array([n.parent.issued if n.parent else -1 for n in nodes], np.int32),
             np.array([node.probability for node in nodes], np.float32),
             np.array([node.source for node in nodes], np.uint8),
         )
@@ -256,11 +268,12 @@ class ReferenceIndex:
             unshared = new_tokens
             if request.has_shared_prompt:
                 unshared = new_tokens[max(0, num_prompt - MAX_MATCH) :] if num_replied else []
-            self._logs[write_scope].append(unshared, request.keys[-1], time)
+            num_read = len(unshared) - num_replied
+            self._logs[write_scope].append_keyed(unshared, num_read, request.keys[-1], time)
         if not request.is_tainted and all(
             scope_id in self._logs or scope_id == -1 for scope_id in (*read_scopes, write_scope)
         ):
-            self._keep(_Kept(request.session, request.reach, request.context.tokens, request.keys))
+            self._keep(_Kept(request.session, request.reach, request.context, request.keys))
         return np.array(new_tokens, np.int32), request.prompt_end - request.new_begin
 
     def restored(self) -> ReferenceIndex:
@@ -280,7 +293,10 @@ class ReferenceIndex:
         made._scope_ids = {name: renamed[old] for name, old in self._scope_ids.items()}
         made._logs = {renamed[old]: log.copied(log.capacity) for old, log in self._logs.items()}
         made._num_scopes_ever = len(self._logs)
-        made._kept = [replace(kept, reach=reach_of(kept.reach)) for kept in self._kept]
+        made._kept = [
+            replace(kept, reach=reach_of(kept.reach), context=deepcopy(kept.context))
+            for kept in self._kept
+        ]
         made._calibrations = {
             reach_of(reach): deepcopy(known) for reach, known in self._calibrations.items()
         }
@@ -288,7 +304,7 @@ class ReferenceIndex:
 
     def stats(self) -> dict[str, int]:
         """Counters and sizes; "bytes" is the native index's own affair."""
-        contexts = [kept.tokens for kept in self._kept]
+        contexts = [kept.context.tokens for kept in self._kept]
         contexts += [request.context.tokens for request in self._requests.values()]
         return {
             "requests": len(self._requests),
@@ -306,25 +322,25 @@ class ReferenceIndex:
 
     def _take(
         self, session: int, reach: Reach, prompt: list[int]
-    ) -> tuple[list[int], int, int, tuple[int, ...]]:
+    ) -> tuple[Log, int, int, tuple[int, ...]]:
         """Context that the prompt continues best, how it lies on it (prefix, slid), its keys."""
         best: tuple[_Kept, int, int] | None = None
         for kept in self._kept:
             if session == 0 or (kept.session, kept.reach) != (session, reach):
                 continue
-            num_prefix, num_slid = _overlap(kept.tokens, prompt)
+            num_prefix, num_slid = _overlap(kept.context.tokens, prompt)
             if best is None or num_prefix + num_slid >= best[1] + best[2]:
                 best = kept, num_prefix, num_slid
         if best is None:
-            return [], 0, 0, ()
+            return Log(), 0, 0, ()
         kept, num_prefix, num_slid = best
-        if num_slid == 0 and num_prefix * 2 < min(len(prompt), len(kept.tokens)):
-            return [], 0, 0, ()
+        if num_slid == 0 and num_prefix * 2 < min(len(prompt), len(kept.context.tokens)):
+            return Log(), 0, 0, ()
         self._kept = [other for other in self._kept if other is not kept]
-        return kept.tokens, num_prefix, num_slid, kept.keys
+        return kept.context, num_prefix, num_slid, kept.keys
 
     def _keep(self, finished: _Kept) -> None:
-        if finished.session == 0 or self._max_sessions == 0 or not finished.tokens:
+        if finished.session == 0 or self._max_sessions == 0 or not finished.context.tokens:
             return
         self._kept.append(finished)
         own = [kept for kept in self._kept if kept.session == finished.session]
@@ -332,7 +348,7 @@ class ReferenceIndex:
             self._kept = [kept for kept in self._kept if kept is not own[0]]
         while (
             len(self._kept) > self._max_sessions
-            or sum(len(kept.tokens) for kept in self._kept) > self._max_session_tokens
+            or sum(len(kept.context.tokens) for kept in self._kept) > self._max_session_tokens
         ):
             del self._kept[0]
 

@@ -31,11 +31,11 @@ class SharedLog(Log):
         """Sequences of which at least one token is left."""
         return sum(sequence.end - 1 > self.begin for sequence in self.sequences)
 
-    def append(self, tokens: Sequence[int], key: int, time: float) -> None:
-        """Add a sequence under a key and a time."""
+    def append_keyed(self, tokens: Sequence[int], num_read: int, key: int, time: float) -> None:
+        """Add a sequence, whose first `num_read` tokens were read, under a key and a time."""
         if not tokens:
             return
-        self.append_sequence(tokens)
+        self.append_sequence(tokens, num_read)
         begin = max(self.begin, self.end - len(tokens) - 1)
         self.sequences.append(KeyedSequence(key, time, begin, self.end))
 
@@ -52,8 +52,7 @@ class SharedLog(Log):
                     break
                 oldest = sequence.end
         num_forgotten = self._forget(lambda sequence: sequence.time < time)
-        del self.tokens[: oldest - self.begin]
-        self.begin = oldest
+        self.forget_first(oldest - self.begin)
         return num_forgotten
 
     def copied(self, capacity: int) -> SharedLog:
@@ -62,7 +61,8 @@ class SharedLog(Log):
         for sequence in self.sequences:
             begin = max(self.begin, sequence.begin)
             tokens = self.tokens[begin - self.begin : max(begin, sequence.end - 1) - self.begin]
-            copy.append(tokens, sequence.key, sequence.time)
+            said = self.said[begin - self.begin :][: len(tokens)]
+            copy.append_keyed(tokens, said.count(False), sequence.key, sequence.time)
         return copy
 
     def _forget(self, is_forgotten: Callable[[KeyedSequence], bool]) -> int:

@@ -100,7 +100,7 @@ void test_forgetting() {
   Random random(4);
   SharedLog shared(300);
   for (SequenceKey key = 1; key < 500; ++key) {
-    shared.append(some_tokens(random, 30, 3), key, static_cast<double>(key % 7));
+    shared.append(some_tokens(random, 30, 3), 5, key, static_cast<double>(key % 7));
     const SequenceKey doomed = key - std::min<SequenceKey>(key - 1, static_cast<SequenceKey>(below(random, 12)));
     shared.erase(doomed);
     expect(shared.erase(doomed) == 0, "a sequence is erased once");
