@@ -60,6 +60,7 @@ class GramChain {
   // Empties the chain and gives it 2^bits heads.
   void clear(unsigned bits);
   void resize_slots(std::size_t num_slots) { previous_.resize(num_slots); }
+  void prefer_huge_pages() { previous_.prefer_huge_pages(); }
   void map_slots(std::size_t num_slots) { previous_ = Buffer<Position>::mapped(num_slots); }
 
   void prefetch(std::uint32_t bucket) const { __builtin_prefetch(&heads_[bucket], 1); }
