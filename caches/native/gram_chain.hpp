@@ -40,7 +40,7 @@ class GramChain {
   // Bucket of the k-gram that ends at *last (the k - 1 tokens before it must be readable). Needs heads.
   //
   // A single token is its own perfect hash, and frequent tokens, which have low ids, share cache lines. Longer grams
-  // are hashed by multiplication (Knuth, The Art of Computer Programming 3, 6.4), of which the high bits are well mixed.
+  // are hashed by multiplication (Knuth, The Art of Computer Programming 3, 6.4), whose high bits are well mixed.
   std::uint32_t bucket(const Token* last) const {
     if (gram_ == 1) return static_cast<std::uint32_t>(*last) & static_cast<std::uint32_t>(heads_.size() - 1);
     std::uint64_t hash = 0;
