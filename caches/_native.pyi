@@ -49,6 +49,14 @@ class DraftIndex:
             differs from that of an open scope is refused.
         """
 
+    @staticmethod
+    def capacity_for_bytes(num_bytes: int) -> int:
+        """Capacity in tokens of a scope that never uses more than `num_bytes`.
+
+        Beside that a scope takes 24 bytes for each sequence it holds. Most of the time it uses
+        about 15 bytes a token; the bound, up to 36, is met while its chains are rebuilt.
+        """
+
     def drop_scope(self, scope_id: int) -> int:
         """Forget everything of a scope; returns the number of tokens forgotten.
 

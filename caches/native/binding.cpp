@@ -2,6 +2,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "draft_index.hpp"
+#include "shared_log.hpp"
 #include "validation.hpp"
 
 namespace nb = nanobind;
@@ -149,6 +151,13 @@ nb::dict stats(const DraftIndex& index) {
   return result;
 }
 
+std::int64_t capacity_for_bytes(std::int64_t num_bytes) {
+  const auto least = static_cast<std::int64_t>(TokenLog::most_bytes(kMinCapacity));
+  check_range("num_bytes", num_bytes, least, "give at least " + std::to_string(least));
+  const auto capacity = static_cast<std::int64_t>(SharedLog::capacity_for(static_cast<std::size_t>(num_bytes)));
+  return std::min(capacity, kMaxCapacity);
+}
+
 void check_integrity(const DraftIndex& index) {
   std::string fault;
   {
@@ -191,6 +200,7 @@ NB_MODULE(_native, module) {
             return index.scope(name, capacity);
           },
           "name"_a, nb::kw_only(), "capacity"_a = 0, no_gil)
+      .def_static("capacity_for_bytes", &capacity_for_bytes, "num_bytes"_a)
       .def("drop_scope", &DraftIndex::drop_scope, "scope_id"_a, no_gil)
       .def("append_shared", &append_shared, "scope_id"_a, "token_ids"_a, nb::kw_only(), "key"_a = 0,
            "time"_a = 0.0, "num_prompt"_a = 0)

@@ -207,7 +207,7 @@ void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> 
                                              static_cast<std::size_t>(offsets[i + 1] - offsets[i]));
     if (committed.empty()) continue;
     Request& open = request(handles[i]);
-    const std::scoped_lock using_(open.using_);
+    const std::scoped_lock in_use(open.in_use);
     logs_of(open, logs);
     {
       const std::unique_lock learning(open.learned->mutex);
@@ -221,7 +221,7 @@ void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> 
 void DraftIndex::truncate(Handle handle, std::int64_t num_tokens) {
   const std::shared_lock lock(mutex_);
   Request& open = request(handle);
-  const std::scoped_lock using_(open.using_);
+  const std::scoped_lock in_use(open.in_use);
   if (num_tokens < 0 || static_cast<std::size_t>(num_tokens) > open.num_tokens()) {
     refuse("num_tokens", std::to_string(num_tokens),
            "give 0 to the " + std::to_string(open.num_tokens()) + " tokens of the context");
@@ -232,7 +232,7 @@ void DraftIndex::truncate(Handle handle, std::int64_t num_tokens) {
 std::int64_t DraftIndex::num_tokens(Handle handle) const {
   const std::shared_lock lock(mutex_);
   Request& open = request(handle);
-  const std::scoped_lock using_(open.using_);
+  const std::scoped_lock in_use(open.in_use);
   return static_cast<std::int64_t>(open.num_tokens());
 }
 
@@ -249,7 +249,7 @@ DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const 
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
     Request& open = request(handles[i]);
-    const std::scoped_lock using_(open.using_);
+    const std::scoped_lock in_use(open.in_use);
     logs_of(open, logs);
     {
       const std::shared_lock drafting(open.learned->mutex);
@@ -336,7 +336,7 @@ IndexStats DraftIndex::stats() const {
   }
   for (const auto& [reach, learned] : learned_) stats.bytes += learned->calibration.num_bytes();
   for (const auto& [handle, open] : requests_) {
-    const std::scoped_lock using_(open->using_);
+    const std::scoped_lock in_use(open->in_use);
     stats.context_tokens += open->context.size();
     stats.bytes += open->context.num_bytes();
   }
@@ -355,7 +355,7 @@ std::string DraftIndex::check() const {
     if (named == scope_ids_.end() || named->second != id) return "scope " + std::to_string(id) + " lost its name";
   }
   for (const auto& [handle, open] : requests_) {
-    const std::scoped_lock using_(open->using_);
+    const std::scoped_lock in_use(open->in_use);
     if (std::string fault = open->check(); !fault.empty()) {
       return "request " + std::to_string(handle) + ": " + fault;
     }

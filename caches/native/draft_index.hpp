@@ -68,7 +68,7 @@ struct DraftBatch {
 // The draft memory of one engine worker. Every method may be called from any thread. Wrong input throws
 // std::invalid_argument or UnknownHandle and changes nothing.
 //
-// Locks, in the order in which a thread may take them: a scope's `writing`, `mutex_`, a request's `using_`,
+// Locks, in the order in which a thread may take them: a scope's `writing`, `mutex_`, a request's `in_use`,
 // `sessions_mutex_` or what was learned. Drafting holds `mutex_` shared and its request. What adds tokens to a scope
 // holds that scope's `writing` and keeps nobody from drafting: a shared log may be read while it grows. `mutex_` alone
 // is for the few instructions in which tables of scopes and requests change, and for deleting and evicting.

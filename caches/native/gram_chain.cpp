@@ -8,6 +8,7 @@ namespace {
 
 constexpr unsigned kMinHeadBits = 4;
 constexpr std::size_t kPositionsPerHead = 2;  // most k-grams repeat, so buckets stay near one gram each
+constexpr std::size_t kLeastHugeBytes = std::size_t{4} << 20;
 constexpr unsigned kMaxTokenBits = 18;        // a head for every token of the largest vocabularies
 
 }  // namespace
@@ -23,6 +24,7 @@ void GramChain::clear(unsigned bits) {
   if (heads_.size() != std::size_t{1} << bits) {
     Buffer<Position> heads;
     heads.resize(std::size_t{1} << bits);
+    if (heads.num_bytes() >= kLeastHugeBytes) heads.prefer_huge_pages();
     heads_ = std::move(heads);
     bits_ = bits;
   }

@@ -40,7 +40,7 @@ class GramChain {
   // Bucket of the k-gram that ends at *last (the k - 1 tokens before it must be readable). Needs heads.
   //
   // A single token is its own perfect hash, and frequent tokens, which have low ids, share cache lines. Longer grams
-  // are hashed by multiplication (Knuth, The Art of Computer Programming 3, 6.4), of which the high bits are well mixed.
+  // are hashed by multiplication (Knuth, The Art of Computer Programming 3, 6.4), whose high bits are well mixed.
   std::uint32_t bucket(const Token* last) const {
     if (gram_ == 1) return static_cast<std::uint32_t>(*last) & static_cast<std::uint32_t>(heads_.size() - 1);
     std::uint64_t hash = 0;
@@ -60,6 +60,7 @@ class GramChain {
   // Empties the chain and gives it 2^bits heads.
   void clear(unsigned bits);
   void resize_slots(std::size_t num_slots) { previous_.resize(num_slots); }
+  void prefer_huge_pages() { previous_.prefer_huge_pages(); }
   void map_slots(std::size_t num_slots) { previous_ = Buffer<Position>::mapped(num_slots); }
 
   void prefetch(std::uint32_t bucket) const { __builtin_prefetch(&heads_[bucket], 1); }

@@ -37,7 +37,7 @@ struct DraftIndex::Scope {
 // An open request. Where the prompt slid over the kept context, the engine's token i >= seam is the log's token
 // i + shift; before the seam, and where nothing slid, the two count alike.
 struct DraftIndex::Request {
-  std::mutex using_;  // held by whoever reads or changes what follows
+  std::mutex in_use;  // held by whoever reads or changes what follows
   SessionKey session = 0;
   Reach reach;
   std::shared_ptr<Learned> learned;

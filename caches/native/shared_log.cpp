@@ -4,6 +4,14 @@
 
 namespace paceline {
 
+std::size_t SharedLog::capacity_for(std::size_t num_bytes) {
+  std::size_t fits = 0;
+  for (std::size_t step = std::size_t{1} << 31; step > 0; step /= 2) {
+    if (TokenLog::most_bytes(fits + step) <= num_bytes) fits += step;
+  }
+  return fits;
+}
+
 void SharedLog::append(std::span<const Token> tokens, std::size_t num_read, SequenceKey key, double time,
                        const Alone& alone) {
   if (tokens.empty()) return;

@@ -22,6 +22,9 @@ class SharedLog {
  public:
   explicit SharedLog(std::size_t capacity) : log_(capacity) {}
 
+  // Largest capacity of a log that never uses more bytes, but for 24 for each of its sequences; 0 if there is none.
+  static std::size_t capacity_for(std::size_t num_bytes);
+
   const TokenLog& log() const { return log_; }
   std::size_t num_sequences() const { return peek(num_sequences_); }
 

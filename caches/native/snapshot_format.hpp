@@ -64,7 +64,9 @@ class SectionReader {
   template <typename T>
   std::vector<T> get_all() {
     const auto count = get<std::uint64_t>();
-    if (count > rest_.size() / sizeof(T)) throw BrokenSnapshot("the snapshot is broken: a list is longer than its section");
+    if (count > rest_.size() / sizeof(T)) {
+      throw BrokenSnapshot("the snapshot is broken: a list is longer than its section");
+    }
     std::vector<T> values(count);
     const auto bytes = take(count * sizeof(T));
     if (count > 0) std::memcpy(values.data(), bytes.data(), bytes.size());

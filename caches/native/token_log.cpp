@@ -13,6 +13,7 @@ namespace {
 constexpr std::size_t kRebuiltPerToken = 4;
 constexpr unsigned kWidening = 2;  // in bits
 constexpr std::size_t kIndexedAhead = 32;
+constexpr Position kSlotsBeforeHugePages = 1u << 20;
 
 }  // namespace
 
@@ -102,6 +103,15 @@ std::size_t TokenLog::num_bytes() const {
   return num_written * per_slot + num_written / 8 + heads * sizeof(Position) + peek(wider_bytes_);
 }
 
+std::size_t TokenLog::most_bytes(std::size_t capacity) {
+  std::size_t bytes = capacity * sizeof(Token) + capacity / 8;
+  for (const unsigned gram : {kLongGram, kShortGram}) {
+    const std::size_t num_heads = std::size_t{1} << GramChain(gram).bits_for(capacity);
+    bytes += 2 * (capacity + num_heads) * sizeof(Position);  // a chain, and the wider one that replaces it
+  }
+  return bytes;
+}
+
 // Grows a log without a capacity. The headroom is indexed for at once: a chat goes on after its prompt.
 void TokenLog::reserve(std::size_t extra) {
   const std::size_t wanted = end_ + extra;
@@ -139,8 +149,20 @@ void TokenLog::write(Token token, bool said) {
   std::uint64_t& word = said_[into / kSaidBits];
   const std::uint64_t bit = std::uint64_t{1} << into % kSaidBits;
   poke(word, said ? word | bit : word & ~bit);
-  if (into >= num_written_) poke(num_written_, static_cast<Position>(into + 1));
+  if (into >= num_written_) {
+    poke(num_written_, static_cast<Position>(into + 1));
+    if (capacity_ != 0 && num_written_ == kSlotsBeforeHugePages) prefer_huge_pages();
+  }
   poke(end_, position + 1, std::memory_order_release);
+}
+
+// What a small ring would waste, a large one saves in walks: see Buffer.
+void TokenLog::prefer_huge_pages() {
+  tokens_.prefer_huge_pages();
+  for (Indexed* indexed : {&long_, &short_}) {
+    indexed->chain.prefer_huge_pages();
+    if (indexed->wider != nullptr) indexed->wider->prefer_huge_pages();
+  }
 }
 
 std::uint32_t TokenLog::bucket_at(const GramChain& chain, Position position) const {
@@ -181,6 +203,7 @@ void TokenLog::widen(Indexed& indexed, std::size_t extra, const Alone& alone) {
   if (indexed.wider != nullptr || bits <= indexed.chain.bits()) return;
   auto wider = std::make_unique<GramChain>(indexed.chain.gram());
   wider->map_slots(num_slots_);
+  if (num_written_ >= kSlotsBeforeHugePages) wider->prefer_huge_pages();
   wider->clear(std::min(bits + kWidening - 1, indexed.chain.bits_for(capacity_)));
   indexed.wider = std::move(wider);
   indexed.num_rebuilt = begin_;

@@ -89,6 +89,8 @@ class TokenLog {
     return found < position && found >= begin() ? found : kNone;
   }
 
+  // Most bytes that a log of that capacity ever uses, a chain being widened included. Grows with the capacity.
+  static std::size_t most_bytes(std::size_t capacity);
   // Bytes of the slots written so far and of the heads.
   std::size_t num_bytes() const;
   // Empty if every invariant holds, else the first that does not. O(size).
@@ -116,6 +118,7 @@ class TokenLog {
   void reserve(std::size_t extra);
   Position make_room(std::size_t extra, const Alone& alone);
   void write(Token token, bool said);
+  void prefer_huge_pages();
   void index_run(GramChain& chain, Position first, std::size_t count, std::size_t run);
   void widen(Indexed& indexed, std::size_t extra, const Alone& alone);
   void rebuild(Indexed& indexed, std::size_t num_positions);

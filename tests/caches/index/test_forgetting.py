@@ -131,6 +131,27 @@ def test_a_scope_has_a_capacity_of_its_own() -> None:
         index.scope("other", capacity=1)
 
 
+@pytest.mark.parametrize("num_bytes", [1000, 70_000, 1_000_000])
+def test_a_capacity_given_in_bytes_is_kept(num_bytes: int) -> None:
+    """A scope never uses more bytes than its capacity was made for, but for its table."""
+    capacity = DraftIndex.capacity_for_bytes(num_bytes)
+    assert num_bytes / 40 < capacity < num_bytes / 12
+    index = DraftIndex()
+    scope = index.scope("s", capacity=capacity)
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        index.append_shared(scope, rng.integers(0, 50_000, capacity // 20 + 1).astype(np.int32))
+        stats = index.stats()
+        assert stats["bytes"] - 24 * stats["sequences"] <= num_bytes
+    assert index.stats()["shared_tokens"] == capacity
+
+
+def test_too_few_bytes_for_any_capacity_are_refused() -> None:
+    """The message says how few would do."""
+    with pytest.raises(ValueError, match=r"num_bytes is 5; give at least \d+"):
+        DraftIndex.capacity_for_bytes(5)
+
+
 @pytest.mark.parametrize(
     ("says", "method", "arguments", "named"),
     [

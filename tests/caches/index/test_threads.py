@@ -125,3 +125,34 @@ def runs_beside(call: Callable[[], object]) -> bool:
     in_time = not is_over
     worker.join()
     return in_time
+
+
+def test_a_long_sequence_keeps_nobody_from_drafting() -> None:
+    """Other threads draft from a scope while a million tokens are being added to it."""
+    tokens = np.arange(NUM_TOKENS, dtype=np.int32) % 1000
+    index = DraftIndex()
+    scope = index.scope("s")
+    index.append_shared(scope, tokens[:5000])
+    handle, _ = index.begin(i32(1, 2, 3, 4), read_scopes=i32(scope))
+    batch, limits = np.array([handle], np.int64), i32(8)
+
+    def drafts_beside_an_append() -> bool:
+        is_over: list[bool] = []
+
+        def append() -> None:
+            index.append_shared(scope, tokens)
+            is_over.append(True)
+
+        num_before = index.stats()["shared_tokens"]
+        writer = threading.Thread(target=append)
+        writer.start()
+        while index.stats()["shared_tokens"] == num_before and not is_over:
+            pass  # it has not begun
+        drafted = index.propose(batch, limits)[1].tolist()
+        in_time = not is_over
+        writer.join()
+        assert drafted == list(range(5, 13))
+        return in_time
+
+    assert any(drafts_beside_an_append() for _ in range(NUM_TRIES))
+    index.check_integrity()
