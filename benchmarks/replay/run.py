@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -167,7 +168,9 @@ class Tally:
 
     clock: Callable[[], int]
     totals: Counts = field(default_factory=Counts)
-    durations: dict[str, list[int]] = field(default_factory=lambda: {call: [] for call in CALLS})
+    durations: dict[str, array[int]] = field(
+        default_factory=lambda: {call: array("q") for call in CALLS}
+    )
 
     def replay(self, drafter: Drafter, request: Request) -> None:
         """One request: its prefill's token, then steps until the reply is written."""
@@ -198,7 +201,7 @@ class Tally:
         """Everything counted so far."""
         for call, durations in self.durations.items():
             self.totals.timings[call].add_durations(durations)
-            durations.clear()
+            del durations[:]
         return self.totals
 
     def _commit(self, drafter: Drafter, request_id: int, token_ids: list[int]) -> None:
