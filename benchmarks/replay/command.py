@@ -200,7 +200,7 @@ def user_cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 @click.command("replay")
-@click.argument("traces", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--drafter", "drafters", multiple=True, type=click.Choice(NAMES), help="May be repeated."
 )
