@@ -30,7 +30,7 @@ def run(*arguments: str) -> Result:
         (["vllm"], ["MODEL", "--redis", "--draft-tokens", "vllm serve"]),
         (["doctor"], ["--redis", "--config"]),
         (["keys", "new"], ["policy file"]),
-        (["bench"], ["agent", "proxy"]),
+        (["bench"], ["agent", "proxy", "replay"]),
         (["bench", "agent"], ["--traces", "--json"]),
     ],
 )
