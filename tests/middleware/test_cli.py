@@ -32,6 +32,7 @@ def run(*arguments: str) -> Result:
         (["keys", "new"], ["policy file"]),
         (["bench"], ["agent", "proxy", "replay"]),
         (["bench", "agent"], ["--traces", "--json"]),
+        (["bench", "replay"], ["TRACES", "--plot", "--json"]),
     ],
 )
 def test_help_can_be_read(command: list[str], expected: list[str]) -> None:

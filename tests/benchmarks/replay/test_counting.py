@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.benchmarks.replay.base import Draft, Memory, accepted_depths, num_accepted
@@ -118,6 +118,7 @@ trees = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), max_size=12).m
 outputs = st.lists(st.integers(0, 2), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(trees, outputs, st.integers(0, 3))
 def test_a_tree_is_accepted_along_its_best_path(
     tree: Draft, output: list[int], position: int
@@ -130,6 +131,7 @@ def test_a_tree_is_accepted_along_its_best_path(
     assert accepted_depths(tree, output, position) == depths
 
 
+@settings(deadline=None)
 @given(outputs, outputs, st.integers(0, 3))
 def test_a_chain_is_a_tree_without_branches(
     tokens: list[int], output: list[int], position: int
@@ -165,6 +167,7 @@ def test_durations_are_counted_with_a_known_clock() -> None:
     assert counts.durations()["commit_p99_us"] == pytest.approx(1.0, rel=0.012)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=200), st.sampled_from([0.5, 0.99]))
 def test_quantiles_of_merged_histograms(durations: list[int], share: float) -> None:
     """Merging two halves gives what all durations give, and the true quantile within 1.2 %."""

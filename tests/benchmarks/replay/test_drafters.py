@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.benchmarks.peers.arctic import load_suffix_cache
@@ -48,6 +48,7 @@ def ngram_by_brute_force(tokens: list[int], num_tokens: int, *, first: bool) -> 
     return []
 
 
+@settings(deadline=None)
 @given(texts, st.integers(1, 12), st.booleans())
 def test_ngram_copies_after_the_longest_match(
     tokens: list[int], num_tokens: int, first: bool
@@ -66,6 +67,7 @@ def repeated_suffix(tokens: list[int]) -> tuple[int, int]:
     return -1, 0
 
 
+@settings(deadline=None)
 @given(texts)
 def test_the_automaton_knows_the_longest_repeated_suffix(tokens: list[int]) -> None:
     """After every token: its length and where it ended first."""
@@ -83,6 +85,7 @@ def match_of(corpus: list[int], text: list[int]) -> tuple[int, int]:
     return -1, 0
 
 
+@settings(deadline=None)
 @given(texts, texts)
 def test_a_text_is_followed_through_the_automaton(corpus: list[int], text: list[int]) -> None:
     """After every token the longest suffix that the corpus holds, and where it ended first."""
@@ -109,6 +112,7 @@ def sam_by_brute_force(replies: list[list[int]], tokens: list[int], num: int) ->
     return reply[static_end + 1 : static_end + 1 + num]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4), st.integers(1, 8))
 def test_sam_drafts_from_the_longer_match(
     requests: list[tuple[list[int], list[int]]], num_tokens: int
@@ -199,6 +203,7 @@ def test_successors_are_the_latest_distinct_ones() -> None:
 short_texts = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(short_texts, short_texts, texts)
 def test_novelty_is_what_follows_the_last_text(
     prompt: list[int], reply: list[int], more: list[int]

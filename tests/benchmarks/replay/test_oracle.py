@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.benchmarks.replay.drafters.oracle import Oracle, previous_factors
@@ -26,6 +26,7 @@ def longest_previous(tokens: list[int], place: int, cap: int) -> int:
     )
 
 
+@settings(deadline=None)
 @given(texts, st.integers(1, 12))
 def test_previous_factors_are_those_of_brute_force(tokens: list[int], cap: int) -> None:
     """At every position the longest substring that also starts earlier, overlap allowed."""
@@ -61,6 +62,7 @@ episodes = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(episodes, st.sampled_from([(1, False), (1, True), (4, False)]))
 def test_the_oracle_takes_the_fewest_steps_possible(
     parts: list[tuple[list[int], int]], variant: tuple[int, bool]
