@@ -13,17 +13,6 @@ from paceline.benchmarks.peers import arctic
 from paceline.errors import UnsupportedError
 
 
-@pytest.fixture(scope="session")
-def peers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with arctic-inference's source distribution, or a skip where pip finds none."""
-    folder = tmp_path_factory.mktemp("peers")
-    try:
-        arctic._source_distribution(folder)
-    except UnsupportedError as error:
-        pytest.skip(f"no index offers it: {error}")
-    return folder
-
-
 @pytest.mark.timeout(600)
 def test_the_suffix_cache_is_built_from_its_own_sources(peers_folder: Path) -> None:
     """It drafts what followed the same words before, and none of its plugins is registered."""
