@@ -53,8 +53,46 @@ class Episode:
     contexts: tuple[tuple[Message, ...], ...]
 
 
-def read_episodes(folder: Path, source: str) -> Iterator[Episode]:
-    """Episodes of `folder/source.jsonl.gz` in file order.
+@dataclass(frozen=True, slots=True)
+class RecordedMessage:
+    """One message as it was recorded, its tool calls rendered into the body.
+
+    Attributes:
+        role: system, user, assistant or tool.
+        body: content, then each tool call as ``<tool_call>`` JSON with the recorded argument
+            string, joined by line ends. A model's reasoning is not part of it.
+        measured: whether a model said it in reply to the messages before it.
+    """
+
+    role: str
+    body: str
+    measured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEpisode:
+    """One row of a trace file.
+
+    Attributes:
+        source: name of the trace file.
+        model: model that the agent used.
+        episode_id: id within the source.
+        session_id: what ties episodes of one session together; the episode's id where none is
+            recorded.
+        task_group: the task that was worked on; the episode's id where none is recorded.
+        messages: in order.
+    """
+
+    source: str
+    model: str
+    episode_id: str
+    session_id: str
+    task_group: str
+    messages: tuple[RecordedMessage, ...]
+
+
+def read_recorded(folder: Path, source: str) -> Iterator[RecordedEpisode]:
+    """Rows of `folder/source.jsonl.gz` in file order.
 
     Raises:
         ConfigError: there is no such file.
@@ -65,12 +103,30 @@ def read_episodes(folder: Path, source: str) -> Iterator[Episode]:
             sorted(p.name.removesuffix(".jsonl.gz") for p in folder.glob("*.jsonl.gz"))
         )
         raise ConfigError(f"{path} does not exist; the sources in {folder} are: {known or 'none'}")
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
+    with gzip.open(path, "rt", encoding="utf-8", errors="surrogatepass") as lines:
         for line in lines:
             row = json.loads(line)
-            yield Episode(
-                source, row["model"], row["episode_id"], tuple(_contexts(row["messages"]))
+            episode_id = row["episode_id"]
+            yield RecordedEpisode(
+                source=source,
+                model=row["model"],
+                episode_id=episode_id,
+                session_id=row.get("session_id") or episode_id,
+                task_group=row.get("task_group") or episode_id,
+                messages=tuple(map(_recorded_message, row["messages"])),
             )
+
+
+def read_episodes(folder: Path, source: str) -> Iterator[Episode]:
+    """Episodes of `folder/source.jsonl.gz` in file order.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    for recorded in read_recorded(folder, source):
+        messages = tuple(Message(m.role, m.body) for m in recorded.messages)
+        contexts = tuple(messages[:i] for i, m in enumerate(recorded.messages) if m.measured)
+        yield Episode(source, recorded.model, recorded.episode_id, contexts)
 
 
 def cut(messages: tuple[Message, ...], tokenizer: Tokenizer, *, max_tokens: int) -> list[Message]:
@@ -94,13 +150,10 @@ def cut(messages: tuple[Message, ...], tokenizer: Tokenizer, *, max_tokens: int)
     return kept_system + kept[::-1]
 
 
-def _contexts(rows: list[dict[str, Any]]) -> Iterator[tuple[Message, ...]]:
-    messages: list[Message] = []
-    for row in rows:
-        said = row["role"] == "assistant" and not any(row.get(flag) for flag in NOT_SAID_BY_A_MODEL)
-        if said and (row.get("content") or row.get("tool_calls")):
-            yield tuple(messages)
-        messages.append(Message(row["role"], _body(row)))
+def _recorded_message(row: dict[str, Any]) -> RecordedMessage:
+    said = row["role"] == "assistant" and not any(row.get(flag) for flag in NOT_SAID_BY_A_MODEL)
+    measured = said and bool(row.get("content") or row.get("tool_calls"))
+    return RecordedMessage(row["role"], _body(row), measured)
 
 
 def _body(row: dict[str, Any]) -> str:

@@ -1,0 +1,167 @@
+"""A run of `paceline bench engine`: the work, an engine's process for each variant, the results."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from paceline.adapters.vllm.launch import require_vllm
+from paceline.benchmarks.engine.arrivals import arrival_seconds
+from paceline.benchmarks.engine.records import (
+    EMBEDDED,
+    EngineBenchSettings,
+    Job,
+    Load,
+    Unit,
+    UnitResult,
+    Variant,
+    WorkRequest,
+    read_result,
+)
+from paceline.benchmarks.engine.vllm_server import engine_environment
+from paceline.benchmarks.engines import START_SECONDS
+from paceline.benchmarks.rendering import RecordedRequest, Renderer, requests_of
+from paceline.benchmarks.traces import read_recorded
+from paceline.errors import ConfigError
+from paceline.processes import ChildProcess
+
+UNIT_SECONDS: Final = 7200.0
+"""Longest wait for all requests of one unit."""
+
+Work = dict[str, list[list[RecordedRequest]]]
+
+
+def read_work(settings: EngineBenchSettings) -> Work:
+    """For each source its episodes' requests; episodes without measured replies are passed over.
+
+    Raises:
+        ConfigError: a source or the tokenizer cannot be read, or a source holds no reply.
+    """
+    renderer = Renderer.load(Path(settings.tokenizer))
+    work: Work = {}
+    for source in settings.sources:
+        work[source] = list(islice(_episodes(settings, source, renderer), settings.episodes))
+        if not work[source]:
+            raise ConfigError(f"{source} holds no measured reply; name another source")
+    return work
+
+
+def _episodes(
+    settings: EngineBenchSettings, source: str, renderer: Renderer
+) -> Iterator[list[RecordedRequest]]:
+    for episode in read_recorded(Path(settings.traces), source):
+        requests = list(
+            requests_of(
+                episode,
+                renderer,
+                context_tokens=settings.context_tokens,
+                output_tokens=settings.output_tokens,
+                max_requests=settings.requests,
+            )
+        )
+        if requests:
+            yield requests
+
+
+def make_units(
+    settings: EngineBenchSettings,
+    work: Work,
+    variant: Variant,
+    loads: Sequence[Load],
+    folder: Path,
+) -> list[Unit]:
+    """The units of one variant; the embedded engine, which serves one by one, gets load c1 only."""
+    units = []
+    for load in loads:
+        if variant in EMBEDDED and (load.arrivals or load.concurrency > 1):
+            continue
+        for source, episodes in work.items():
+            name = f"{variant}.{source}.{load.label}.{settings.digest()}.json"
+            sent = tuple(tuple(_sent(r, load) for r in episode) for episode in episodes)
+            units.append(
+                Unit(
+                    variant=variant,
+                    source=source,
+                    load=load,
+                    file=str(folder / name),
+                    episodes=sent,
+                    arrival_seconds=_arrivals(settings, load, sum(map(len, sent))),
+                )
+            )
+    return units
+
+
+def _sent(request: RecordedRequest, load: Load) -> WorkRequest:
+    """What is sent for a recorded request.
+
+    Its tenant is the unit and the traces' model, so that memory begins cold in every unit and is
+    shared only among replies of one model.
+    """
+    return WorkRequest(
+        tenant=f"{request.source}/{request.model}/{load.label}",
+        session=request.session_id,
+        episode_id=request.episode_id,
+        turn=request.turn,
+        prompt_ids=request.prompt_ids,
+        output_ids=request.output_ids,
+    )
+
+
+def _arrivals(settings: EngineBenchSettings, load: Load, num_requests: int) -> tuple[float, ...]:
+    if not load.arrivals:
+        return ()
+    file = Path(settings.traces) / "arrivals" / load.arrivals
+    return arrival_seconds(file, num_requests, factor=load.arrival_factor)
+
+
+def run_variant(
+    settings: EngineBenchSettings, variant: Variant, units: Sequence[Unit], folder: Path
+) -> list[UnitResult]:
+    """Measure the units whose result is not there yet, in a process of their own.
+
+    Raises:
+        ProcessError: the engine failed; the message ends with its log's tail.
+    """
+    missing = [unit for unit in units if read_result(Path(unit.file)) is None]
+    if missing:
+        _measure(settings, variant, missing, folder)
+    results = [read_result(Path(unit.file)) for unit in units]
+    return [result for result in results if result is not None]
+
+
+def _measure(
+    settings: EngineBenchSettings, variant: Variant, units: Sequence[Unit], folder: Path
+) -> None:
+    job_file, progress_file = folder / f"{variant}.job", folder / f"{variant}.progress"
+    progress_file.write_bytes(b"")
+    job = Job(
+        settings=settings, variant=variant, units=tuple(units), progress_file=str(progress_file)
+    )
+    job_file.write_bytes(msgspec.msgpack.encode(job))
+    process = ChildProcess(
+        f"the engine ({variant})",
+        [sys.executable, "-m", "paceline.benchmarks.engine.child", str(job_file)],
+        env=_environment(settings, variant),
+        log=folder / f"{variant}.log",
+    )
+    num_requests = sum(unit.num_requests for unit in units)
+    with click.progressbar(length=num_requests, label=f"{variant:<12}") as bar, process:
+
+        def is_done() -> bool:
+            bar.update(progress_file.stat().st_size - bar.pos)
+            return all(Path(unit.file).is_file() for unit in units)
+
+        process.wait_until(is_done, timeout_seconds=START_SECONDS + UNIT_SECONDS * len(units))
+
+
+def _environment(settings: EngineBenchSettings, variant: Variant) -> dict[str, str]:
+    if variant in EMBEDDED:
+        return {"OMP_WAIT_POLICY": "passive", **os.environ}  # as `paceline serve` starts it
+    return engine_environment(settings, os.environ, require_vllm().device)
