@@ -106,7 +106,14 @@ def engine_tables(figures: Mapping[str, float]) -> str:
     ]
     head = ["traces", "load", "engine", "tokens/s", "decode tokens/s", "TTFT p50 ms"]
     head += ["inter-token p50/p99 ms", "tokens/step", "drafted/step", "accepted/drafted"]
-    head += ["drafting µs a step", "of the time", "times off", "times ngram", "times suffix"]
+    head += [
+        "drafting µs a step",
+        "of the time",
+        "prefill, of the time",
+        "times off",
+        "times ngram",
+        "times suffix",
+    ]
     speed = _markdown(head, [_engine_row(figures, *key) for key in keys])
     return f"{speed}\n\n{_rounds_table(figures, parts)}"
 
@@ -115,7 +122,10 @@ def _engine_row(figures: Mapping[str, float], source: str, load: str, variant: s
     def number(name: str, digits: int) -> str:
         return _number(figures.get(f"{source}.{load}.{variant}.{name}"), digits)
 
-    share = figures.get(f"{source}.{load}.{variant}.drafting_share")
+    def share(name: str, digits: int) -> str:
+        value = figures.get(f"{source}.{load}.{variant}.{name}")
+        return "" if value is None else f"{100 * value:.{digits}f} %"
+
     off = "embedded-off" if variant == "embedded" else "off"
     gaps = [number("inter_token_p50_ms", 1), number("inter_token_p99_ms", 1)]
     return [
@@ -128,7 +138,8 @@ def _engine_row(figures: Mapping[str, float], source: str, load: str, variant: s
         number("drafted_per_step", 2),
         number("acceptance", 2),
         number("drafting_us_per_step", 0),
-        "" if share is None else f"{100 * share:.2f} %",
+        share("drafting_share", 2),
+        share("prefill_share", 0),
         *(number(f"ratio_to_{peer}", 2) for peer in (off, "ngram", "suffix")),
     ]
 

@@ -21,7 +21,7 @@ from paceline.benchmarks.engine.records import (
     UnitResult,
     Variant,
 )
-from paceline.benchmarks.engine.run import make_units, read_work, run_variant
+from paceline.benchmarks.engine.run import Work, make_units, read_work, run_variant
 from paceline.benchmarks.engine.vllm_server import suffix_is_missing
 from paceline.benchmarks.report import Report
 from paceline.benchmarks.tables import engine_tables
@@ -47,6 +47,7 @@ def run_engine_bench(
     settings, is not measured again.
     """
     work = read_work(settings)
+    _say_what_stays_idle(work, loads)
     results: list[UnitResult] = []
     for variant in variants:
         units = make_units(settings, work, variant, loads, folder)
@@ -57,6 +58,18 @@ def run_engine_bench(
         said[name] = Path(said[name]).name
     said |= {"variants": list(variants), "loads": [load.label for load in loads]}
     return Report(bench="engine", settings=said, figures=figures(results))
+
+
+def _say_what_stays_idle(work: Work, loads: Sequence[Load]) -> None:
+    """An episode's turns follow one another: fewer episodes than places leave some places idle."""
+    fewest = min(map(len, work.values()))
+    for load in loads:
+        if load.concurrency > fewest:
+            click.echo(
+                f"load {load.label}: some source has {fewest} episodes only, so that no more are "
+                "in flight; take more with --episodes",
+                err=True,
+            )
 
 
 def available(variants: Sequence[Variant]) -> tuple[Variant, ...]:

@@ -135,6 +135,7 @@ def _step_figures(steps: Sequence[Step]) -> dict[str, float]:
         "acceptance": _ratio(sum(s.num_accepted for s in steps), drafted),
         "requests_per_step": _ratio(sum(s.num_requests * s.round_seconds for s in steps), busy),
         "step_ms": _median(s.round_seconds for s in decoding) * 1e3,
+        "prefilled_tokens": sum(s.num_prefill for s in steps),
         "prefill_share": _ratio(sum(s.round_seconds for s in steps if s.num_prefill), busy),
         "drafting_us_per_step": float(drafts.mean()) * 1e6 if len(drafts) else NAN,
         "drafting_us_per_step_p99": _quantile(drafts, 0.99) * 1e6,

@@ -135,12 +135,18 @@ class VllmServer:
     ) -> VllmServer:
         """Start the engine, from within a running event loop."""
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = engine_arguments(
             settings, variant, longest_reply=longest_reply, device=require_vllm().device
         )
-        return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
+        # the context in which vLLM picks the batch sizes of a server
+        return cls(
+            AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**arguments), usage_context=UsageContext.OPENAI_API_SERVER
+            )
+        )
 
     async def generate(self, request: WorkRequest) -> AsyncIterator[Sequence[int]]:
         """The reply's tokens, piece by piece as they come."""

@@ -169,6 +169,23 @@ def test_a_run_goes_on_from_the_results_that_are_there(tmp_path: Path) -> None:
         read_result(Path(unit.file))
 
 
+def test_a_finished_run_is_reported_without_an_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Settings name folders, not places; a load that its episodes cannot fill is said aloud."""
+    settings = make_settings(tmp_path)
+    loads = make_loads((1, 8), (), 1.0)
+    for unit in make_units(settings, read_work(settings), "off", loads, tmp_path):
+        load = {"concurrency": unit.load.concurrency}
+        write_result(result("off", 1.0, (step(1.0),), **load), Path(unit.file))
+    report = command.run_engine_bench(settings, ("off",), loads, folder=tmp_path)
+    assert report.settings["model"] == "model"
+    assert report.settings["loads"] == ["c1", "c8"]
+    assert str(tmp_path) not in report.as_json()
+    assert report.figures["s.c8.off.requests"] == 2
+    assert "load c8: some source has 2 episodes only" in capsys.readouterr().err
+
+
 def test_each_variant_gets_its_own_speculation_and_the_same_engine(tmp_path: Path) -> None:
     """Variants differ in speculation and worker only; no plugin may load in any."""
     settings = make_settings(tmp_path, eager=True, engine_options={"seed": 3})
