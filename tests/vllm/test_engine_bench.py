@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,20 @@ def test_vllm_says_the_recorded_replies_in_fewer_steps(tmp_path: Path) -> None:
     assert flat["s.c2.paceline.requests_per_step"] > 1
     assert flat["s.c2.paceline.drafting_us_per_step"] > 0
     assert flat["s.c2.off.drafted_per_step"] == 0
+
+
+def test_each_platforms_workers_are_forced() -> None:
+    """Forcing stands before Paceline's worker and before vLLM's own, on a CPU and on a GPU."""
+    code = (
+        "from paceline.adapters.vllm.worker import SpeculatingWorker\n"
+        "from paceline.benchmarks.engine import worker\n"
+        "for name, module in (('CPUWorker', 'cpu_worker'), ('GPUWorker', 'gpu_worker')):\n"
+        "    for kind in (getattr(worker, name), getattr(worker, f'Peer{name}')):\n"
+        "        order = list(kind.__mro__)\n"
+        "        assert order[1] is worker.TraceForcing, order\n"
+        "        assert f'vllm.v1.worker.{module}' in [base.__module__ for base in order], order\n"
+        "        ours = not kind.__name__.startswith('Peer')\n"
+        "        assert (SpeculatingWorker in order) is ours, order\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
