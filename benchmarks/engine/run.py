@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ from paceline.benchmarks.engine.records import (
     WorkRequest,
     read_result,
 )
-from paceline.benchmarks.engine.vllm_server import engine_environment
+from paceline.benchmarks.engine.vllm_server import engine_environment, read_config
 from paceline.benchmarks.engines import START_SECONDS
 from paceline.benchmarks.rendering import RecordedRequest, Renderer, requests_of
 from paceline.benchmarks.traces import read_recorded
@@ -42,7 +42,8 @@ def read_work(settings: EngineBenchSettings) -> Work:
     """For each source its episodes' requests; episodes without measured replies are passed over.
 
     Raises:
-        ConfigError: a source or the tokenizer cannot be read, or a source holds no reply.
+        ConfigError: a source or the tokenizer cannot be read, a source holds no reply, or the
+            tokenizer has tokens that the target has not.
     """
     renderer = Renderer.load(Path(settings.tokenizer))
     work: Work = {}
@@ -50,7 +51,21 @@ def read_work(settings: EngineBenchSettings) -> Work:
         work[source] = list(islice(_episodes(settings, source, renderer), settings.episodes))
         if not work[source]:
             raise ConfigError(f"{source} holds no measured reply; name another source")
+    _check_vocabulary(settings, work)
     return work
+
+
+def _check_vocabulary(settings: EngineBenchSettings, work: Work) -> None:
+    """A token that the target does not have would end its engine, without saying why."""
+    config = read_config(Path(settings.model))
+    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)
+    requests = (r for episodes in work.values() for requests in episodes for r in requests)
+    highest = max(max(chain(r.prompt_ids, r.output_ids)) for r in requests)
+    if highest >= size:
+        raise ConfigError(
+            f"the traces hold token {highest}, the target's vocabulary ends at {size - 1}; name a "
+            "tokenizer that fits it (--tokenizer)"
+        )
 
 
 def _episodes(

@@ -21,6 +21,7 @@ from paceline.benchmarks.engine.records import (
     WorkRequest,
 )
 from paceline.benchmarks.engines import KV_CACHE_GIB
+from paceline.errors import ConfigError
 
 NGRAM_LENGTHS: Final = (2, 5)
 WORKERS: Final = "paceline.benchmarks.engine.worker"
@@ -89,9 +90,23 @@ def engine_arguments(
     return arguments | settings.engine_options
 
 
+def read_config(model: Path) -> dict[str, Any]:
+    """The config of a Hugging Face folder.
+
+    Raises:
+        ConfigError: there is none, or it is not JSON.
+    """
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{model} holds no readable config.json; name a Hugging Face folder (--model): {error}"
+        ) from error
+    return dict(config)
+
+
 def _trained_length(model: Path) -> int:
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("max_position_embeddings") or 0)
+    return int(read_config(model).get("max_position_embeddings") or 0)
 
 
 def _speculation(settings: EngineBenchSettings, variant: Variant) -> dict[str, Any] | None:

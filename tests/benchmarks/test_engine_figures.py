@@ -169,6 +169,18 @@ def test_a_run_goes_on_from_the_results_that_are_there(tmp_path: Path) -> None:
         read_result(Path(unit.file))
 
 
+def test_a_tokenizer_that_does_not_fit_the_target_is_refused(tmp_path: Path) -> None:
+    """Tokens beyond the target's vocabulary are named before an engine dies of them."""
+    settings = make_settings(tmp_path)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"vocab_size": 320', '"vocab_size": 257'))
+    with pytest.raises(ConfigError, match=r"token 257, the target's vocabulary ends at 256"):
+        read_work(settings)
+    config.unlink()
+    with pytest.raises(ConfigError, match="holds no readable config"):
+        read_work(settings)
+
+
 def test_a_finished_run_is_reported_without_an_engine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
