@@ -12,6 +12,7 @@ from typing import Any
 import click
 import msgspec
 
+from paceline.adapters.vllm.launch import find_vllm
 from paceline.benchmarks.engine.figures import figures
 from paceline.benchmarks.engine.records import (
     AGENT_SOURCES,
@@ -44,7 +45,7 @@ def run_engine_bench(
     """Measure each variant on each source under each load.
 
     Engines run one after the other. A unit whose result lies in `folder` already, with the same
-    settings, is not measured again.
+    settings and the same installed code, is not measured again.
     """
     work = read_work(settings)
     _say_what_stays_idle(work, loads)
@@ -56,7 +57,12 @@ def run_engine_bench(
     for name in ("traces", "model", "tokenizer"):
         # a folder by its name: where it lies on this machine tells a reader nothing
         said[name] = Path(said[name]).name
-    said |= {"variants": list(variants), "loads": [load.label for load in loads]}
+    vllm = find_vllm()
+    said |= {
+        "variants": list(variants),
+        "loads": [load.label for load in loads],
+        "vllm": vllm.version if vllm is not None else "",
+    }
     return Report(bench="engine", settings=said, figures=figures(results))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 import click
 import msgspec
 
+import paceline
 from paceline.adapters.vllm.launch import require_vllm
 from paceline.benchmarks.engine.arrivals import arrival_seconds
 from paceline.benchmarks.engine.records import (
@@ -92,13 +94,18 @@ def make_units(
     loads: Sequence[Load],
     folder: Path,
 ) -> list[Unit]:
-    """The units of one variant; the embedded engine, which serves one by one, gets load c1 only."""
+    """The units of one variant; the embedded engine, which serves one by one, gets load c1 only.
+
+    Their files are named after the settings and the installed code: results of others are not
+    taken for theirs.
+    """
+    digest = f"{settings.digest()}-{installed_code()}"
     units = []
     for load in loads:
         if variant in EMBEDDED and (load.arrivals or load.concurrency > 1):
             continue
         for source, episodes in work.items():
-            name = f"{variant}.{source}.{load.label}.{settings.digest()}.json"
+            name = f"{variant}.{source}.{load.label}.{digest}.json"
             sent = tuple(tuple(_sent(r, load) for r in episode) for episode in episodes)
             units.append(
                 Unit(
@@ -111,6 +118,16 @@ def make_units(
                 )
             )
     return units
+
+
+def installed_code() -> str:
+    """Digest of Paceline as it is installed, its native part included. O(bytes of it)."""
+    root = Path(paceline.__file__).parent
+    digest = blake2b(digest_size=6)
+    for file in sorted(p for p in root.rglob("*") if p.suffix in {".py", ".so"}):
+        digest.update(str(file.relative_to(root)).encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _sent(request: RecordedRequest, load: Load) -> WorkRequest:

@@ -152,8 +152,10 @@ def test_units_hold_the_first_requests_of_the_first_episodes(tmp_path: Path) -> 
     assert [u.load.label for u in embedded] == ["c1"]
 
 
-def test_a_run_goes_on_from_the_results_that_are_there(tmp_path: Path) -> None:
-    """A unit measured with the same settings is read; other settings give it another file."""
+def test_a_run_goes_on_from_the_results_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit measured with the same settings and code is read; others give it another file."""
     settings = make_settings(tmp_path)
     work = read_work(settings)
     (unit,) = make_units(settings, work, "off", [Load()], tmp_path)
@@ -164,6 +166,9 @@ def test_a_run_goes_on_from_the_results_that_are_there(tmp_path: Path) -> None:
     (other,) = make_units(changed, read_work(changed), "off", [Load()], tmp_path)
     assert other.file != unit.file
     assert read_result(Path(other.file)) is None
+    monkeypatch.setattr("paceline.benchmarks.engine.run.installed_code", lambda: "newer")
+    (newer,) = make_units(settings, work, "off", [Load()], tmp_path)
+    assert read_result(Path(newer.file)) is None
     Path(unit.file).write_text("{}")
     with pytest.raises(ConfigError, match="is not a unit's result; remove it"):
         read_result(Path(unit.file))
