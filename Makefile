@@ -35,6 +35,7 @@ format: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/paceline bench agent --traces $(TRACES) --json out/agent.json
 	$(BIN)/paceline bench proxy --json out/proxy.json
+	$(BIN)/paceline bench replay $(TRACES) --json out/replay.json
 
 clean:
 	rm -rf $(VENV) build dist out

@@ -1,22 +1,19 @@
-"""Recorded messages as the tokens a served model would read and write.
+"""Recorded requests in the tokens a served model would read and write.
 
-One message is ``<|im_start|>`` + the role and a line end + the body + ``<|im_end|>`` + a line end;
-role, body and tail are encoded apart, and special-token text inside a body is plain text. So a
-reply's tokens are the same when it is said and when a later request quotes it.
+Rendered as the replay renders them (`paceline.benchmarks.replay.tokens`), with a context of any
+length: a reply's tokens are the same when it is said and when a later request quotes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from paceline.benchmarks.traces import RecordedEpisode, RecordedMessage
+from paceline.benchmarks.replay.tokens import Renderer
+from paceline.benchmarks.traces import RecordedEpisode
 from paceline.errors import ConfigError
 
-MESSAGE_START: Final = "<|im_start|>"
-MESSAGE_END: Final = "<|im_end|>"
 SYSTEM_SHARE: Final = 3 / 4
 """Most of the context that a leading system message keeps when a prompt is cut."""
 
@@ -44,59 +41,6 @@ class RecordedRequest:
     output_ids: tuple[int, ...]
 
 
-class Renderer:
-    """Turns recorded messages into tokens.
-
-    Args:
-        encode: plain text to token ids, special-token text included as plain text.
-        start_id: token that opens a message.
-        end_id: token that closes one, the last token of every reply.
-    """
-
-    def __init__(self, encode: Callable[[str], list[int]], *, start_id: int, end_id: int) -> None:
-        self._encode = encode
-        self._start_id = start_id
-        self._end_id = end_id
-
-    @classmethod
-    def load(cls, folder: Path) -> Renderer:
-        """A renderer with the tokenizer of a Hugging Face folder.
-
-        Raises:
-            ConfigError: there is no tokenizer, or it lacks the tokens that delimit messages.
-        """
-        from tokenizers import Tokenizer
-
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ConfigError(f"{path} does not exist; name a folder that has one (--tokenizer)")
-        tokenizer = Tokenizer.from_file(str(path))
-        tokenizer.encode_special_tokens = True  # their text in a body is text
-        start_id, end_id = map(tokenizer.token_to_id, (MESSAGE_START, MESSAGE_END))
-        if start_id is None or end_id is None:
-            raise ConfigError(
-                f"the tokenizer in {folder} has no {MESSAGE_START} or no {MESSAGE_END}; name one "
-                "that has both"
-            )
-
-        def encode(text: str) -> list[int]:
-            return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-        return cls(encode, start_id=start_id, end_id=end_id)
-
-    def header(self, role: str) -> list[int]:
-        """What opens a message of `role`."""
-        return [self._start_id, *self._encode(f"{role}\n")]
-
-    def output(self, body: str) -> list[int]:
-        """What the model says: the body and the end-of-turn token."""
-        return [*self._encode(body), self._end_id]
-
-    def message(self, message: RecordedMessage) -> list[int]:
-        """A whole message as later requests hold it."""
-        return [*self.header(message.role), *self.output(message.body), *self._encode("\n")]
-
-
 def requests_of(
     episode: RecordedEpisode,
     renderer: Renderer,
@@ -113,16 +57,26 @@ def requests_of(
         context_tokens: longest prompt; see `cut_prompt`.
         output_tokens: longest reply, 0 for all of it.
         max_requests: only the first ones; None for all.
+
+    Raises:
+        ConfigError: a message has a role without a header.
     """
+    frame = renderer.frame
     system: list[int] = []
     rest: list[int] = []
     turn = 0
     for index, message in enumerate(episode.messages):
         if max_requests is not None and turn >= max_requests:
             return
+        header = frame.headers.get(message.role)
+        if header is None:
+            known = ", ".join(frame.headers)
+            raise ConfigError(
+                f"{episode.source} has a message of role {message.role!r}; known are {known}"
+            )
+        output = [*renderer.encode([message.body])[0].tolist(), frame.end]
         if message.measured:
-            prompt = cut_prompt(system, [*rest, *renderer.header("assistant")], context_tokens)
-            output = renderer.output(message.body)
+            prompt = cut_prompt(system, [*rest, *header.tolist()], context_tokens)
             yield RecordedRequest(
                 source=episode.source,
                 model=episode.model,
@@ -134,7 +88,8 @@ def requests_of(
             )
             turn += 1
         is_leading_system = index == 0 and message.role == "system"
-        (system if is_leading_system else rest).extend(renderer.message(message))
+        rendered = [*header.tolist(), *output, *frame.tail.tolist()]
+        (system if is_leading_system else rest).extend(rendered)
 
 
 def cut_prompt(system: Sequence[int], rest: Sequence[int], max_tokens: int) -> list[int]:

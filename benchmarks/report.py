@@ -73,5 +73,10 @@ def write_report(report: Report, json_file: Path | None) -> None:
     for name, value in report.figures.items():
         click.echo(f"{name:<{width}}  {value:,.4g}")
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(report.as_json() + "\n", encoding="utf-8")
+        write_json(report, json_file)
+
+
+def write_json(report: Report, json_file: Path) -> None:
+    """Write the report to `json_file`, whose folder is made if need be."""
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(report.as_json() + "\n", encoding="utf-8")

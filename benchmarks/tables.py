@@ -162,10 +162,33 @@ def _round(figures: Mapping[str, float], name: str) -> str:
     return "" if value is None else f"{value:.1f} ({figures[f'{name}.steps']:.0f})"
 
 
+def _replay(figures: Mapping[str, float]) -> str:
+    """Tokens/step @ drafted/step of the reporting half: a line a drafter, a column a source."""
+    names = [name.split("/") for name in figures]
+    places = ["macro", *dict.fromkeys(n[0] for n in names if n[0] != "macro")]
+    rows = [
+        [
+            drafter,
+            *(_tokens_at_drafted(figures, f"{place}/{drafter}/reporting") for place in places),
+            _number(figures.get(f"macro/{drafter}/reporting/speedup_at_0.02"), 2),
+            f"{_number(figures.get(f'macro/{drafter}/propose_p50_us'), 0)}/"
+            f"{_number(figures.get(f'macro/{drafter}/propose_p99_us'), 0)}",
+        ]
+        for drafter in dict.fromkeys(n[1] for n in names)
+    ]
+    return _markdown(["drafter", *places, "speedup at 0.02", "µs a proposal, p50/p99"], rows)
+
+
+def _tokens_at_drafted(figures: Mapping[str, float], where: str) -> str:
+    tokens = _number(figures.get(f"{where}/tokens_per_step"), 2)
+    return f"{tokens}@{_number(figures.get(f'{where}/drafted_per_step'), 1)}" if tokens else ""
+
+
 _TABLES: Final[Mapping[str, Callable[[Mapping[str, float]], str]]] = {
     "agent": _agent,
     "engine": engine_tables,
     "proxy": _proxy,
+    "replay": _replay,
 }
 
 

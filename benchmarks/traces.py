@@ -55,18 +55,24 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class RecordedMessage:
-    """One message as it was recorded, its tool calls rendered into the body.
+    """One message as it was recorded. A model's reasoning is not part of it.
 
     Attributes:
         role: system, user, assistant or tool.
-        body: content, then each tool call as ``<tool_call>`` JSON with the recorded argument
-            string, joined by line ends. A model's reasoning is not part of it.
+        content: its text, empty where none is recorded.
+        tool_calls: each call as ``<tool_call>`` JSON with the recorded argument string.
         measured: whether a model said it in reply to the messages before it.
     """
 
     role: str
-    body: str
+    content: str
+    tool_calls: tuple[str, ...]
     measured: bool
+
+    @property
+    def body(self) -> str:
+        """Content, then the calls, joined by line ends, also where the content is empty."""
+        return "\n".join((self.content, *self.tool_calls))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,10 @@ def read_episodes(folder: Path, source: str) -> Iterator[Episode]:
         ConfigError: there is no such file.
     """
     for recorded in read_recorded(folder, source):
-        messages = tuple(Message(m.role, m.body) for m in recorded.messages)
+        messages = tuple(
+            Message(m.role, "\n".join(part for part in (m.content, *m.tool_calls) if part))
+            for m in recorded.messages
+        )
         contexts = tuple(messages[:i] for i, m in enumerate(recorded.messages) if m.measured)
         yield Episode(source, recorded.model, recorded.episode_id, contexts)
 
@@ -152,19 +161,17 @@ def cut(messages: tuple[Message, ...], tokenizer: Tokenizer, *, max_tokens: int)
 
 def _recorded_message(row: dict[str, Any]) -> RecordedMessage:
     said = row["role"] == "assistant" and not any(row.get(flag) for flag in NOT_SAID_BY_A_MODEL)
-    measured = said and bool(row.get("content") or row.get("tool_calls"))
-    return RecordedMessage(row["role"], _body(row), measured)
+    content = row.get("content") or ""
+    calls = tuple(map(_call, row.get("tool_calls") or ()))
+    return RecordedMessage(row["role"], content, calls, said and bool(content or calls))
 
 
-def _body(row: dict[str, Any]) -> str:
-    parts = [row["content"]] if row.get("content") else []
-    for call in row.get("tool_calls") or ():
-        function = call.get("function", call)
-        arguments = function["arguments"]
-        name = json.dumps(function["name"])
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        parts.append(f'<tool_call>\n{{"name": {name}, "arguments": {text}}}\n</tool_call>')
-    return "\n".join(parts)
+def _call(call: dict[str, Any]) -> str:
+    function = call.get("function", call)
+    arguments = function["arguments"]
+    name = json.dumps(function["name"])
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return f'<tool_call>\n{{"name": {name}, "arguments": {text}}}\n</tool_call>'
 
 
 def _length(text: str, tokenizer: Tokenizer) -> int:

@@ -15,7 +15,6 @@ import msgspec
 from paceline.adapters.vllm.launch import find_vllm
 from paceline.benchmarks.engine.figures import figures
 from paceline.benchmarks.engine.records import (
-    AGENT_SOURCES,
     VARIANTS,
     EngineBenchSettings,
     Load,
@@ -24,6 +23,7 @@ from paceline.benchmarks.engine.records import (
 )
 from paceline.benchmarks.engine.run import Work, make_units, read_work, run_variant
 from paceline.benchmarks.engine.vllm_server import suffix_is_missing
+from paceline.benchmarks.replay.episodes import AGENT_SOURCES
 from paceline.benchmarks.report import Report
 from paceline.benchmarks.tables import engine_tables
 from paceline.errors import ConfigError
@@ -144,6 +144,9 @@ def _engine_option(_context: Any, _parameter: Any, values: Sequence[str]) -> dic
     "--episodes", default=DEFAULTS.episodes, show_default=True, help="Episodes of each source."
 )
 @click.option(
+    "--reporting-half", is_flag=True, help="Take episodes on which nothing was tuned only."
+)
+@click.option(
     "--requests", default=DEFAULTS.requests, show_default=True, help="Most requests of an episode."
 )
 @click.option("--context-tokens", default=DEFAULTS.context_tokens, show_default=True)
@@ -219,7 +222,8 @@ def engine(
         settings = EngineBenchSettings(
             traces=str(traces),
             model=str(target),
-            tokenizer=str(tokenizer or target),
+            # the packaged model's is not in its exported folder: a GGUF file lacks a part of it
+            tokenizer=str(tokenizer or model or ""),
             sources=sources or AGENT_SOURCES,
             num_draft_tokens=draft_tokens,
             num_ngram_tokens=ngram_tokens,

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from paceline.adapters.vllm.settings import MAX_DRAFT_TOKENS, WorkerSettings
+from paceline.benchmarks.replay.episodes import AGENT_SOURCES
 from paceline.errors import ConfigError, PacelineError
 
 Variant = Literal["off", "ngram", "suffix", "paceline", "embedded-off", "embedded"]
@@ -21,14 +22,6 @@ VARIANTS: Final[tuple[Variant, ...]] = (
     "embedded",
 )
 EMBEDDED: Final[tuple[Variant, ...]] = ("embedded-off", "embedded")
-AGENT_SOURCES: Final = (
-    "mini-swe-agent",
-    "tau-bench",
-    "tau2-bench",
-    "intercode-sql",
-    "medagentbench",
-    "swe-agent-llmlog",
-)
 REPLY_KEY: Final = "paceline_bench_reply"
 """Extra argument of a request: the recorded reply's token ids."""
 
@@ -65,9 +58,11 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         traces: folder of the recorded traces.
         model: Hugging Face folder of the target; a config alone is enough with dummy weights.
-        tokenizer: folder whose tokenizer renders the traces.
+        tokenizer: folder whose tokenizer renders the traces; "" for SmolLM2's.
         sources: trace files to take episodes from.
         episodes: episodes of each source, the first ones.
+        reporting_half: take episodes of the replay's reporting half only, on which nothing was
+            tuned.
         requests: requests of each episode, the first ones.
         context_tokens: longest prompt.
         output_tokens: longest reply, 0 for the whole of it.
@@ -88,6 +83,7 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: str
     sources: tuple[str, ...] = AGENT_SOURCES
     episodes: int = 8
+    reporting_half: bool = False
     requests: int = 4
     context_tokens: int = 2048
     output_tokens: int = 0

@@ -29,7 +29,9 @@ from paceline.benchmarks.engine.records import (
 )
 from paceline.benchmarks.engine.vllm_server import engine_environment, read_config
 from paceline.benchmarks.engines import START_SECONDS
-from paceline.benchmarks.rendering import RecordedRequest, Renderer, requests_of
+from paceline.benchmarks.rendering import RecordedRequest, requests_of
+from paceline.benchmarks.replay.episodes import is_reporting
+from paceline.benchmarks.replay.tokens import Renderer, load_encoder
 from paceline.benchmarks.traces import read_recorded
 from paceline.errors import ConfigError
 from paceline.processes import ChildProcess
@@ -47,7 +49,7 @@ def read_work(settings: EngineBenchSettings) -> Work:
         ConfigError: a source or the tokenizer cannot be read, a source holds no reply, or the
             tokenizer has tokens that the target has not.
     """
-    renderer = Renderer.load(Path(settings.tokenizer))
+    renderer = Renderer(load_encoder(settings.tokenizer or None))
     work: Work = {}
     for source in settings.sources:
         work[source] = list(islice(_episodes(settings, source, renderer), settings.episodes))
@@ -74,6 +76,8 @@ def _episodes(
     settings: EngineBenchSettings, source: str, renderer: Renderer
 ) -> Iterator[list[RecordedRequest]]:
     for episode in read_recorded(Path(settings.traces), source):
+        if settings.reporting_half and not is_reporting(episode.episode_id):
+            continue
         requests = list(
             requests_of(
                 episode,

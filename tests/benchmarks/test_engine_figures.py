@@ -24,6 +24,7 @@ from paceline.benchmarks.engine.records import (
 )
 from paceline.benchmarks.engine.run import make_units, read_work, run_variant
 from paceline.benchmarks.engine.vllm_server import engine_arguments, engine_environment
+from paceline.benchmarks.replay.episodes import is_reporting
 from paceline.benchmarks.tables import engine_tables
 from paceline.errors import ConfigError
 from recorded import write_model_config, write_tokenizer, write_trace
@@ -172,6 +173,15 @@ def test_a_run_goes_on_from_the_results_that_are_there(
     Path(unit.file).write_text("{}")
     with pytest.raises(ConfigError, match="is not a unit's result; remove it"):
         read_result(Path(unit.file))
+
+
+def test_the_reporting_half_is_the_replays(tmp_path: Path) -> None:
+    """Episodes that something may have been tuned on are passed over."""
+    settings = make_settings(tmp_path, episodes=3, reporting_half=True)
+    (episodes,) = read_work(settings).values()
+    taken = [requests[0].episode_id for requests in episodes]
+    assert taken == [f"s-{n}" for n in range(3) if is_reporting(f"s-{n}")]
+    assert 0 < len(taken) < 3
 
 
 def test_a_tokenizer_that_does_not_fit_the_target_is_refused(tmp_path: Path) -> None:

@@ -6,35 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from paceline.benchmarks.rendering import Renderer, cut_prompt, requests_of
+from paceline.benchmarks.rendering import cut_prompt, requests_of
+from paceline.benchmarks.replay.episodes import MAX_PROMPT_TOKENS, load_scopes
+from paceline.benchmarks.replay.tokens import Renderer, TokenCache, load_encoder
 from paceline.benchmarks.traces import read_recorded
 from paceline.errors import ConfigError
-from recorded import SPECIAL_TOKENS, write_tokenizer, write_trace
+from recorded import write_tokenizer, write_trace
 
 START, END = 256, 257
+CALL = {"function": {"name": "list_files", "arguments": '{"folder": "/src"}'}}
 
 
 @pytest.fixture
 def renderer(tmp_path: Path) -> Renderer:
     """One token a byte."""
-    return Renderer.load(write_tokenizer(tmp_path / "tokenizer"))
-
-
-def test_a_message_is_encoded_in_parts(renderer: Renderer) -> None:
-    """Role, body and tail stand between the two special tokens."""
-    header = renderer.header("user")
-    assert (header[0], len(header)) == (START, 6)
-    output = renderer.output("Hi.")
-    assert (output[-1], len(output)) == (END, 4)
-
-
-@pytest.mark.parametrize("special", SPECIAL_TOKENS)
-def test_special_tokens_in_a_body_are_text(renderer: Renderer, special: str) -> None:
-    """A body that quotes a special token cannot end its message."""
-    output = renderer.output(f"a{special}b")
-    assert output.count(START) == 0
-    assert output.count(END) == 1
-    assert len(output) == len(special) + 3
+    return Renderer(load_encoder(str(write_tokenizer(tmp_path / "tokenizer"))))
 
 
 def test_a_reply_reads_in_later_prompts_as_it_was_said(renderer: Renderer, tmp_path: Path) -> None:
@@ -55,14 +41,37 @@ def test_a_reply_reads_in_later_prompts_as_it_was_said(renderer: Renderer, tmp_p
     (episode,) = read_recorded(tmp_path, "s")
     first, second = requests_of(episode, renderer, context_tokens=10_000)
     assert (first.turn, second.turn) == (0, 1)
-    assert list(first.output_ids) == renderer.output("Said.")
+    assert list(first.output_ids) == [*renderer.encode(["Said."])[0], END]
     said = first.prompt_ids + first.output_ids
     assert second.prompt_ids[: len(said)] == said
-    assert list(second.prompt_ids[-len(renderer.header("assistant")) :]) == renderer.header(
-        "assistant"
-    )
+    header = renderer.frame.headers["assistant"].tolist()
+    assert header[0] == START
+    assert list(second.prompt_ids[-len(header) :]) == header
     (only,) = requests_of(episode, renderer, context_tokens=40, output_tokens=3, max_requests=1)
     assert (len(only.prompt_ids), len(only.output_ids)) == (40, 3)
+
+
+@pytest.mark.parametrize("num_words", [10, 3000])
+def test_requests_are_those_of_the_replay(
+    renderer: Renderer, tmp_path: Path, num_words: int
+) -> None:
+    """With a context of 8192 tokens prompts and replies equal the replay's, cut or not."""
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "word " * num_words},
+        {"role": "assistant", "content": "Said.", "tool_calls": [CALL]},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    ]
+    write_trace(tmp_path, "s", messages)
+    (scope,) = load_scopes(tmp_path, "s", TokenCache(tmp_path / "cache", renderer))
+    replayed = [
+        (scope.episodes[0].prompt(turn).tolist(), scope.episodes[0].output(turn).tolist())
+        for turn in scope.episodes[0].turns
+    ]
+    (episode,) = read_recorded(tmp_path, "s")
+    requests = requests_of(episode, renderer, context_tokens=MAX_PROMPT_TOKENS)
+    assert [(list(r.prompt_ids), list(r.output_ids)) for r in requests] == replayed
 
 
 @pytest.mark.parametrize(
@@ -77,12 +86,9 @@ def test_a_cut_prompt_keeps_the_system_message_and_the_newest_tokens(
     assert cut_prompt(system, rest, 8) == system[:kept_system] + rest[num_rest - kept_rest :]
 
 
-def test_a_tokenizer_without_the_delimiters_is_refused(tmp_path: Path) -> None:
-    """No tokenizer, or one of another chat format, is named with what is missing."""
-    with pytest.raises(ConfigError, match=r"tokenizer\.json does not exist"):
-        Renderer.load(tmp_path)
-    folder = write_tokenizer(tmp_path)
-    path = folder / "tokenizer.json"
-    path.write_text(path.read_text().replace("<|im_end|>", "<|other|>"))
-    with pytest.raises(ConfigError, match=r"<\|im_end\|>"):
-        Renderer.load(folder)
+def test_an_unknown_role_is_named(renderer: Renderer, tmp_path: Path) -> None:
+    """A message that no header exists for cannot be rendered."""
+    write_trace(tmp_path, "s", [{"role": "judge", "content": "No."}])
+    (episode,) = read_recorded(tmp_path, "s")
+    with pytest.raises(ConfigError, match="role 'judge'; known are system, user"):
+        list(requests_of(episode, renderer, context_tokens=10))

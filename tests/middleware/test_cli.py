@@ -30,8 +30,9 @@ def run(*arguments: str) -> Result:
         (["vllm"], ["MODEL", "--redis", "--draft-tokens", "vllm serve"]),
         (["doctor"], ["--redis", "--config"]),
         (["keys", "new"], ["policy file"]),
-        (["bench"], ["agent", "proxy"]),
+        (["bench"], ["agent", "proxy", "replay"]),
         (["bench", "agent"], ["--traces", "--json"]),
+        (["bench", "replay"], ["TRACES", "--plot", "--json"]),
     ],
 )
 def test_help_can_be_read(command: list[str], expected: list[str]) -> None:

@@ -30,6 +30,8 @@ def write_tokenizer(folder: Path) -> Path:
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
     return folder
 
 

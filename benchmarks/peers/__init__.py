@@ -1,0 +1,1 @@
+"""Peers that a benchmark compares with, had on first use and never installed beside Paceline."""

@@ -1,0 +1,1 @@
+"""The drafters that a replay compares, one a file; `registry` names them."""

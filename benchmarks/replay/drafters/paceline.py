@@ -1,0 +1,66 @@
+"""Paceline's draft index through its public calls."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import numpy as np
+
+from paceline.benchmarks.replay.base import Draft, Memory, TokenIds
+from paceline.caches._native import DraftIndex
+
+SESSION_BITS: Final = 62
+
+
+class PacelineDrafter:
+    """One index a scope: a session's contexts, and the scope's shared log.
+
+    Args:
+        min_probability: where a chain stops, in (0, 1].
+    """
+
+    def __init__(self, *, min_probability: float) -> None:
+        self._index = DraftIndex(min_probability=min_probability)
+        self._handles: dict[int, int] = {}
+
+    def start(self, request_id: int, session_id: str, scope: str, prompt_ids: TokenIds) -> None:
+        """Index what the session's earlier requests did not hold."""
+        scope_id = self._index.scope(scope)
+        self._handles[request_id], _ = self._index.begin(
+            prompt_ids,
+            read_scopes=np.array([scope_id], np.int32),
+            write_scope=scope_id,
+            session=session_key(session_id),
+        )
+
+    def propose(self, request_id: int, max_tokens: int) -> Draft:
+        """A batch of one."""
+        handles = np.array([self._handles[request_id]], np.int64)
+        most = np.array([max_tokens], np.int32)
+        _, token_ids, parent, prob, _ = self._index.propose(handles, most)
+        return Draft(token_ids.tolist(), parent.tolist(), prob.tolist())
+
+    def commit(self, request_id: int, token_ids: list[int]) -> None:
+        """Append, after the index has scored its last draft against them."""
+        self._index.commit(
+            np.array([self._handles[request_id]], np.int64),
+            np.array(token_ids, np.int32),
+            np.array([0, len(token_ids)], np.int64),
+        )
+
+    def finish(self, request_id: int) -> None:
+        """Add the request to the scope's log."""
+        self._index.finish(self._handles.pop(request_id))
+
+    def memory(self) -> Memory | None:
+        """By the index's own account: shared log and kept contexts."""
+        stats = self._index.stats()
+        num_tokens = stats["shared_tokens"] + stats["context_tokens"]
+        return Memory(stats["bytes"], num_tokens) if num_tokens else None
+
+
+def session_key(session_id: str) -> int:
+    """Key (> 0) of a session in the index."""
+    digest = hashlib.sha256(session_id.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % ((1 << SESSION_BITS) - 1) + 1
