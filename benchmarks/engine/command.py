@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from paceline.benchmarks.engine.records import (
     Variant,
 )
 from paceline.benchmarks.engine.run import Work, make_units, read_work, run_variant
-from paceline.benchmarks.engine.vllm_server import suffix_is_missing
+from paceline.benchmarks.engine.vllm_server import suffix_path
 from paceline.benchmarks.replay.episodes import AGENT_SOURCES
 from paceline.benchmarks.report import Report
 from paceline.benchmarks.tables import engine_tables
@@ -30,8 +31,8 @@ from paceline.errors import ConfigError
 
 DEFAULTS = EngineBenchSettings(traces="", model="", tokenizer="")
 LEFT_OUT = (
-    "`suffix` is left out: arctic_inference is not importable in this environment "
-    "(docs/bench-engine.md)"
+    "`suffix` is left out: arctic_inference is not in this environment, and `paceline bench "
+    "replay` has not built it yet (docs/bench-engine.md)"
 )
 
 
@@ -80,7 +81,7 @@ def _say_what_stays_idle(work: Work, loads: Sequence[Load]) -> None:
 
 def available(variants: Sequence[Variant]) -> tuple[Variant, ...]:
     """`variants` without those whose engine is not installed; says so of each."""
-    if "suffix" in variants and suffix_is_missing():
+    if "suffix" in variants and suffix_path(os.environ) is None:
         click.echo(LEFT_OUT, err=True)
         return tuple(variant for variant in variants if variant != "suffix")
     return tuple(variants)

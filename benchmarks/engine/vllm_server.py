@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sysconfig
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib import util
 from pathlib import Path
@@ -21,29 +23,38 @@ from paceline.benchmarks.engine.records import (
     WorkRequest,
 )
 from paceline.benchmarks.engines import KV_CACHE_GIB
+from paceline.benchmarks.peers.arctic import PACKAGE, STEM, default_folder
 from paceline.errors import ConfigError
 
 NGRAM_LENGTHS: Final = (2, 5)
 WORKERS: Final = "paceline.benchmarks.engine.worker"
-SUFFIX_PACKAGE: Final = "arctic_inference"
 SLACK_TOKENS: Final = 64
 """Kept free at the end of every context: near it vLLM drafts less, or for nobody."""
 
 
-def suffix_is_missing() -> bool:
-    """Whether vLLM's ``suffix`` method cannot run: its package is not in this environment."""
-    return util.find_spec(SUFFIX_PACKAGE) is None
+def suffix_path(env: Mapping[str, str]) -> str | None:
+    """What to add to ``PYTHONPATH`` so that vLLM's ``suffix`` method can run.
+
+    "" where its package is in this environment, the folder where `paceline bench replay` has built
+    it, None where there is neither.
+    """
+    if util.find_spec(PACKAGE) is not None:
+        return ""
+    built = default_folder(env) / STEM / f"python-{sysconfig.get_config_var('SOABI')}"
+    return str(built) if (built / PACKAGE).is_dir() else None
 
 
 def engine_environment(
     settings: EngineBenchSettings, env: Mapping[str, str], device: Device
 ) -> dict[str, str]:
     """The environment of an engine's process, the same for every variant."""
+    paths = [path for path in (suffix_path(env), env.get("PYTHONPATH")) if path]
     return serve_environment(
         {
             "VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB,
             "VLLM_LOGGING_LEVEL": "WARNING",
             **env,
+            **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {}),
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
             # No plugin may change the engine: a peer's would replace parts of it for everybody.

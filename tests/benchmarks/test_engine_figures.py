@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sysconfig
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,12 @@ from paceline.benchmarks.engine.records import (
     write_result,
 )
 from paceline.benchmarks.engine.run import make_units, read_work, run_variant
-from paceline.benchmarks.engine.vllm_server import engine_arguments, engine_environment
+from paceline.benchmarks.engine.vllm_server import (
+    engine_arguments,
+    engine_environment,
+    suffix_path,
+)
+from paceline.benchmarks.peers.arctic import PACKAGE, STEM, default_folder
 from paceline.benchmarks.replay.episodes import is_reporting
 from paceline.benchmarks.tables import engine_tables
 from paceline.errors import ConfigError
@@ -262,11 +270,28 @@ def test_a_peer_that_is_not_installed_is_left_out_aloud(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The other variants are measured without it."""
-    monkeypatch.setattr(command, "suffix_is_missing", lambda: True)
+    monkeypatch.setattr(command, "suffix_path", lambda _env: None)
     assert available(("off", "suffix", "paceline")) == ("off", "paceline")
     assert "`suffix` is left out" in capsys.readouterr().err
-    monkeypatch.setattr(command, "suffix_is_missing", lambda: False)
+    monkeypatch.setattr(command, "suffix_path", lambda _env: "")
     assert available(("off", "suffix")) == ("off", "suffix")
+
+
+def test_a_peer_that_the_replay_built_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder goes before what the caller's PYTHONPATH says; an installed one needs none."""
+    monkeypatch.setattr(util, "find_spec", lambda _name: None)
+    env = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": "mine"}
+    assert suffix_path(env) is None
+    settings = make_settings(tmp_path)
+    assert engine_environment(settings, env, "gpu")["PYTHONPATH"] == "mine"
+    home = default_folder(env) / STEM / f"python-{sysconfig.get_config_var('SOABI')}"
+    (home / PACKAGE).mkdir(parents=True)
+    expected = f"{home}{os.pathsep}mine"
+    assert engine_environment(settings, env, "gpu")["PYTHONPATH"] == expected
+    monkeypatch.setattr(util, "find_spec", lambda _name: object())
+    assert suffix_path(env) == ""
 
 
 def test_engine_options_are_names_and_json() -> None:
