@@ -15,6 +15,15 @@ from typing import Any, Final
 from paceline.errors import ConfigError
 
 VARIANTS: Final = {"off": "without speculation", "ngram": "vLLM's `ngram`", "paceline": "Paceline"}
+ENGINES: Final = {
+    "off": "without speculation",
+    "ngram": "vLLM's `ngram`",
+    "suffix": "vLLM's `suffix`",
+    "paceline": "Paceline",
+    "embedded-off": "embedded, without speculation",
+    "embedded": "embedded, Paceline",
+}
+"""Variants of `paceline bench engine`, in the order of its tables."""
 
 
 def table(file: Path) -> str:
@@ -83,6 +92,76 @@ def _proxy(figures: Mapping[str, float]) -> str:
     return _markdown(head, rows)
 
 
+def engine_tables(figures: Mapping[str, float]) -> str:
+    """The tables of `paceline bench engine`: speed by source and load, then what a round takes."""
+    parts = [name.split(".") for name in figures]
+    sources = dict.fromkeys(p[0] for p in parts if p[0] not in ("macro", "rounds"))
+    loads = dict.fromkeys(p[1] for p in parts)
+    keys = [
+        (source, load, variant)
+        for source in [*sources, "macro"]
+        for load in loads
+        for variant in ENGINES
+        if f"{source}.{load}.{variant}.tokens_per_step" in figures
+    ]
+    head = ["traces", "load", "engine", "tokens/s", "decode tokens/s", "TTFT p50 ms"]
+    head += ["inter-token p50/p99 ms", "tokens/step", "drafted/step", "accepted/drafted"]
+    head += [
+        "drafting µs a step",
+        "of the time",
+        "prefill, of the time",
+        "times off",
+        "times ngram",
+        "times suffix",
+    ]
+    speed = _markdown(head, [_engine_row(figures, *key) for key in keys])
+    return f"{speed}\n\n{_rounds_table(figures, parts)}"
+
+
+def _engine_row(figures: Mapping[str, float], source: str, load: str, variant: str) -> list[str]:
+    def number(name: str, digits: int) -> str:
+        return _number(figures.get(f"{source}.{load}.{variant}.{name}"), digits)
+
+    def share(name: str, digits: int) -> str:
+        value = figures.get(f"{source}.{load}.{variant}.{name}")
+        return "" if value is None else f"{100 * value:.{digits}f} %"
+
+    off = "embedded-off" if variant == "embedded" else "off"
+    gaps = [number("inter_token_p50_ms", 1), number("inter_token_p99_ms", 1)]
+    return [
+        *(source, load, ENGINES[variant]),
+        number("tokens_per_second", 1),
+        number("decode_tokens_per_second", 1),
+        number("ttft_p50_ms", 0),
+        " / ".join(gap for gap in gaps if gap),
+        number("tokens_per_step", 2),
+        number("drafted_per_step", 2),
+        number("acceptance", 2),
+        number("drafting_us_per_step", 0),
+        share("drafting_share", 2),
+        share("prefill_share", 0),
+        *(number(f"ratio_to_{peer}", 2) for peer in (off, "ngram", "suffix")),
+    ]
+
+
+def _rounds_table(figures: Mapping[str, float], parts: Sequence[Sequence[str]]) -> str:
+    """Median milliseconds of a round without prefill, by load, engine and tokens verified."""
+    rounds = [p for p in parts if p[0] == "rounds" and p[-1] == "ms"]
+    buckets = sorted({p[3] for p in rounds}, key=lambda b: int(b.rpartition("-")[2]))
+    rows = [
+        [load, label, *(_round(figures, f"rounds.{load}.{variant}.{b}") for b in buckets)]
+        for load in dict.fromkeys(p[1] for p in rounds)
+        for variant, label in ENGINES.items()
+        if any(p[1:3] == [load, variant] for p in rounds)
+    ]
+    return _markdown(["load", "ms a round verifying", *(f"{b} tokens" for b in buckets)], rows)
+
+
+def _round(figures: Mapping[str, float], name: str) -> str:
+    value = figures.get(f"{name}.ms")
+    return "" if value is None else f"{value:.1f} ({figures[f'{name}.steps']:.0f})"
+
+
 def _replay(figures: Mapping[str, float]) -> str:
     """Tokens/step @ drafted/step of the reporting half: a line a drafter, a column a source."""
     names = [name.split("/") for name in figures]
@@ -107,13 +186,15 @@ def _tokens_at_drafted(figures: Mapping[str, float], where: str) -> str:
 
 _TABLES: Final[Mapping[str, Callable[[Mapping[str, float]], str]]] = {
     "agent": _agent,
+    "engine": engine_tables,
     "proxy": _proxy,
     "replay": _replay,
 }
 
 
 def _number(value: Any, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    # a figure for which there was nothing to measure is NaN, which differs from itself
+    return "" if value is None or value != value else f"{value:.{digits}f}"  # noqa: PLR0124
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
