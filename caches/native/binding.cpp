@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "draft_index.hpp"
+#include "segment_binding.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -168,4 +169,5 @@ NB_MODULE(_native, module) {
       .def("finish", &finish, "handle"_a)
       .def("stats", &stats)
       .def("check_integrity", &check_integrity);
+  bind_segment(module);
 }
