@@ -1,6 +1,6 @@
 """The draft memory: native index, token trees, and the journal that shares what engines served."""
 
-from paceline.caches._native import DraftIndex
+from paceline.caches._native import CorpusSegment, DraftIndex
 from paceline.caches.records import (
     SCHEMA_VERSION,
     ModelFingerprint,
@@ -12,6 +12,7 @@ from paceline.caches.tree import ROOT, Source, TokenTree
 __all__ = [
     "ROOT",
     "SCHEMA_VERSION",
+    "CorpusSegment",
     "DraftIndex",
     "ModelFingerprint",
     "SequenceRecord",

@@ -36,3 +36,4 @@ def test_the_core_passes_its_own_tests_under_sanitizers(tmp_path: Path) -> None:
     run(cmake, *configure, path=path)
     run(cmake, "--build", tmp_path, "--parallel", "2", path=path)
     run(tmp_path / "paceline_core_test", path=path)
+    run(tmp_path / "paceline_segment_test", path=path)
