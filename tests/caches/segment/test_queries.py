@@ -81,13 +81,11 @@ def test_following_a_draft_counts_what_is_left(
     assert [steps[step] for step in within] == [expected[step] for step in within]
 
 
-@given(st.integers(2, 2**16 - 2), st.integers(2**16 - 1, 2**24 - 3))
-def test_any_token_id_is_sorted(narrow: int, wide: int) -> None:
+@pytest.mark.parametrize("token", [2, 255, 256, 2**16 - 2, 2**16 - 1, 2**16, 262_143, 2**24 - 3])
+def test_any_token_id_is_sorted(tmp_path: Path, token: int) -> None:
     """Ids of two bytes and of three are found again after each other."""
-    for token in (narrow, wide):
-        with TemporaryDirectory() as folder:
-            segment = built(folder, [token, 0, token, 1, BORDER, 0, token, 0])
-            assert found(segment, [0, token]) == [Guess(0, 2, 1, 2), Guess(1, 2, 1, 2)]
+    segment = built(tmp_path, [token, 0, token, 1, BORDER, 0, token, 0])
+    assert found(segment, [0, token]) == [Guess(0, 2, 1, 2), Guess(1, 2, 1, 2)]
 
 
 @pytest.mark.parametrize("max_candidates", [1, 2, 5])
