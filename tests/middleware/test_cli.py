@@ -24,12 +24,14 @@ def run(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ([], ["serve", "proxy", "vllm", "doctor", "keys", "bench"]),
+        ([], ["serve", "proxy", "vllm", "doctor", "keys", "corpus", "bench"]),
         (["serve"], ["--port", "--policy", "Ctrl-C"]),
         (["proxy"], ["--config"]),
         (["vllm"], ["MODEL", "--redis", "--draft-tokens", "vllm serve"]),
         (["doctor"], ["--redis", "--config"]),
         (["keys", "new"], ["policy file"]),
+        (["corpus"], ["add", "list", "remove"]),
+        (["corpus", "add"], ["SOURCES", "--tenant", "--group", "PACELINE_CORPUS_DIR"]),
         (["bench"], ["agent", "proxy"]),
         (["bench", "agent"], ["--traces", "--json"]),
     ],

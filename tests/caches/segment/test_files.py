@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.caches import CorpusSegment
@@ -47,6 +47,7 @@ def test_what_is_no_whole_segment_is_refused(file: Path, damage: Any, message: s
     assert str(file) in str(raised.value)
 
 
+@settings(deadline=None)  # files are written and synced
 @given(st.data())
 def test_no_flipped_byte_goes_unnoticed(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

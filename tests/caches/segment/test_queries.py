@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.caches import CorpusSegment
@@ -47,6 +47,7 @@ def by_rank(guesses: list[Guess]) -> list[Guess]:
     return sorted(guesses, key=lambda it: (-it.match_length, -it.count, it.token))
 
 
+@settings(deadline=None)  # files are written and synced
 @given(texts, contexts, st.data())
 def test_guesses_are_those_of_a_scan(
     text: list[int], context: list[int], data: st.DataObject
@@ -69,6 +70,7 @@ def test_guesses_are_those_of_a_scan(
     assert len(got) == len(expected) or num_levels > MAX_BACK_OFFS or len(exact) < len(got)
 
 
+@settings(deadline=None)  # files are written and synced
 @given(texts, contexts, contexts)
 def test_following_a_draft_counts_what_is_left(
     text: list[int], context: list[int], drafted: list[int]
