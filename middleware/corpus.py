@@ -85,8 +85,7 @@ def add(
 ) -> None:
     """Build a corpus from SOURCES: folders or files of text, code and JSON lines.
 
-    Nothing changes until it is whole; running it again replaces it. Engines load it when they
-    start.
+    Nothing changes until it is whole; running it again replaces it.
     """
     from paceline.caches.corpus import DEFAULT_SEGMENT_TOKENS
     from paceline.caches.tokenizer import TextTokenizer
@@ -156,7 +155,7 @@ def list_corpora(as_json: bool, store: Path | None) -> None:
 def remove(name: str, tenant: str | None, group: str | None, store: Path | None) -> None:
     """Delete the corpus NAME of a tenant or group.
 
-    An engine that runs keeps what it has loaded until it is started again.
+    A process that has it open keeps it until it ends.
     """
     scope = scope_name(tenant, group)
     open_store(store).remove(scope, name)
