@@ -187,7 +187,7 @@ class CorpusSegment:
         The distinct next tokens of the longest match, most frequent first, then those that only
         shorter matches add. next: position of the token, with a place to follow from there.
         match_length: tokens before it that equal the context's last ones, in [1, 64]. count, of
-        total places with that match: exact up to 256 places, estimated from 64 evenly spread ones
+        total places with that match: exact up to 256 places, estimated from 32 evenly spread ones
         beyond. max_candidates in [1, 64]. O(log n).
         """
 

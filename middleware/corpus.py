@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 STORE_VARIABLE: Final = "PACELINE_CORPUS_DIR"
 LOCAL_TENANT: Final = "local"
+PACKAGED: Final = "packaged SmolLM2"
 BATCH_CHARACTERS: Final = 1_000_000
 """Text tokenised in one call: enough to keep every core busy, little beside a segment."""
 
@@ -46,8 +49,8 @@ def corpus() -> None:
 @click.option(
     "--tokenizer",
     "tokenizer_source",
-    required=True,
-    help="The target's tokenizer: its Hugging Face folder or name.",
+    help="The target's tokenizer: its Hugging Face folder or name.  [default: the packaged "
+    "SmolLM2-135M's]",
 )
 @_tenant
 @_group
@@ -74,7 +77,7 @@ def corpus() -> None:
 def add(
     sources: tuple[Path, ...],
     name: str,
-    tokenizer_source: str,
+    tokenizer_source: str | None,
     tenant: str | None,
     group: str | None,
     patterns: tuple[str, ...],
@@ -88,7 +91,6 @@ def add(
     Nothing changes until it is whole; running it again replaces it.
     """
     from paceline.caches.corpus import DEFAULT_SEGMENT_TOKENS
-    from paceline.caches.tokenizer import TextTokenizer
     from paceline.middleware.corpus_sources import TextSource
 
     started = time.monotonic()
@@ -105,7 +107,7 @@ def add(
     size = DEFAULT_SEGMENT_TOKENS if segment_tokens is None else segment_tokens
     with opened.writing(scope, name, segment_tokens=size) as writer:
         replaced = _replaced(opened, scope, name)
-        tokenizer = TextTokenizer(tokenizer_source)
+        tokenizer = _tokenizer(tokenizer_source)
         _fill(writer, text, tokenizer)
         if not writer.num_documents:
             raise ConfigError(f"no text was found in {_listed(sources)}{_skipped(text.skipped)}")
@@ -114,7 +116,7 @@ def add(
             scope=scope,
             name=name,
             tokenizer=tokenizer.digest,
-            tokenizer_source=tokenizer_source,
+            tokenizer_source=tokenizer_source or PACKAGED,
             sources=tuple(str(path.absolute()) for path in sources),
             skipped=dict(text.skipped),
         )
@@ -194,6 +196,21 @@ def open_store(folder: Path | None) -> CorpusStore:
     from paceline.middleware.serve import user_data_folder
 
     return CorpusStore(user_data_folder() / "corpus" if folder is None else folder)
+
+
+def _tokenizer(source: str | None) -> TextTokenizer:
+    """The tokenizer at `source`; None for the packaged model's, exported by its own process."""
+    from paceline.caches.tokenizer import TextTokenizer
+
+    if source is not None:
+        return TextTokenizer(source)
+    with TemporaryDirectory(prefix="paceline-") as folder:
+        export = [sys.executable, "-m", "paceline.adapters.embedded.packaged", folder]
+        done = subprocess.run(export, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = done.stderr.strip().rpartition("\n")[2]
+            raise ConfigError(f"the packaged model cannot be read ({reason}); give --tokenizer")
+        return TextTokenizer(folder)
 
 
 def _fill(writer: CorpusWriter, text: TextSource, tokenizer: TextTokenizer) -> None:

@@ -226,6 +226,14 @@ def test_the_list_can_be_read_by_people_and_programs(corpora: Corpora, tmp_path:
     assert [segment["num_tokens"] for segment in listed["segments"]] == [3]
 
 
+def test_without_a_tokenizer_it_is_the_packaged_models(corpora: Corpora, tmp_path: Path) -> None:
+    """`paceline serve` on the packaged model finds the corpus under its own fingerprint."""
+    (tmp_path / "f").write_text("one two three")
+    done = corpora.run("add", tmp_path / "f", "--name", "n")
+    assert done.exit_code == 0, done.output
+    assert corpora.texts() == corpora.tokens("one two three")
+
+
 def test_wrong_arguments_are_one_line(corpora: Corpora, tmp_path: Path) -> None:
     """The error names the value and the fix, and nothing is left in the store."""
     (tmp_path / "f").write_text("text")

@@ -16,7 +16,7 @@ from paceline.caches.segment import build_segment, sorted_places, with_borders
 
 MAX_BACK_OFFS = 16
 MAX_COUNTED = 256
-NUM_SAMPLES = 64
+NUM_SAMPLES = 32
 
 # Few different tokens, so that everything repeats; borders; runs longer than any match.
 runs = st.tuples(st.integers(BORDER, 3), st.integers(1, 80)).map(lambda run: [run[0]] * run[1])
@@ -103,7 +103,7 @@ def test_the_likeliest_come_first(tmp_path: Path, max_candidates: int) -> None:
 
 
 def test_large_intervals_are_sampled_evenly(tmp_path: Path) -> None:
-    """Counts are those of every 64th part of the interval's places, scaled to all of them."""
+    """Counts are those of every 32nd part of the interval's places, scaled to all of them."""
     rng = np.random.default_rng(2)
     text = with_borders(rng.integers(0, 4, 9000).astype(np.int32))
     places = sorted_places(text)
@@ -119,7 +119,7 @@ def test_large_intervals_are_sampled_evenly(tmp_path: Path) -> None:
     assert by_rank(found(segment, [2])) == by_rank(expected)
     truth = np.bincount(text[alike], minlength=4) / len(alike)
     for guess in expected:
-        assert abs(guess.count / guess.total - truth[guess.token]) < 0.2
+        assert abs(guess.count / guess.total - truth[guess.token]) < 0.25
 
 
 def test_a_border_is_never_drafted_nor_matched(tmp_path: Path) -> None:
