@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 #include <utility>
 
 namespace paceline {
@@ -12,6 +13,9 @@ constexpr Position kFanOut = 64;
 // Distinct next tokens of the entries shown so far, with counts. Lives on the stack of one call.
 class NextCounts {
  public:
+  static constexpr std::size_t kCapacity =
+      CorpusSegment::kMaxCounted + CorpusSegment::kMaxSampled * CorpusSegment::kNumSamples;
+
   struct Entry {
     Token token;
     Position index;       // first entry with this token
@@ -32,14 +36,11 @@ class NextCounts {
   }
 
   std::size_t size() const { return size_; }
-  // Entries from number `from` on: the tokens first shown since size() was that.
-  std::span<Entry> since(std::size_t from) { return {entries_.data() + from, size_ - from}; }
+  const Entry& operator[](std::size_t number) const { return entries_[number]; }
 
  private:
   static constexpr unsigned kBits = 10;
   static constexpr std::size_t kSlots = std::size_t{1} << kBits;
-  static constexpr std::size_t kCapacity =
-      CorpusSegment::kMaxCounted + CorpusSegment::kMaxSampled * CorpusSegment::kNumSamples;
   static_assert(kCapacity * 2 <= kSlots);
 
   std::size_t size_ = 0;
@@ -71,7 +72,7 @@ class Collector {
       per = CorpusSegment::kNumSamples;
       sample(interval);
     }
-    emit(counts_.since(known), interval, scale, per);
+    emit(known, interval, scale, per);
     return room_ > 0;
   }
 
@@ -87,14 +88,20 @@ class Collector {
     for (std::uint64_t i = 0; i < tokens.size(); ++i) counts_.add(tokens[i], index(i));
   }
 
-  void emit(std::span<NextCounts::Entry> fresh, const SegmentInterval& interval, std::uint64_t scale,
-            std::uint64_t per) {
+  // The tokens first shown since `known` of them were, likeliest first. Their numbers are sorted, not the entries, which
+  // are found by number.
+  void emit(std::size_t known, const SegmentInterval& interval, std::uint64_t scale, std::uint64_t per) {
+    std::array<std::uint16_t, NextCounts::kCapacity> numbers;
+    const std::span fresh(numbers.data(), counts_.size() - known);
+    std::iota(fresh.begin(), fresh.end(), static_cast<std::uint16_t>(known));
     const std::size_t num_taken = std::min<std::size_t>(room_, fresh.size());
-    const auto likelier = [](const NextCounts::Entry& a, const NextCounts::Entry& b) {
-      return a.count != b.count ? a.count > b.count : a.index < b.index;
+    const auto likelier = [this](std::uint16_t a, std::uint16_t b) {
+      return counts_[a].count != counts_[b].count ? counts_[a].count > counts_[b].count
+                                                  : counts_[a].index < counts_[b].index;
     };
     std::partial_sort(fresh.begin(), fresh.begin() + static_cast<std::ptrdiff_t>(num_taken), fresh.end(), likelier);
-    for (const NextCounts::Entry& entry : fresh.first(num_taken)) {
+    for (const std::uint16_t number : fresh.first(num_taken)) {
+      const NextCounts::Entry& entry = counts_[number];
       found_.push_back({.next = arrays_.places[entry.index],
                         .match_length = interval.match_length,
                         .count = static_cast<std::uint32_t>(entry.count * scale / per),

@@ -13,6 +13,7 @@
 #include <map>
 #include <numeric>
 #include <random>
+#include <set>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -141,8 +142,10 @@ void test_find() {
         counts.erase(segment.at(place.next));
       }
       if (interval.size() <= CorpusSegment::kMaxCounted) expect(counts.empty(), "every next token is found");
+      std::set<Token> tokens;
       for (const SegmentPlace& place : found) {
         expect(place.match_length <= agreement(text, place.next, context), "a place matches as far as it says");
+        expect(tokens.insert(segment.at(place.next)).second, "a next token is given once");
       }
     }
   }

@@ -47,7 +47,7 @@ def by_rank(guesses: list[Guess]) -> list[Guess]:
     return sorted(guesses, key=lambda it: (-it.match_length, -it.count, it.token))
 
 
-@settings(deadline=None)  # files are written and synced
+@settings(deadline=None, max_examples=400)  # files are written and synced
 @given(texts, contexts, st.data())
 def test_guesses_are_those_of_a_scan(
     text: list[int], context: list[int], data: st.DataObject
