@@ -54,6 +54,15 @@ class DraftIndex:
         Matches and drafts never cross sequences. O(n).
         """
 
+    def attach_segment(self, scope_id: int, segment: CorpusSegment) -> None:
+        """Keep a corpus segment for a scope until it is detached or the scope dropped. O(1).
+
+        Drafts do not draw on it yet.
+        """
+
+    def detach_segments(self, scope_id: int) -> int:
+        """Let go of a scope's segments; returns how many there were."""
+
     def begin(
         self,
         prompt_ids: npt.NDArray[np.int32],

@@ -1,5 +1,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
 #include <cstdint>
@@ -161,6 +162,14 @@ NB_MODULE(_native, module) {
       .def("scope", [](DraftIndex& index, const std::string& name) { return index.scope(name); }, "name"_a, no_gil)
       .def("drop_scope", &DraftIndex::drop_scope, "scope_id"_a, no_gil)
       .def("append_shared", &append_shared, "scope_id"_a, "token_ids"_a)
+      .def(
+          "attach_segment",
+          [](DraftIndex& index, ScopeId scope_id, std::shared_ptr<CorpusSegment> segment) {
+            const nb::gil_scoped_release released;
+            index.attach_segment(scope_id, std::move(segment));
+          },
+          "scope_id"_a, "segment"_a)
+      .def("detach_segments", &DraftIndex::detach_segments, "scope_id"_a, no_gil)
       .def("begin", &begin, "prompt_ids"_a, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1, "session"_a = 0)
       .def("commit", &commit, "handles"_a, "token_ids"_a, "offsets"_a)
       .def("truncate", &DraftIndex::truncate, "handle"_a, "num_tokens"_a, no_gil)

@@ -64,6 +64,7 @@ struct DraftIndex::Scope {
 
   std::string name;
   TokenLog log;
+  std::vector<std::shared_ptr<const CorpusSegment>> segments;
 };
 
 // An open request. Where the prompt slid over the kept context, the engine's token i >= seam is the log's token
@@ -130,6 +131,18 @@ void DraftIndex::append_shared(ScopeId scope_id, std::span<const Token> token_id
   check_tokens("token_ids", token_ids);
   const std::unique_lock lock(mutex_);
   open_scope(scope_id).log.append_sequence(token_ids);
+}
+
+void DraftIndex::attach_segment(ScopeId scope_id, std::shared_ptr<const CorpusSegment> segment) {
+  const std::unique_lock lock(mutex_);
+  open_scope(scope_id).segments.push_back(std::move(segment));
+}
+
+std::size_t DraftIndex::detach_segments(ScopeId scope_id) {
+  std::vector<std::shared_ptr<const CorpusSegment>> detached;  // unmapped after the lock is gone
+  const std::unique_lock lock(mutex_);
+  detached.swap(open_scope(scope_id).segments);
+  return detached.size();
 }
 
 DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes,

@@ -16,6 +16,7 @@
 
 #include "calibration.hpp"
 #include "drafter.hpp"
+#include "segment.hpp"
 #include "sessions.hpp"
 #include "token_log.hpp"
 
@@ -69,6 +70,8 @@ class DraftIndex {
   ScopeId scope(std::string_view name);
   std::size_t drop_scope(ScopeId scope_id);
   void append_shared(ScopeId scope_id, std::span<const Token> token_ids);
+  void attach_segment(ScopeId scope_id, std::shared_ptr<const CorpusSegment> segment);
+  std::size_t detach_segments(ScopeId scope_id);
 
   Opened begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes, ScopeId write_scope,
                SessionKey session);

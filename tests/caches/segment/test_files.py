@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.caches import CorpusSegment
+from paceline.caches import CorpusSegment, DraftIndex
 from paceline.caches.segment import MAX_SEGMENT_TOKENS, build_segment
 from paceline.errors import ConfigError, DraftError, RecordError
 
@@ -152,3 +152,23 @@ def test_many_threads_read_while_the_file_is_replaced(file: Path) -> None:
         thread.join()
     assert not failures
     segment.check_integrity()
+
+
+def test_an_index_keeps_a_scopes_segments_until_it_lets_go(file: Path) -> None:
+    """Detaching returns how many there were; a scope that is not open is refused."""
+    index = DraftIndex()
+    ours, others = index.scope("a"), index.scope("b")
+    segment = CorpusSegment(str(file))
+    index.attach_segment(ours, segment)
+    index.attach_segment(ours, CorpusSegment(str(file)))
+    file.unlink()
+    assert index.detach_segments(others) == 0
+    assert index.detach_segments(ours) == 2
+    assert index.detach_segments(ours) == 0
+    index.attach_segment(ours, segment)
+    index.drop_scope(ours)
+    segment.check_integrity()
+    with pytest.raises(ValueError, match="no scope of that id"):
+        index.attach_segment(ours, segment)
+    with pytest.raises(ValueError, match="no scope of that id"):
+        index.detach_segments(ours)
