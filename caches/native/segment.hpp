@@ -70,7 +70,7 @@ class CorpusSegment {
   static constexpr unsigned kMaxFound = 64;
   static constexpr unsigned kMaxCounted = 256;
   static constexpr unsigned kNumSamples = 32;
-  static constexpr unsigned kMaxSampled = 2;  // intervals that are sampled in one call
+  static constexpr unsigned kMaxSampled = 1;  // intervals that are sampled in one call
   static constexpr unsigned kMaxBackOffs = 16;
 
  private:
