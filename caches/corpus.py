@@ -114,7 +114,7 @@ class Listing:
 class CorpusWriter:
     """Takes a corpus document by document and writes a segment whenever one is full.
 
-    Made by `CorpusStore.writing`. Memory: about 30 bytes a token of one segment.
+    Made by `CorpusStore.writing`. Memory: about 45 bytes a token of one segment.
 
     Args:
         folder: of the corpus.
@@ -159,12 +159,13 @@ class CorpusWriter:
         if not self._pieces:
             return
         path = self._folder / f"{self._build}-{len(self.segments):05}{SEGMENT_SUFFIX}"
+        token_ids = np.concatenate(self._pieces)
+        self._pieces = []
         try:
-            segment = build_segment(path, np.concatenate(self._pieces))
+            segment = build_segment(path, token_ids)
         except OSError as error:
             raise CorpusError(f"{path} cannot be written: {error}") from error
         self.segments.append(SegmentEntry(path.name, segment.num_tokens, segment.num_bytes))
-        self._pieces = []
         self._room = self._segment_tokens
 
 

@@ -14,7 +14,7 @@ from paceline.errors import ConfigError, DraftError
 BORDER: Final = -1
 """Stands before, between and after the sequences of a segment."""
 MAX_SEGMENT_TOKENS: Final = 256_000_000
-"""Most positions of one segment; sorting takes about 20 bytes of memory for each."""
+"""Most positions of one segment; building takes about 45 bytes of memory for each."""
 NARROW_LIMIT: Final = 1 << 16
 WIDE_LIMIT: Final = 1 << 24
 """Token ids are sorted as two bytes where all are below the first limit, as three below this."""
@@ -76,13 +76,21 @@ def sorted_places(text: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
         raise ConfigError(
             "building a corpus needs pydivsufsort: pip install 'paceline[corpus]'"
         ) from error
-    shifted = (text[::-1] + 1).astype(np.uint32)
-    width = 2 if int(shifted.max()) < NARROW_LIMIT else 3
-    encoded = shifted.astype(">u4").view(np.uint8).reshape(-1, 4)[:, 4 - width :]
-    suffixes: npt.NDArray[Any] = divsufsort(np.ascontiguousarray(encoded).reshape(-1))
-    starts = suffixes[suffixes % width == 0] // width
-    places = len(text) - starts
+    width = 2 if int(text.max()) + 1 < NARROW_LIMIT else 3
+    suffixes: npt.NDArray[Any] = divsufsort(_as_bytes(text, width))
+    starts_token = suffixes % width == 0
+    places = suffixes[starts_token]
+    del suffixes, starts_token  # most of the memory
+    places //= width
+    places = len(text) - places
     places = places[places < len(text)]
     real = (text[places] != BORDER) & (text[places - 1] != BORDER)
     kept: npt.NDArray[np.uint32] = places[real].astype(np.uint32)
     return kept
+
+
+def _as_bytes(text: npt.NDArray[np.int32], width: int) -> npt.NDArray[np.uint8]:
+    """The text read backwards, `width` bytes an entry, the border as 0."""
+    wide = text[::-1].astype(">i4")
+    wide += 1
+    return np.ascontiguousarray(wide.view(np.uint8).reshape(-1, 4)[:, 4 - width :]).reshape(-1)

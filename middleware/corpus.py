@@ -71,7 +71,7 @@ def corpus() -> None:
 @click.option(
     "--segment-tokens",
     type=int,
-    help="Tokens of one segment; building takes about 30 bytes each.  [default: 33554432]",
+    help="Tokens of one segment; building takes about 45 bytes each.  [default: 33554432]",
 )
 @_store
 def add(
