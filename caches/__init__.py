@@ -1,6 +1,6 @@
 """The draft memory: native index, token trees, and the journal that shares what engines served."""
 
-from paceline.caches._native import DraftIndex
+from paceline.caches._native import CorpusSegment, DraftIndex
 from paceline.caches.records import (
     SCHEMA_VERSION,
     ModelFingerprint,
@@ -14,6 +14,7 @@ from paceline.caches.tree_batch import TreeBatch
 __all__ = [
     "ROOT",
     "SCHEMA_VERSION",
+    "CorpusSegment",
     "DraftIndex",
     "ModelFingerprint",
     "SequenceRecord",

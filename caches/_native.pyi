@@ -204,3 +204,81 @@ class DraftIndex:
 
     def check_integrity(self) -> None:
         """Raise RuntimeError naming the first broken invariant. O(everything held)."""
+
+class CorpusSegment:
+    """A frozen corpus in a mapped file: every earlier place like a context, with true counts.
+
+    Positions count through the text with its borders (-1 before, between and after sequences). A
+    place is a position whose token and whose predecessor are both real. Immutable; any number of
+    threads may read; queries release the GIL. The file may be unlinked or replaced (by another
+    file of the name) while it is open, but not written to.
+
+    Source: suffix arrays, Manber and Myers 1993; LCP intervals, Abouelhoda, Kurtz and Ohlebusch
+    2004; here over the reversed text, so that equal contexts lie together.
+
+    Args:
+        path: a file that `build` wrote. Read once and checked, O(bytes).
+
+    Raises:
+        RecordError: the file is foreign, newer, truncated or damaged.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: str) -> None: ...
+    @staticmethod
+    def build(path: str, token_ids: npt.NDArray[np.int32], places: npt.NDArray[np.uint32]) -> None:
+        """Write the segment of a text, all or nothing.
+
+        Use `paceline.caches.segment.build_segment`, which sorts the places.
+
+        token_ids int32 (n,): ids >= 0, borders -1, a border first and last. places uint32 (m,): all
+        places of the text, sorted by the tokens before them read backwards. O(n), plus comparisons
+        of neighbours; about 13 bytes a token while it runs beside the arguments.
+
+        Raises:
+            ValueError: the arguments are not that (everything is checked).
+            OSError: the file cannot be written.
+        """
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without borders."""
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens and borders; positions are below this."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file, about 13 bytes a token."""
+
+    def find(
+        self, context: npt.NDArray[np.int32], *, max_candidates: int = 16
+    ) -> tuple[
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int64],
+    ]:
+        """Likeliest places for the next token; returns (next, match_length, count, total), (k,).
+
+        The distinct next tokens of the longest match, most frequent first, then those that only
+        shorter matches add. next: position of the token, with a place to follow from there.
+        match_length: tokens before it that equal the context's last ones, in [1, 64]. count, of
+        total places with that match: exact up to 256 places, estimated from 32 evenly spread ones
+        beyond. max_candidates in [1, 64]. O(log n).
+        """
+
+    def follow(
+        self, context: npt.NDArray[np.int32], drafted: npt.NDArray[np.int32]
+    ) -> list[tuple[int, int]]:
+        """(match_length, num_places) at the end of `context` and after each drafted token.
+
+        Starts from the longest match; (0, 0) once nothing is left. O(len(drafted) log n).
+        """
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.int32]:
+        """Tokens and borders (-1) at positions start to stop, int32 (stop - start,)."""
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError naming the first broken invariant. O(everything held)."""

@@ -15,6 +15,7 @@ import click
 
 from paceline import __version__
 from paceline.errors import PacelineError
+from paceline.middleware.corpus import corpus
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
@@ -195,6 +196,9 @@ def new_key() -> None:
 
     key, hashed = make_key()
     click.echo(f"key:  {key}\nhash: {hashed}")
+
+
+cli.add_command(corpus)
 
 
 @cli.group(cls=BenchmarkGroup)

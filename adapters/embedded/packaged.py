@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import util
 from pathlib import Path
 from typing import Any, Final
@@ -46,11 +47,7 @@ def load(model: Path | None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if model is None:
-        path = packaged_model_path()
-        where: dict[str, Any] = {
-            "pretrained_model_name_or_path": str(path.parent),
-            "gguf_file": path.name,
-        }
+        where = _packaged()
     elif model.is_dir():
         where = {"pretrained_model_name_or_path": str(model)}
     else:
@@ -58,6 +55,21 @@ def load(model: Path | None) -> tuple[Any, Any]:
     loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**where)
     return loaded.eval(), tokenizer
+
+
+def export_packaged_tokenizer(folder: Path) -> Path:
+    """Write the packaged model's tokenizer as a Hugging Face folder, without loading its weights.
+
+    Args:
+        folder: made if missing; files of the same names are overwritten.
+
+    Returns:
+        `folder`.
+    """
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(**_packaged()).save_pretrained(folder)
+    return folder
 
 
 def export_packaged_model(folder: Path) -> Path:
@@ -80,3 +92,13 @@ def export_packaged_model(folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _packaged() -> dict[str, Any]:
+    """Where transformers finds the packaged model."""
+    path = packaged_model_path()
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+
+
+if __name__ == "__main__":
+    export_packaged_tokenizer(Path(sys.argv[1]))

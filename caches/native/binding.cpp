@@ -14,6 +14,7 @@
 #include "draft_index.hpp"
 #include "shared_log.hpp"
 #include "validation.hpp"
+#include "segment_binding.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -217,4 +218,5 @@ NB_MODULE(_native, module) {
       .def("restore", &restore, "data"_a)
       .def("stats", &stats)
       .def("check_integrity", &check_integrity);
+  bind_segment(module);
 }

@@ -6,6 +6,7 @@
     ├── ConfigError         a setting, policy file or command-line argument is wrong
     ├── DraftError          the draft memory was asked for something it does not hold
     ├── RecordError         a record read from another process cannot be used
+    ├── CorpusError         a corpus cannot be built, found or removed
     ├── JournalError        the shared journal cannot be used
     ├── SnapshotError       a snapshot of the draft memory cannot be written or loaded
     ├── EngineError         the embedded engine cannot serve a request
@@ -29,6 +30,10 @@ class DraftError(PacelineError):
 
 class RecordError(PacelineError):
     """A record read from another process cannot be used (malformed, or from a newer schema)."""
+
+
+class CorpusError(PacelineError):
+    """A corpus cannot be built, found or removed."""
 
 
 class JournalError(PacelineError):

@@ -24,13 +24,15 @@ def run(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ([], ["serve", "proxy", "vllm", "doctor", "keys", "bench"]),
+        ([], ["serve", "proxy", "vllm", "doctor", "keys", "corpus", "bench"]),
         (["serve"], ["--port", "--policy", "Ctrl-C"]),
         (["proxy"], ["--config"]),
         (["vllm"], ["MODEL", "--redis", "--draft-tokens", "vllm serve"]),
         (["doctor"], ["--redis", "--config"]),
         (["keys", "new"], ["policy file"]),
-        (["bench"], ["agent", "proxy", "replay"]),
+        (["corpus"], ["add", "list", "remove"]),
+        (["corpus", "add"], ["SOURCES", "--tenant", "--group", "PACELINE_CORPUS_DIR"]),
+        (["bench"], ["agent", "engine", "index", "proxy", "replay"]),
         (["bench", "agent"], ["--traces", "--json"]),
         (["bench", "replay"], ["TRACES", "--plot", "--json"]),
     ],

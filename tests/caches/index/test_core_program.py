@@ -41,7 +41,12 @@ def build(folder: Path, sanitizers: str, *programs: str, path: str) -> list[Path
     [
         (
             "address,undefined",
-            ["paceline_core_test", "paceline_random_test", "paceline_thread_test"],
+            [
+                "paceline_core_test",
+                "paceline_random_test",
+                "paceline_segment_test",
+                "paceline_thread_test",
+            ],
         ),
         ("thread", ["paceline_thread_test"]),
     ],

@@ -1,0 +1,143 @@
+#include "segment_binding.hpp"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "segment.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace paceline {
+namespace {
+
+// A conversion by nanobind would copy: an array of another type or layout is refused instead.
+template <typename T>
+using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <typename T>
+std::span<const T> view(const Column<T>& array) {
+  return {array.data(), array.shape(0)};
+}
+
+template <typename T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T>&& values) {
+  auto owned = std::make_unique<std::vector<T>>(std::move(values));
+  std::vector<T>* storage = owned.get();
+  nb::capsule owner(storage, [](void* pointer) noexcept { delete static_cast<std::vector<T>*>(pointer); });
+  owned.release();
+  return nb::ndarray<nb::numpy, T, nb::ndim<1>>(storage->data(), {storage->size()}, owner);
+}
+
+nb::tuple columns(const std::vector<SegmentPlace>& places) {
+  std::vector<std::int64_t> next;
+  std::vector<std::int32_t> match_length;
+  std::vector<std::int64_t> count;
+  std::vector<std::int64_t> total;
+  for (const SegmentPlace& place : places) {
+    next.push_back(place.next);
+    match_length.push_back(static_cast<std::int32_t>(place.match_length));
+    count.push_back(place.count);
+    total.push_back(place.total);
+  }
+  return nb::make_tuple(to_numpy(std::move(next)), to_numpy(std::move(match_length)), to_numpy(std::move(count)),
+                        to_numpy(std::move(total)));
+}
+
+void build(const std::string& path, const Column<Token>& token_ids, const Column<Position>& places) {
+  const auto text = view<Token>(token_ids);
+  const auto sorted = view<Position>(places);
+  const nb::gil_scoped_release released;
+  write_segment(path, text, sorted);
+}
+
+nb::tuple find(const CorpusSegment& segment, const Column<Token>& context, std::int64_t max_candidates) {
+  if (max_candidates < 1 || max_candidates > CorpusSegment::kMaxFound) {
+    throw std::invalid_argument("max_candidates is " + std::to_string(max_candidates) + "; give 1 to " +
+                                std::to_string(CorpusSegment::kMaxFound));
+  }
+  const auto tokens = view<Token>(context);
+  std::vector<SegmentPlace> found;
+  {
+    const nb::gil_scoped_release released;
+    segment.find(tokens, static_cast<unsigned>(max_candidates), found);
+  }
+  return columns(found);
+}
+
+// Follows drafted tokens from the longest match of a context on: (match length, places) after each.
+nb::list follow(const CorpusSegment& segment, const Column<Token>& context, const Column<Token>& drafted) {
+  nb::list result;
+  SegmentInterval interval = segment.locate(view<Token>(context));
+  result.append(nb::make_tuple(interval.match_length, interval.size()));
+  for (const Token token : view<Token>(drafted)) {
+    interval = segment.extend(interval, token);
+    result.append(nb::make_tuple(interval.match_length, interval.size()));
+  }
+  return result;
+}
+
+nb::ndarray<nb::numpy, Token, nb::ndim<1>> read(const CorpusSegment& segment, std::int64_t start, std::int64_t stop) {
+  const auto end = static_cast<std::int64_t>(segment.size());
+  if (start < 0 || stop < start || stop > end) {
+    throw std::invalid_argument("positions " + std::to_string(start) + " to " + std::to_string(stop) +
+                                " are not within 0 to " + std::to_string(end));
+  }
+  std::vector<Token> tokens;
+  for (std::int64_t at = start; at < stop; ++at) tokens.push_back(segment.at(static_cast<Position>(at)));
+  return to_numpy(std::move(tokens));
+}
+
+void check_integrity(const CorpusSegment& segment) {
+  std::string fault;
+  {
+    const nb::gil_scoped_release released;
+    fault = segment.check();
+  }
+  if (!fault.empty()) throw std::runtime_error("the segment is broken: " + fault);
+}
+
+// Damaged files are Paceline's RecordError, unreadable ones Python's OSError.
+void translate(const std::exception_ptr& thrown, void*) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const SegmentError& error) {
+    const nb::object kind = nb::module_::import_("paceline.errors").attr("RecordError");
+    PyErr_SetString(kind.ptr(), error.what());
+  } catch (const std::system_error& error) {
+    // Called with a number and a text, OSError makes itself a FileNotFoundError and so on.
+    const nb::object raised = nb::borrow(PyExc_OSError)(error.code().value(), error.what());
+    PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(raised.ptr())), raised.ptr());
+  }
+}
+
+}  // namespace
+
+void bind_segment(nb::module_& module) {
+  const auto no_gil = nb::call_guard<nb::gil_scoped_release>();
+  nb::register_exception_translator(translate);
+  // The contract of every method is in _native.pyi.
+  nb::class_<CorpusSegment>(module, "CorpusSegment")
+      .def(nb::init<const std::string&>(), "path"_a, no_gil)
+      .def_static("build", &build, "path"_a, "token_ids"_a.noconvert(), "places"_a.noconvert())
+      .def_prop_ro("num_tokens", &CorpusSegment::num_tokens)
+      .def_prop_ro("num_positions", &CorpusSegment::size)
+      .def_prop_ro("num_bytes", &CorpusSegment::num_bytes)
+      .def("find", &find, "context"_a.noconvert(), nb::kw_only(), "max_candidates"_a = 16)
+      .def("follow", &follow, "context"_a.noconvert(), "drafted"_a.noconvert())
+      .def("read", &read, "start"_a, "stop"_a)
+      .def("check_integrity", &check_integrity);
+}
+
+}  // namespace paceline
