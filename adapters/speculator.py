@@ -242,6 +242,7 @@ class Speculator:
             record.token_ids,
             key=_digest(record.request_id),
             time=record.finished_at,
+            num_prompt=record.num_prompt,
         )
 
     def forget(self, scope: str, request_id: str) -> int:

@@ -27,7 +27,8 @@ from paceline.errors import ConfigError, UnsupportedError
 ARCTIC: Final = {
     f"arctic-{depth}x{factor}": (depth, float(factor)) for depth in (24, 64) for factor in (1, 2, 4)
 }
-PACELINE: Final = "paceline"
+PACELINE: Final = {"paceline": 1, "paceline-tree": 8}
+"""Ours by name, and the most nodes that continue one node."""
 PYTHON_DRAFTERS: Final[Mapping[str, Callable[[], Drafter]]] = {
     "none": NoDrafter,
     "ngram-8": partial(NgramDrafter, 8),
@@ -44,7 +45,7 @@ ORACLES: Final[Mapping[str, Callable[[], Drafter]]] = {
     "oracle-own-episode": partial(Oracle, own_episode=True),
     "oracle-anchor4": partial(Oracle, anchor=4),
 }
-NAMES: Final = (*PYTHON_DRAFTERS, *ARCTIC, PACELINE, *ORACLES)
+NAMES: Final = (*PYTHON_DRAFTERS, *ARCTIC, *PACELINE, *ORACLES)
 
 
 REPLAYING: Final = ("base.py", "counts.py", "run.py")
@@ -98,8 +99,13 @@ def select(names: Iterable[str], *, peers: Path, min_probabilities: Iterable[flo
         for name, make in {**PYTHON_DRAFTERS, **ORACLES}.items()
         if name in wanted
     ]
-    if PACELINE in wanted:
-        made += [_paceline(p) for p in min_probabilities]
+    probabilities = list(min_probabilities)
+    made += [
+        _paceline(name, branches, p)
+        for name, branches in PACELINE.items()
+        if name in wanted
+        for p in probabilities
+    ]
     missing: dict[str, str] = {}
     if arctic := [name for name in ARCTIC if name in wanted]:
         try:
@@ -107,17 +113,17 @@ def select(names: Iterable[str], *, peers: Path, min_probabilities: Iterable[flo
         except UnsupportedError as error:
             missing = dict.fromkeys(arctic, str(error))
     order = {name: place for place, name in enumerate(NAMES)}
-    made.sort(key=lambda spec: order.get(spec.name, order[PACELINE]))
+    made.sort(key=lambda spec: order.get(spec.name, order["paceline"]))
     return Selection(tuple(made), missing)
 
 
-def _paceline(min_probability: float) -> DrafterSpec:
+def _paceline(name: str, max_branches: int, min_probability: float) -> DrafterSpec:
     if not 0 < min_probability <= 1:
         raise ConfigError(f"--min-probability {min_probability}: give one above 0 and at most 1")
-    name = f"{PACELINE}-{min_probability:g}"
+    name = f"{name}-{min_probability:g}"
     core = hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()
-    make = partial(PacelineDrafter, min_probability=min_probability)
-    return DrafterSpec(name, make, f"{name} {core} {_code(PACELINE)}")
+    make = partial(PacelineDrafter, min_probability=min_probability, max_branches=max_branches)
+    return DrafterSpec(name, make, f"{name} {core} {_code('paceline')}")
 
 
 def _arctic(names: Iterable[str], peers: Path) -> list[DrafterSpec]:

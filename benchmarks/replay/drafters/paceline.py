@@ -17,10 +17,12 @@ class PacelineDrafter:
     """One index a scope: a session's contexts, and the scope's shared log.
 
     Args:
-        min_probability: where a chain stops, in (0, 1].
+        min_probability: where a path stops, in (0, 1].
+        max_branches: most nodes that continue one node; 1 for chains.
     """
 
-    def __init__(self, *, min_probability: float) -> None:
+    def __init__(self, *, min_probability: float, max_branches: int = 1) -> None:
+        self._max_branches = max_branches
         self._index = DraftIndex(min_probability=min_probability)
         self._handles: dict[int, int] = {}
 
@@ -38,7 +40,9 @@ class PacelineDrafter:
         """A batch of one."""
         handles = np.array([self._handles[request_id]], np.int64)
         most = np.array([max_tokens], np.int32)
-        _, token_ids, parent, prob, _ = self._index.propose(handles, most)
+        _, token_ids, parent, prob, _ = self._index.propose(
+            handles, most, max_branches=self._max_branches
+        )
         return Draft(token_ids.tolist(), parent.tolist(), prob.tolist())
 
     def commit(self, request_id: int, token_ids: list[int]) -> None:
