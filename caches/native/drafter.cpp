@@ -8,6 +8,7 @@ namespace {
 
 constexpr std::size_t kMaxCursors = 4;
 constexpr double kLearningRate = 0.05;
+constexpr float kLeastShare = 0.01f;  // of a place that votes: those with less cost time and change nothing
 constexpr double kConsidered = 0.3;   // nodes down to this part of min_probability are kept, so that the map can rise again
 
 Source source_of(const Candidate& candidate) {
@@ -105,6 +106,7 @@ class Growth {
       draft_.places[i].candidate.share = static_cast<float>(weights_[i] / total);
       found_[i].share = draft_.places[i].candidate.share;
     }
+    std::erase_if(found_, [](const Candidate& candidate) { return candidate.share < kLeastShare; });
   }
 
   PlaceTraits traits_of(const Candidate& candidate) const {

@@ -11,6 +11,22 @@ constexpr unsigned kVisitsPerCandidate = 4;
 constexpr unsigned kLinksPerVisit = 4;           // room for links of other grams in the same bucket
 constexpr unsigned kMatchedToForgetMisses = 16;  // a copy that went on this long is no longer an edited one
 
+// The tokens before a position of a log, newest first, without a slot to compute for each.
+class Backwards {
+ public:
+  Backwards(const TokenLog& log, Position next, std::size_t limit) : log_(log), next_(next) {
+    if (limit > 0) run_ = log.run_to(next - 1);
+  }
+  Token operator[](std::size_t i) const {
+    return i < run_.num_cells ? peek(*(run_.last - i)) : log_.at(next_ - 1 - static_cast<Position>(i));
+  }
+
+ private:
+  const TokenLog& log_;
+  Position next_;
+  TokenLog::Run run_{nullptr, 0};
+};
+
 class ChainWalk {
  public:
   ChainWalk(const TokenLog& log, std::uint32_t log_number, bool own, std::span<const Token> context,
@@ -58,20 +74,20 @@ class ChainWalk {
 
 unsigned match_length(const TokenLog& log, Position next, std::span<const Token> context) {
   const std::size_t limit = std::min<std::size_t>({kMaxMatch, context.size(), next - log.begin()});
+  const Backwards before(log, next, limit);
   const Token* last = context.data() + context.size() - 1;
   std::size_t length = 0;
-  while (length < limit && log.at(next - 1 - static_cast<Position>(length)) == *(last - length)) ++length;
+  while (length < limit && before[length] == *(last - length)) ++length;
   return static_cast<unsigned>(length);
 }
 
 unsigned num_similar(const TokenLog& log, Position next, std::span<const Token> context, unsigned match_length) {
   const std::size_t limit =
       std::min<std::size_t>({match_length + 1 + kMaxSimilar, context.size(), next - log.begin()});
+  const Backwards before(log, next, limit);
   const Token* last = context.data() + context.size() - 1;
   unsigned equal = 0;
-  for (std::size_t i = match_length + 1; i < limit; ++i) {
-    equal += log.at(next - 1 - static_cast<Position>(i)) == *(last - i) ? 1 : 0;
-  }
+  for (std::size_t i = match_length + 1; i < limit; ++i) equal += before[i] == *(last - i) ? 1 : 0;
   return equal;
 }
 

@@ -48,6 +48,15 @@ class TokenLog {
 
   // Token at a live position.
   Token at(Position position) const { return peek(tokens_[slot(position)]); }
+  // Cell of a live position, and how many cells up to it lie side by side with it.
+  struct Run {
+    const Token* last;
+    std::size_t num_cells;
+  };
+  Run run_to(Position position) const {
+    const std::size_t into = slot(position);
+    return {&tokens_[into], into + 1};
+  }
   // All tokens; only without a capacity, where slots are positions.
   std::span<const Token> tokens() const { return {tokens_.data(), end_}; }
 

@@ -25,6 +25,7 @@ _MATCHED_TO_FORGET_MISSES: Final = 16
 _MAX_CURSORS: Final = 4
 _LEARNING_RATE: Final = 0.05
 _CONSIDERED: Final = 0.3
+_LEAST_SHARE: Final = float(np.float32(0.01))
 
 
 class Log:
@@ -72,6 +73,10 @@ class Log:
         """Add a sequence and its border, or its end if it is too long."""
         if not tokens:
             return
+        if self._capacity is not None:
+            # Cut first, as natively: what was never held takes no positions.
+            num_cut = max(0, len(tokens) - (self._capacity - 1))
+            tokens, num_read = tokens[num_cut:], max(0, num_read - num_cut)
         self.append(tokens[:num_read], said=False)
         self.append(tokens[num_read:], said=True)
         self.append([BORDER], said=False)
@@ -203,7 +208,7 @@ def draft(
     if not made.places:
         return made
     _rank(made, logs, trail, calibration)
-    voters = [replace(place) for place in made.places]
+    voters = [replace(place) for place in made.places if place.share >= _LEAST_SHARE]
     frontier = made.roots = _children(
         None, voters, made.escape_share, calibration, max_branches, min_probability
     )
