@@ -84,12 +84,13 @@ constexpr std::size_t kHits = std::size_t{kNumContexts} * kNumKnots;
 PlaceFeatures features_of(const PlaceTraits& traits) {
   const unsigned source = static_cast<unsigned>(traits.source);
   const unsigned length = kLengthBuckets[traits.match_length];
+  const unsigned gap = gap_bucket(traits.longest - traits.match_length);
   const unsigned followed = std::min(kNumFollowed - 1, traits.num_followed / 4 + (traits.num_followed > 0 ? 1 : 0));
   const auto index = [](unsigned value) { return static_cast<std::uint16_t>(value); };
   return {
       index(kLengthWeights + (source * 2 + (traits.was_said ? 1 : 0)) * kNumLengths + length),
       index(kRankWeights + source * kNumRanks + std::min(traits.rank, kNumRanks - 1)),
-      index(kGapWeights + (source * kNumGaps + gap_bucket(traits.longest - traits.match_length)) * kNumLengths + length),
+      index(kGapWeights + (source * kNumGaps + gap) * kNumLengths + length),
       index(kSimilarWeights + (source * (kMaxSimilar + 1) + traits.num_similar) * kNumLengths + length),
       index(kFollowedWeights + (source * (kMaxMisses + 1) + traits.misses) * kNumFollowed + followed),
       index(kPlaceWeights + (source * kNumDistances + distance_bucket(traits)) * kNumAges + age_bucket(traits.age)),
@@ -103,7 +104,8 @@ Calibration::Calibration() : table_(kTableSize, 0.0f) {
     for (unsigned knot = 0; knot < kNumKnots; ++knot) {
       const std::size_t trials = kMap + std::size_t{context} * kNumKnots + knot;
       const double logit = (knot - (kNumKnots - 1) / 2.0) / kKnotsPerLogit;
-      const double wanted = static_cast<double>(prior::kOffsets[context]) + static_cast<double>(prior::kSlopes[context]) * logit;
+      const auto offset = static_cast<double>(prior::kOffsets[context]);
+      const double wanted = offset + static_cast<double>(prior::kSlopes[context]) * logit;
       table_[trials] = kPriorTrials;
       table_[trials + kHits] = static_cast<float>(kPriorTrials / (1.0 + std::exp(-wanted)));
     }

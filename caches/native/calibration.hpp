@@ -38,12 +38,12 @@ using PlaceFeatures = std::array<std::uint16_t, kNumFeatures>;
 // Indices of the weights that belong to a place.
 PlaceFeatures features_of(const PlaceTraits& traits);
 
-// What drafting has learned, shared by requests of equal reach alone: how far others are drafted for must not show how well
-// a tenant's drafts went. Two tables of floats, learned online from what the target commits:
+// What drafting has learned, shared by requests of equal reach alone: how far others are drafted for must not show how
+// well a tenant's drafts went. Two tables of floats, learned online from what the target commits:
 //
-// *Weights* rank places: a conditional logit (McFadden, 1974) over the candidates and the event that none is right. A place's score is the
-// sum of one weight for each trait; P(token) is the share of the places that guess it in the sum of exp(score). One step of stochastic
-// gradient on the log-likelihood of each committed token.
+// *Weights* rank places: a conditional logit (McFadden, 1974) over the candidates and the event that none is right. A
+// place's score is the sum of one weight for each trait; P(token) is the share of the places that guess it in the sum
+// of exp(score). The first token committed after a draft is one step of gradient on its log-likelihood.
 //
 // *The probability map* turns such a share into an observed frequency, by depth, rank and agreement: the adaptive
 // probability map of context-mixing compressors (Mahoney, PAQ).

@@ -121,7 +121,8 @@ void DraftIndex::put_scopes(SectionWriter& section, ScopeNumbers& numbers) const
     section.put_all<char>(scope->name);
     section.put(scope->own_capacity);
     section.put<std::uint64_t>(scope->shared.num_sequences());
-    scope->shared.for_each([&section](SequenceKey key, double time, std::size_t num_read, std::span<const Token> tokens) {
+    scope->shared.for_each([&section](SequenceKey key, double time, std::size_t num_read,
+                                      std::span<const Token> tokens) {
       section.put(key);
       section.put(time);
       section.put<std::uint64_t>(num_read);

@@ -9,7 +9,8 @@ namespace {
 constexpr std::size_t kMaxCursors = 4;
 constexpr double kLearningRate = 0.05;
 constexpr float kLeastShare = 0.01f;  // of a place that votes: those with less cost time and change nothing
-constexpr double kConsidered = 0.3;   // nodes down to this part of min_probability are kept, so that the map can rise again
+// Nodes down to this part of min_probability are kept and learned from: what fell silent can rise again.
+constexpr double kConsidered = 0.3;
 
 Source source_of(const Candidate& candidate) {
   return candidate.log == 0 ? Source::kContext : Source::kShared;
@@ -205,8 +206,8 @@ class Growth {
     std::push_heap(frontier_.begin(), frontier_.end());
   }
 
-  // Moves a node's voters past its token. A copy that reaches the end of the context goes on in the draft itself, as LZ77
-  // copies do, so that a loop is drafted for as long as it may last.
+  // Moves a node's voters past its token. A copy that reaches the end of the context goes on in the draft itself, as
+  // LZ77 copies do, so that a loop is drafted for as long as it may last.
   void advance_voters(std::int32_t node, std::uint32_t first, std::uint32_t last) {
     for (std::uint32_t i = first; i < last; ++i) {
       Candidate& voter = found_[i];

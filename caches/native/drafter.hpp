@@ -89,10 +89,10 @@ struct DraftScratch {
 
 // Drafts trees for one request from the logs it may read: logs[0] is its own context.
 //
-// Every candidate place is scored (Calibration) and holds a share of the probability of the next token; places that guess the
-// same token stand behind one node and vote on for the token after it. Nodes are handed out in the order of the probability
-// of their path, likeliest first, as long as it is at least min_probability (Wang et al., OPT-Tree, 2024: for true
-// probabilities such a tree has the greatest expected accepted length of all of its size). At most
+// Every candidate place is scored (Calibration) and holds a share of the probability of the next token; places that
+// guess the same token stand behind one node and vote on for the token after it. Nodes are handed out in the order of
+// the probability of their path, likeliest first, as long as it is at least min_probability (Wang et al., OPT-Tree,
+// 2024: for true probabilities such a tree has the greatest expected accepted length of all of its size). At most
 // `max_branches` nodes continue one node; 1 gives a chain. O(candidates * (kMaxMatch + max_tokens)).
 class Drafter {
  public:
