@@ -26,8 +26,8 @@ class DraftIndex:
         max_session_tokens: tokens that the kept contexts may hold together (about 20 bytes each);
             >= 0.
         max_candidates: earlier places a lookup verifies per log. In [1, 256].
-        min_probability: drafting stops before the cumulative calibrated probability of the chain
-            falls below this. In (0, 1].
+        min_probability: no node is handed out whose path from the context has a lower calibrated
+            probability than this. In (0, 1].
 
     Raises:
         ValueError: an argument lies outside its range (the message names value, limit and fix).
