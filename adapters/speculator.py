@@ -181,7 +181,11 @@ class Speculator:
         self.commit_batch(behind, deltas)
 
     def propose(
-        self, request_ids: Sequence[str], *, max_tokens: int | Mapping[str, int] = 8
+        self,
+        request_ids: Sequence[str],
+        *,
+        max_tokens: int | Mapping[str, int] = 8,
+        max_branches: int = 1,
     ) -> list[TokenTree]:
         """Drafts for a batch in one native call.
 
@@ -191,18 +195,27 @@ class Speculator:
             request_ids: open requests, each at most once.
             max_tokens: most nodes for each tree (>= 0), one number for all or one for each request
                 id.
+            max_branches: most nodes that continue one node, 1 to 16; 1 drafts chains.
         """
-        return self.propose_batch(request_ids, max_tokens=max_tokens).trees()
+        return self.propose_batch(
+            request_ids, max_tokens=max_tokens, max_branches=max_branches
+        ).trees()
 
     def propose_batch(
-        self, request_ids: Sequence[str], *, max_tokens: int | Mapping[str, int] = 8
+        self,
+        request_ids: Sequence[str],
+        *,
+        max_tokens: int | Mapping[str, int] = 8,
+        max_branches: int = 1,
     ) -> TreeBatch:
         """`propose` in flat arrays: a third of the time for a large batch."""
         if isinstance(max_tokens, int):
             limits = np.full(len(request_ids), max_tokens, np.int32)
         else:
             limits = np.array([max_tokens[request_id] for request_id in request_ids], np.int32)
-        return TreeBatch(*self.index.propose(self._handles(request_ids), limits))
+        return TreeBatch(
+            *self.index.propose(self._handles(request_ids), limits, max_branches=max_branches)
+        )
 
     def finish(self, request_id: str) -> None:
         """Close a request, keep its context for the session's next turn and publish what it added.

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import uvicorn
 
-from paceline.adapters.embedded.engine import EmbeddedEngine
+from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
 from paceline.adapters.embedded.packaged import PACKAGED_NAME
 from paceline.adapters.embedded.server import EngineServer
 from paceline.adapters.embedded.target import Target
@@ -36,6 +36,21 @@ FLUSH_SECONDS = 2.0
 @click.option(
     "--max-draft-tokens", default=8, show_default=True, help="Most tokens drafted a round."
 )
+@click.option(
+    "--max-branches",
+    default=1,
+    show_default=True,
+    help="Most drafted tokens that continue one; 1 drafts chains, more drafts trees.",
+)
+@click.option(
+    "--max-running", default=8, show_default=True, help="Requests answered at a time; others wait."
+)
+@click.option(
+    "--kept-mib",
+    default=1024,
+    show_default=True,
+    help="Memory for prompts that were read, for requests that begin alike; 0 keeps none.",
+)
 @click.option("--no-speculation", is_flag=True, help="Answer without drafts.")
 def main(
     host: str,
@@ -44,15 +59,24 @@ def main(
     model_name: str | None,
     redis_url: str | None,
     max_draft_tokens: int,
+    max_branches: int,
+    max_running: int,
+    kept_mib: int,
     no_speculation: bool,
 ) -> None:
     """Serve one model on this machine."""
     try:
+        settings = EngineSettings(
+            max_running=max_running,
+            max_draft_tokens=max_draft_tokens,
+            max_branches=max_branches,
+            max_kept_bytes=kept_mib << 20,
+        )
         target = Target.load(model)
         name = model_name or (PACKAGED_NAME if model is None else model.name)
         speculator = None if no_speculation else Speculator()
         journal = _journal(redis_url, speculator, name, target.tokenizer)
-        engine = EmbeddedEngine(target, speculator, max_draft_tokens=max_draft_tokens)
+        engine = EmbeddedEngine(target, speculator, settings)
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
 

@@ -1,68 +1,62 @@
-"""The engine.
-
-One thread that serves requests in order, speculating for each from the `Speculator`.
-"""
+"""The engine: one thread that reads and answers several requests at once, speculating for each."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
-import numpy as np
+import torch
 
-from paceline.adapters.embedded.sampling import SamplingParams, draw
-from paceline.adapters.embedded.target import Target, TargetSequence
-from paceline.adapters.embedded.text import TextStream
+from paceline.adapters.embedded.drafts import NO_DRAFT, Draft, Drafts
+from paceline.adapters.embedded.key_values import KeyValues
+from paceline.adapters.embedded.prefixes import PrefixStore
+from paceline.adapters.embedded.reply import Reply
+from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
+from paceline.adapters.embedded.sampling import TokenLogprobs, logprobs_of, verify
+from paceline.adapters.embedded.target import Row, Target
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.speculator import RequestInfo, Speculator
 from paceline.errors import EngineError
 
 logger = logging.getLogger("paceline.embedded")
 
-FinishReason = Literal["stop", "length", "abort"]
 MAX_WAITING: Final = 256
+PREFILL_TOKENS: Final = 512
+"""Prompt tokens a forward pass reads at a time: bounds its memory and how long replies wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRequest:
-    """What to generate.
+class EngineSettings:
+    """How the engine serves.
 
     Attributes:
-        info: whose request it is.
-        prompt_ids: at least one token.
-        max_tokens: longest reply, >= 1; with the prompt it fits the context.
-        sampling: how to draw.
-        stop: strings that end the reply.
-        speculate: False answers without drafts.
+        max_running: requests read and answered at a time; others wait.
+        max_draft_tokens: most tokens drafted a round for a request; verifying 8 costs about 1.4
+            times one on a small CPU.
+        max_branches: most drafted tokens that continue one; 1 drafts chains.
+        max_kept_bytes: memory for keys and values of finished requests, for those that begin alike.
     """
 
-    info: RequestInfo
-    prompt_ids: tuple[int, ...]
-    max_tokens: int
-    sampling: SamplingParams
-    stop: tuple[str, ...] = ()
-    speculate: bool = True
+    max_running: int = 8
+    max_draft_tokens: int = 8
+    max_branches: int = 1
+    max_kept_bytes: int = 1 << 30
 
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A step of a reply.
-
-    Attributes:
-        text: new text, possibly empty.
-        token_ids: new tokens.
-        finish_reason: why the reply ends with this step, None if it goes on.
-        error: what went wrong; the reply ends with it.
-    """
-
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    finish_reason: FinishReason | None = None
-    error: str | None = None
+    def __post_init__(self) -> None:
+        for name, least, most, fix in (
+            ("max_running", 1, None, "give at least 1"),
+            ("max_draft_tokens", 1, None, "give at least 1, or no speculator"),
+            ("max_branches", 1, 16, "give 1 (chains) to 16"),
+            ("max_kept_bytes", 0, None, "give 0 to keep none, or more"),
+        ):
+            value = getattr(self, name)
+            if value < least or (most is not None and value > most):
+                raise EngineError(f"{name} is {value}; {fix}")
 
 
 @dataclass(slots=True)
@@ -73,53 +67,72 @@ class EngineCounts:
     aborted: int = 0
     failed: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generated_tokens: int = 0
+    steps: int = 0
     rounds: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class Job:
-    """A request on its way through the engine.
+class _Running:
+    """A request that is being read or answered."""
 
-    Attributes:
-        request: what to generate.
-        on_progress: takes each step, on the engine's thread; must not block.
-        aborted: set it to end the request within one round.
-    """
+    job: Job
+    reply: Reply
+    key_values: KeyValues
+    is_drafting: bool
+    num_cached: int = 0
+    draft: Draft = NO_DRAFT
 
-    request: GenerationRequest
-    on_progress: Callable[[Progress], None]
-    aborted: threading.Event = field(default_factory=threading.Event)
+    @property
+    def request_id(self) -> str:
+        return self.job.request.info.request_id
+
+    @property
+    def num_unread(self) -> int:
+        """Tokens whose keys and values are still to be computed."""
+        return len(self.reply.tokens) - len(self.key_values)
+
+    @property
+    def is_answering(self) -> bool:
+        return self.reply.num_said > 0
 
 
 class EmbeddedEngine:
-    """Serves one request after the other on a thread of its own.
+    """Serves requests on a thread of its own, several in each forward pass.
+
+    A step reads the next part of the prompts that are not read yet, and for every request that is
+    being answered its last token and its draft.
 
     Args:
         target: the model.
         speculator: where drafts come from, None for no speculation.
-        max_draft_tokens: most tokens drafted a round; verifying 8 costs about 1.4 times one on a
-            small CPU.
+        settings: limits.
     """
 
     def __init__(
-        self, target: Target, speculator: Speculator | None = None, *, max_draft_tokens: int = 8
+        self,
+        target: Target,
+        speculator: Speculator | None = None,
+        settings: EngineSettings | None = None,
     ) -> None:
-        if max_draft_tokens < 1:
-            raise EngineError(
-                f"max_draft_tokens is {max_draft_tokens}; give at least 1, or no speculator"
-            )
         self.target = target
+        self.settings = settings or EngineSettings()
         self.counts = EngineCounts()
-        self.draft_failures = FailureLog(logger, "drafting")
-        self._speculator = speculator
-        self._max_draft_tokens = max_draft_tokens
+        self._drafts = Drafts(speculator, max_branches=self.settings.max_branches)
+        self._prefixes = PrefixStore(self.settings.max_kept_bytes)
         self._waiting: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
+        self._running: list[_Running] = []
         self._thread = threading.Thread(
             target=self._serve_forever, name="paceline-engine", daemon=True
         )
+
+    @property
+    def draft_failures(self) -> FailureLog:
+        """What went wrong in drafting."""
+        return self._drafts.failures
 
     def start(self) -> None:
         """Start serving."""
@@ -139,7 +152,7 @@ class EmbeddedEngine:
             ) from None
 
     def close(self) -> None:
-        """Finish the running job, drop the waiting ones and stop."""
+        """Finish the running jobs, drop the waiting ones and stop."""
         while True:
             try:
                 job = self._waiting.get_nowait()
@@ -152,139 +165,217 @@ class EmbeddedEngine:
             self._thread.join()
 
     def generate(self, request: GenerationRequest) -> Iterator[Progress]:
-        """Generate on the caller's thread.
+        """Generate on the caller's thread; only while the engine is not started.
 
         Each step of the reply, the last with a finish reason.
+
+        Raises:
+            EngineError: the engine failed.
         """
-        yield from self._steps(Job(request, lambda _progress: None))
+        steps: deque[Progress] = deque()
+        job = Job(request, steps.append)
+        self._admit(job)
+        try:
+            while True:
+                self.step()
+                while steps:
+                    progress = steps.popleft()
+                    if progress.error is not None:
+                        raise EngineError(progress.error)
+                    yield progress
+                    if progress.finish_reason is not None:
+                        return
+        finally:
+            job.aborted.set()
+            self._drop_aborted()
+
+    def sizes(self) -> dict[str, int]:
+        """Requests waiting and running, sequences kept and their bytes."""
+        return {
+            "waiting": self._waiting.qsize(),
+            "running": len(self._running),
+            "kept_sequences": len(self._prefixes),
+            "kept_bytes": self._prefixes.num_bytes,
+        }
+
+    def step(self) -> None:
+        """One forward pass for all requests that run; does nothing if none does."""
+        self._drop_aborted()
+        if not self._running:
+            return
+        self._draft()
+        rows = self._rows()
+        self.counts.steps += 1
+        for running, row, logits in self._forward(rows):
+            if row.num_logits == 0:
+                continue
+            try:
+                self._take(running, row, logits)
+            except Exception as error:  # noqa: BLE001  logged: it must not end the other requests
+                self._fail(running, error)
 
     def _serve_forever(self) -> None:
-        while (job := self._waiting.get()) is not None:
-            try:
-                for progress in self._steps(job):
-                    job.on_progress(progress)
-            except Exception as error:  # counted; one request's failure must not end the engine
-                self.counts.failed += 1
-                logger.exception("request %s failed", job.request.info.request_id)
-                job.on_progress(Progress(error=f"the engine failed: {type(error).__name__}"))
+        is_open = True
+        while is_open or self._running:
+            while is_open and len(self._running) < self.settings.max_running:
+                try:
+                    job = self._waiting.get(block=not self._running)
+                except queue.Empty:
+                    break
+                if job is None:
+                    is_open = False
+                else:
+                    self._admit(job)
+            self.step()
 
-    def _steps(self, job: Job) -> Iterator[Progress]:
+    def _admit(self, job: Job) -> None:
         request = job.request
-        reply = _Reply(request, self.target)
         self.counts.requests += 1
         self.counts.prompt_tokens += len(request.prompt_ids)
-        drafting = self._begin(request)
+        reply = Reply(request, self.target)
+        owner = _owner(request.info)
+        key_values = self._prefixes.take(owner, reply.tokens) if owner else None
+        running = _Running(
+            job, reply, self.target.sequence() if key_values is None else key_values,
+            is_drafting=self._drafts.begin(request.info, request.prompt_ids),
+        )  # fmt: skip
+        running.num_cached = len(running.key_values)
+        self.counts.cached_tokens += running.num_cached
+        self._running.append(running)
+
+    def _drop_aborted(self) -> None:
+        for running in [r for r in self._running if r.job.aborted.is_set()]:
+            self.counts.aborted += 1
+            self._leave(running)
+            running.job.on_progress(Progress(finish_reason="abort"))
+
+    def _rows(self) -> list[tuple[_Running, Row]]:
+        """What the step reads for each request: answers first, then prompts while there is room."""
+        rows: list[tuple[_Running, Row]] = []
+        room = PREFILL_TOKENS
+        for running in self._running:
+            held = len(running.key_values)
+            if running.is_answering:
+                rows.append((running, self._answering_row(running)))
+            elif room > 0:
+                num_read = min(room, running.num_unread)
+                room -= num_read
+                token_ids = running.job.request.prompt_ids[held : held + num_read]
+                is_whole = num_read == running.num_unread
+                rows.append((
+                    running,
+                    Row(
+                        request_id=running.request_id,
+                        key_values=running.key_values,
+                        token_ids=token_ids,
+                        num_logits=1 if is_whole else 0,
+                    ),
+                ))  # fmt: skip
+        return rows
+
+    def _answering_row(self, running: _Running) -> Row:
+        last = running.reply.tokens[len(running.key_values) :].tolist()
+        return Row(
+            request_id=running.request_id,
+            key_values=running.key_values,
+            token_ids=[*last, *running.draft.token_ids],
+            parents=running.draft.parents,
+            num_logits=len(running.draft.parents) + 1,
+        )
+
+    def _forward(
+        self, rows: list[tuple[_Running, Row]]
+    ) -> Iterator[tuple[_Running, Row, torch.Tensor]]:
+        """Logits of each row; where the pass fails, each request's own, without those that fail."""
         try:
-            sequence = self.target.sequence()
-            first = draw(sequence.prefill(request.prompt_ids), request.sampling, 0)
-            yield self._accepted(reply, [first])
-            while reply.finish_reason is None:
-                if job.aborted.is_set():
-                    self.counts.aborted += 1
-                    yield Progress(finish_reason="abort")
-                    return
-                draft = self._draft(reply) if drafting else []
-                yield self._accepted(reply, self._verify(sequence, reply, draft))
-        finally:
-            if drafting:
-                self._finish(reply)
+            logits = self.target.forward([row for _, row in rows])
+        except Exception as error:  # which request is to blame is found out below
+            if len(rows) == 1:
+                self._fail(rows[0][0], error)
+                return
+            logger.exception("a forward pass of %d requests failed; trying each alone", len(rows))
+            for pair in rows:
+                yield from self._forward([pair])
+            return
+        for (running, row), row_logits in zip(rows, logits, strict=True):
+            yield running, row, row_logits
 
-    def _verify(self, sequence: TargetSequence, reply: _Reply, draft: Sequence[int]) -> list[int]:
-        """One round.
+    def _take(self, running: _Running, row: Row, logits: torch.Tensor) -> None:
+        """Say what the target says, as far as the draft agrees and one token further."""
+        reply, request = running.reply, running.job.request
+        was_answering = running.is_answering
+        tokens, path = verify(
+            logits, running.draft.token_ids, row.parents, request.sampling, reply.num_said
+        )
+        # behind the text, the last token read before the draft and the accepted nodes stay
+        before = len(row.key_values) - len(row.parents)
+        row.key_values.keep(before, path)
+        num_taken, text = reply.take(tokens)
+        logprobs: list[TokenLogprobs] = []
+        if request.num_logprobs is not None:
+            followed = [0, *(node + 1 for node in path)][:num_taken]
+            logprobs = logprobs_of(logits[followed], tokens[:num_taken], request.num_logprobs)
+        if was_answering:
+            self.counts.rounds += 1
+            self.counts.draft_tokens += len(row.parents)
+            self.counts.accepted_tokens += len(path)
+        self.counts.generated_tokens += num_taken
+        running.draft = NO_DRAFT
+        if reply.finish_reason is not None:
+            self._leave(running)
+        running.job.on_progress(
+            Progress(
+                text=text,
+                token_ids=tuple(tokens[:num_taken]),
+                finish_reason=reply.finish_reason,
+                logprobs=tuple(logprobs),
+                num_cached=0 if was_answering else running.num_cached,
+            )
+        )
 
-        The target reads its last token and the draft, and says its own tokens as far as they agree.
-        """
-        logits = sequence.extend([reply.token_ids[-1], *draft])
-        accepted: list[int] = []
-        for offset in range(len(draft) + 1):
-            token_id = draw(logits[offset], reply.request.sampling, len(reply.token_ids) + offset)
-            accepted.append(token_id)
-            if offset == len(draft) or token_id != draft[offset]:
-                break
-        self.counts.rounds += 1
-        self.counts.draft_tokens += len(draft)
-        self.counts.accepted_tokens += len(accepted) - 1
-        sequence.crop(len(reply.request.prompt_ids) + len(reply.token_ids) + len(accepted) - 1)
-        return accepted
+    def _fail(self, running: _Running, error: Exception) -> None:
+        self.counts.failed += 1
+        logger.error("request %s failed", running.request_id, exc_info=error)
+        self._leave(running, keep=False)
+        running.job.on_progress(Progress(error=f"the engine failed: {type(error).__name__}"))
 
-    def _accepted(self, reply: _Reply, token_ids: list[int]) -> Progress:
-        before = len(reply.token_ids)
-        text = reply.take(token_ids)
-        new = tuple(reply.token_ids[before:])
-        self.counts.generated_tokens += len(new)
-        return Progress(text, new, reply.finish_reason)
+    def _leave(self, running: _Running, *, keep: bool = True) -> None:
+        """Close a request and keep its keys and values for the next that begins alike."""
+        if running not in self._running:
+            return
+        self._running.remove(running)
+        if running.is_drafting:
+            self._drafts.finish(running.request_id, running.reply.tokens)
+        owner = _owner(running.job.request.info)
+        if keep and owner:
+            tokens = running.reply.tokens
+            running.key_values.crop(len(tokens))
+            held = tokens[: len(running.key_values)]
+            self._prefixes.keep(owner, held, running.key_values)
 
-    def _begin(self, request: GenerationRequest) -> bool:
-        """Open the request in the draft memory; False if it goes undrafted."""
-        if self._speculator is None:
-            return False
-        try:
-            self._speculator.begin(request.info, request.prompt_ids)
-        except Exception as error:  # noqa: BLE001  counted: speculation fails open
-            self.draft_failures.record(error)
-            return False
-        return True
+    def _draft(self) -> None:
+        """Draft for all requests that are being answered, in one call."""
+        drafting = [r for r in self._running if r.is_drafting and r.is_answering]
+        drafts = self._drafts.propose(
+            [r.request_id for r in drafting],
+            [r.reply.tokens for r in drafting],
+            [self._limit(r) for r in drafting],
+        )
+        for running, draft in zip(drafting, drafts, strict=True):
+            running.draft = draft
 
-    def _draft(self, reply: _Reply) -> list[int]:
-        assert self._speculator is not None
-        request_id = reply.request.info.request_id
-        try:
-            self._sync(reply)
-            if not reply.request.speculate:
-                return []
-            limit = min(self._max_draft_tokens, reply.room - 1)
-            tree = self._speculator.propose([request_id], max_tokens=max(0, limit))[0]
-        except Exception as error:  # noqa: BLE001  counted: speculation fails open
-            self.draft_failures.record(error)
-            return []
-        return [int(token_id) for token_id in tree.token_ids]
-
-    def _finish(self, reply: _Reply) -> None:
-        assert self._speculator is not None
-        try:
-            self._sync(reply)
-            self._speculator.finish(reply.request.info.request_id)
-        except Exception as error:  # noqa: BLE001  counted: speculation fails open
-            self.draft_failures.record(error)
-
-    def _sync(self, reply: _Reply) -> None:
-        assert self._speculator is not None
-        tokens = np.array([*reply.request.prompt_ids, *reply.token_ids], np.int32)
-        self._speculator.observe([reply.request.info.request_id], [tokens], [len(tokens)])
+    def _limit(self, running: _Running) -> int:
+        """Most tokens to draft for a request now."""
+        request = running.job.request
+        if not request.speculate:
+            return 0
+        asked = request.max_draft_tokens
+        most = self.settings.max_draft_tokens
+        return min(most if asked is None else min(asked, most), running.reply.room - 1)
 
 
-class _Reply:
-    """What has been said so far, and why it ends."""
-
-    def __init__(self, request: GenerationRequest, target: Target) -> None:
-        self.request = request
-        self.token_ids: list[int] = []
-        self.finish_reason: FinishReason | None = None
-        self._eos_token_ids = target.eos_token_ids
-        self._text = TextStream(target.tokenizer, request.stop)
-
-    @property
-    def room(self) -> int:
-        """Tokens that may still be said."""
-        return self.request.max_tokens - len(self.token_ids)
-
-    def take(self, token_ids: Sequence[int]) -> str:
-        """Append accepted tokens until the reply ends; returns the text to show now."""
-        shown: list[str] = []
-        for token_id in token_ids:
-            self.token_ids.append(token_id)
-            if token_id in self._eos_token_ids:
-                self.finish_reason = "stop"
-                break
-            shown.append(self._text.push(token_id))
-            if self._text.stopped:
-                self.finish_reason = "stop"
-                break
-            if self.room == 0:
-                self.finish_reason = "length"
-                break
-        if self.finish_reason is not None:
-            shown.append(self._text.rest())
-            if self._text.stopped:
-                self.finish_reason = "stop"
-        return "".join(shown)
+def _owner(info: RequestInfo) -> str:
+    """Whose later requests may go on from this one's keys and values, "" for nobody's."""
+    if not info.tenant:
+        return ""
+    return info.scope if info.record else f"{info.scope}\0{info.tenant}\0{info.session}"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from paceline.adapters.embedded.engine import GenerationRequest
+from paceline.adapters.embedded.requests import GenerationRequest
 from paceline.adapters.embedded.sampling import SamplingParams
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.identity import request_info_from_xargs, speculation_is_off
@@ -19,6 +19,9 @@ from paceline.api_errors import ApiError
 
 MAX_STOP_STRINGS: Final = 4
 SEED_BITS: Final = 63
+MAX_CHAT_LOGPROBS: Final = 20
+MAX_COMPLETION_LOGPROBS: Final = 5
+"""OpenAI's limits."""
 
 R = TypeVar("R", bound="_Request")
 StopString = Annotated[str, Field(min_length=1)]
@@ -87,11 +90,17 @@ class ChatRequest(_Request):
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_CHAT_LOGPROBS)] | None = None
 
     @property
     def wanted_tokens(self) -> int | None:
         """Longest reply asked for, None for what is left of the context."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to list for each token, None for no log probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(_Request):
@@ -99,8 +108,13 @@ class CompletionRequest(_Request):
 
     prompt: str | Annotated[list[int], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
-    logprobs: int | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_COMPLETION_LOGPROBS)] | None = None
     echo: bool | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to list for each token, None for no log probabilities."""
+        return self.logprobs
 
 
 def parse_chat(body: bytes) -> ChatRequest:
@@ -116,8 +130,8 @@ def parse_chat(body: bytes) -> ChatRequest:
         )
     if request.response_format not in (None, {"type": "text"}):
         raise _unsupported("response_format", "only text can be asked for")
-    if request.logprobs:
-        raise _unsupported("logprobs", "log probabilities are not given")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise _unsupported("top_logprobs", "alternatives need logprobs: true")
     return request
 
 
@@ -128,8 +142,6 @@ def parse_completion(body: bytes) -> CompletionRequest:
         ApiError: 400, a field is wrong or asks for what this engine cannot do.
     """
     request = _parse(CompletionRequest, body)
-    if request.logprobs is not None:
-        raise _unsupported("logprobs", "log probabilities are not given")
     if request.echo:
         raise _unsupported("echo", "the prompt is not repeated")
     return request
@@ -190,6 +202,7 @@ def generation_request(
         ),
         stop=request.stop_strings,
         speculate=not speculation_is_off(xargs),
+        num_logprobs=request.num_logprobs,
     )
 
 

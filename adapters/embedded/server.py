@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from paceline.adapters.embedded.engine import EmbeddedEngine, GenerationRequest, Job, Progress
+from paceline.adapters.embedded.engine import EmbeddedEngine
 from paceline.adapters.embedded.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -25,45 +25,13 @@ from paceline.adapters.embedded.protocol import (
     parse_chat,
     parse_completion,
 )
+from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
+from paceline.adapters.embedded.wire import CHAT, COMPLETION, ChoiceWriter, Style
 from paceline.api_errors import ApiError
 from paceline.errors import EngineError
 
 OVERLOADED: Final = 503
 SERVER_ERROR: Final = 500
-
-
-@dataclass(frozen=True, slots=True)
-class _Style:
-    """How the two endpoints write the same thing."""
-
-    id_prefix: str
-    whole: str
-    chunk: str
-
-    def choice(self, text: str, finish_reason: str | None) -> dict[str, Any]:
-        """The one choice of a whole answer."""
-        if self.id_prefix == "chatcmpl":
-            message = {"role": "assistant", "content": text, "refusal": None}
-            return {
-                "index": 0,
-                "message": message,
-                "logprobs": None,
-                "finish_reason": finish_reason,
-            }
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
-
-    def delta(self, text: str | None, finish_reason: str | None) -> dict[str, Any]:
-        """The one choice of a chunk; `text` None opens the stream."""
-        if self.id_prefix == "chatcmpl":
-            delta: dict[str, Any] = {"role": "assistant", "content": ""} if text is None else {}
-            if text:
-                delta["content"] = text
-            return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish_reason}
-
-
-CHAT: Final = _Style("chatcmpl", "chat.completion", "chat.completion.chunk")
-COMPLETION: Final = _Style("cmpl", "text_completion", "text_completion")
 
 
 class EngineServer:
@@ -138,7 +106,7 @@ class EngineServer:
         http: Request,
         request: ChatRequest | CompletionRequest,
         prompt_ids: list[int],
-        style: _Style,
+        style: Style,
     ) -> Response:
         request_id = http.headers.get("x-request-id") or uuid.uuid4().hex
         # A client may use one id twice at a time; ours must tell its requests apart.
@@ -147,19 +115,22 @@ class EngineServer:
             request, prompt_ids, self._engine.target, request_id=unique_id
         )
         reply = _Reply(self._engine, generation)
+        writer = ChoiceWriter(
+            style,
+            self._engine.target.tokenizer,
+            with_logprobs=generation.num_logprobs is not None,
+        )
         head = {
             "id": f"{style.id_prefix}-{request_id}",
             "created": int(time.time()),
             "model": self._model_name,
         }
         if request.stream:
-            events = _events(reply, head, style, with_usage=request.includes_usage)
+            events = _events(reply, head, writer, with_usage=request.includes_usage)
             return StreamingResponse(events, media_type="text/event-stream")
-        text, finish_reason = await _whole(http, reply)
+        choice = await _whole(http, reply, writer)
         return JSONResponse(
-            head
-            | {"object": style.whole, "choices": [style.choice(text, finish_reason)]}
-            | {"usage": reply.usage()}
+            head | {"object": style.whole, "choices": [choice], "usage": reply.usage()}
         )
 
     async def _models(self, _request: Request) -> Response:
@@ -187,6 +158,10 @@ class EngineServer:
             f"# TYPE paceline_engine_{name}_total counter\npaceline_engine_{name}_total {value}"
             for name, value in totals.items()
         ]
+        lines += [
+            f"# TYPE paceline_engine_{name} gauge\npaceline_engine_{name} {value}"
+            for name, value in self._engine.sizes().items()
+        ]
         return PlainTextResponse("\n".join(lines) + "\n")
 
     def _check_model(self, name: str) -> None:
@@ -206,6 +181,7 @@ class _Reply:
         self._generation = generation
         self._steps: asyncio.Queue[Progress] = asyncio.Queue()
         self._num_tokens = 0
+        self._num_cached = 0
         loop = asyncio.get_running_loop()
 
         def hand_over(progress: Progress) -> None:
@@ -225,6 +201,7 @@ class _Reply:
             while True:
                 progress = await self._steps.get()
                 self._num_tokens += len(progress.token_ids)
+                self._num_cached += progress.num_cached
                 yield progress
                 if progress.finish_reason is not None or progress.error is not None:
                     return
@@ -235,29 +212,33 @@ class _Reply:
         """Have the engine drop the job within one round; harmless after its end."""
         self._job.aborted.set()
 
-    def usage(self) -> dict[str, int]:
-        """Tokens read and said so far."""
+    def usage(self) -> dict[str, Any]:
+        """Tokens read, of these not read anew, and said so far."""
         num_prompt = len(self._generation.prompt_ids)
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": self._num_tokens,
             "total_tokens": num_prompt + self._num_tokens,
+            "prompt_tokens_details": {"cached_tokens": self._num_cached},
         }
 
 
-async def _whole(http: Request, reply: _Reply) -> tuple[str, str | None]:
-    """The whole text and why it ended; the job is aborted if the client leaves."""
+async def _whole(http: Request, reply: _Reply, writer: ChoiceWriter) -> dict[str, Any]:
+    """The choice of a whole answer; the job is aborted if the client leaves."""
     watcher = asyncio.create_task(_abort_when_left(http, reply))
-    parts: list[str] = []
+    steps: list[Progress] = []
     try:
         async for progress in reply.steps():
             if progress.error is not None:
                 raise ApiError(SERVER_ERROR, progress.error, "api_error")
-            parts.append(progress.text)
-            finish_reason = progress.finish_reason
+            steps.append(progress)
     finally:
         watcher.cancel()
-    return "".join(parts), finish_reason
+    return writer.whole(
+        "".join(step.text for step in steps),
+        steps[-1].finish_reason,
+        [said for step in steps for said in step.logprobs],
+    )
 
 
 async def _abort_when_left(http: Request, reply: _Reply) -> None:
@@ -267,25 +248,26 @@ async def _abort_when_left(http: Request, reply: _Reply) -> None:
 
 
 async def _events(
-    reply: _Reply, head: dict[str, Any], style: _Style, *, with_usage: bool
+    reply: _Reply, head: dict[str, Any], writer: ChoiceWriter, *, with_usage: bool
 ) -> AsyncIterator[bytes]:
     """The reply as server-sent events; closing the iterator aborts the job."""
 
     def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
         return (
             b"data: "
-            + json.dumps(head | {"object": style.chunk, "choices": choices} | more).encode()
+            + json.dumps(head | {"object": writer.style.chunk, "choices": choices} | more).encode()
             + b"\n\n"
         )
 
-    if style is CHAT:
-        yield event([style.delta(None, None)])
+    if writer.style is CHAT:
+        yield event([writer.opening()])
     async for progress in reply.steps():
         if progress.error is not None:
             yield ApiError(SERVER_ERROR, progress.error, "api_error").event()
             return
-        if progress.text or progress.finish_reason:
-            yield event([style.delta(progress.text, progress.finish_reason)])
+        if progress.text or progress.finish_reason or progress.logprobs:
+            choice = writer.delta(progress.text, progress.finish_reason, progress.logprobs)
+            yield event([choice])
     if with_usage:
         yield event([], usage=reply.usage())
     yield b"data: [DONE]\n\n"

@@ -1,31 +1,61 @@
-"""The target model with its key-value cache: feed tokens, get logits, take tokens back."""
+"""The target model: feed it tokens of several sequences at once, get logits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
-from transformers import DynamicCache
 
+from paceline.adapters.embedded.key_values import CacheShape, KeyValues
 from paceline.adapters.embedded.packaged import load
+from paceline.adapters.embedded.packed_attention import NAME, PackedCache, Span
+from paceline.caches.tree import ROOT
 
-PREFILL_TOKENS: Final = 512
-"""Prompt tokens a forward pass takes at a time; bounds the memory of a pass."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one request adds to a forward pass.
+
+    The first `len(token_ids) - len(parents)` tokens continue the sequence one after the other;
+    those that follow are a drafted tree behind the last of them.
+
+    Attributes:
+        request_id: whose row it is.
+        key_values: the sequence so far; grows by the row's tokens.
+        token_ids: at least one token.
+        parents: of each drafted token, its parent's index in the tree or `ROOT`; a parent comes
+            before its children.
+        num_logits: how many of the last tokens' logits are wanted, >= 0.
+    """
+
+    request_id: str
+    key_values: KeyValues
+    token_ids: Sequence[int]
+    parents: Sequence[int] = ()
+    num_logits: int = 1
+
+    @property
+    def num_chained(self) -> int:
+        """Tokens before the drafted tree."""
+        return len(self.token_ids) - len(self.parents)
 
 
 class Target:
-    """A loaded model that makes sequences.
+    """A loaded model.
 
     Args:
-        model: a transformers causal LM.
+        model: a transformers causal LM whose attention uses transformers' interface for it.
         tokenizer: its tokenizer.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
+        model.set_attn_implementation(NAME)
         self.model = model
         self.tokenizer = tokenizer
+        self.shape = CacheShape.of(model)
         self.max_model_len: int = model.config.max_position_embeddings
         eos = model.generation_config.eos_token_id
         self.eos_token_ids = frozenset(eos if isinstance(eos, list) else [eos])
@@ -35,47 +65,77 @@ class Target:
         """The model in `folder`, or the packaged one; see `packaged.load`."""
         return cls(*load(folder))
 
-    def sequence(self) -> TargetSequence:
+    def sequence(self) -> KeyValues:
         """An empty sequence."""
-        return TargetSequence(self.model)
-
-
-class TargetSequence:
-    """The key-value cache of one request."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._cache = DynamicCache(config=model.config)
-
-    def __len__(self) -> int:
-        """Tokens in the cache."""
-        return int(self._cache.get_seq_length())
-
-    def prefill(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Take the prompt (at least one token).
-
-        Returns the logits after it, float32 (vocabulary,).
-        """
-        for start in range(0, len(token_ids), PREFILL_TOKENS):
-            logits = self._forward(token_ids[start : start + PREFILL_TOKENS], keep=1)
-        return logits[-1]
-
-    def extend(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Take more tokens; returns the logits after each, float32 (len(token_ids), vocabulary)."""
-        return self._forward(token_ids, keep=len(token_ids))
-
-    def crop(self, num_tokens: int) -> None:
-        """Keep the first `num_tokens` tokens: the rest was drafted and rejected."""
-        if num_tokens < len(self):
-            self._cache.crop(num_tokens - len(self))  # negative: that many from the end
+        return KeyValues(self.shape)
 
     @torch.inference_mode()
-    def _forward(self, token_ids: Sequence[int], *, keep: int) -> torch.Tensor:
-        output = self._model(
-            input_ids=torch.tensor([list(token_ids)]),
-            past_key_values=self._cache,
+    def forward(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Read all rows in one forward pass.
+
+        Afterwards each sequence holds its row's tokens, drafted ones included; after an error none.
+
+        Args:
+            rows: at least one, each of another sequence.
+
+        Returns:
+            For each row the logits after its last `num_logits` tokens, float32 (num_logits,
+            vocabulary).
+        """
+        spans = _spans(rows)
+        wanted = [
+            i for row, span in zip(rows, spans, strict=True)
+            for i in range(span.end - row.num_logits, span.end)
+        ]  # fmt: skip
+        output = self.model(
+            input_ids=torch.tensor([[token_id for row in rows for token_id in row.token_ids]]),
+            position_ids=torch.cat([span.positions for span in spans])[None],
+            past_key_values=(batch := PackedCache(spans)),
+            paceline_batch=batch,
             use_cache=True,
-            logits_to_keep=keep,
+            logits_to_keep=torch.tensor(wanted, dtype=torch.long),
         )
-        logits: torch.Tensor = output.logits[0]
-        return logits.float()
+        for row in rows:
+            row.key_values.advance(len(row.token_ids))
+        logits: torch.Tensor = output.logits[0].float()
+        return list(logits.split([row.num_logits for row in rows]))
+
+
+def _spans(rows: Sequence[Row]) -> list[Span]:
+    spans = []
+    start = 0
+    for row in rows:
+        end = start + len(row.token_ids)
+        row.key_values.reserve(end - start)
+        offsets, is_ancestor = tree_layout(row.num_chained, row.parents)
+        positions = offsets + len(row.key_values)
+        spans.append(Span(start, end, row.key_values, positions, is_ancestor))
+        start = end
+    return spans
+
+
+def tree_layout(
+    num_chained: int, parents: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Where the tokens of a row stand, and whom each of them attends to.
+
+    Args:
+        num_chained: tokens that come one after the other, at least one if there are `parents`.
+        parents: of the tree behind the last of them.
+
+    Returns:
+        (offsets int64 (n,), ancestors bool (n, n) or None if the row is a chain), n tokens in all.
+        O(n * depth).
+    """
+    num_tokens = num_chained + len(parents)
+    if all(parent == i - 1 for i, parent in enumerate(parents)):
+        return torch.arange(num_tokens), None
+    offsets = list(range(num_chained))
+    ancestors = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
+    for i, parent in enumerate(parents):
+        at = num_chained + i
+        above = num_chained + (-1 if parent == ROOT else parent)
+        offsets.append(offsets[above] + 1)
+        ancestors[at] = ancestors[above]
+        ancestors[at, at] = True
+    return torch.tensor(offsets), ancestors

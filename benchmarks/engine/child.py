@@ -27,6 +27,8 @@ from paceline.benchmarks.engine.records import (
 )
 
 WARM_UP_TOKENS = 8
+EMBEDDED_BRANCHES = 4
+"""Most branches of a node where the embedded engine drafts trees."""
 
 
 class MeasuredServer(Server, Protocol):
@@ -98,11 +100,17 @@ def _start(job: Job) -> MeasuredServer:
     """The job's engine; the libraries of the other kind are not imported."""
     settings = job.settings
     if job.variant in EMBEDDED:
+        from paceline.adapters.embedded.engine import EngineSettings
         from paceline.benchmarks.engine.embedded_server import EmbeddedServer, ForcedTarget
 
         target = ForcedTarget.load(Path(settings.model))
         assert isinstance(target, ForcedTarget)
-        return EmbeddedServer(target, speculate=job.variant == "embedded")
+        branches = EMBEDDED_BRANCHES if job.variant == "embedded-tree" else 1
+        return EmbeddedServer(
+            target,
+            speculate=job.variant != "embedded-off",
+            settings=EngineSettings(max_branches=branches),
+        )
     from paceline.benchmarks.engine.vllm_server import VllmServer, longest_reply
 
     return VllmServer.start(settings, job.variant, longest_reply=longest_reply(job.units))

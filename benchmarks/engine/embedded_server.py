@@ -5,73 +5,105 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from paceline.adapters.embedded.engine import EmbeddedEngine, GenerationRequest, Job, Progress
+from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
 from paceline.adapters.embedded.sampling import SamplingParams
-from paceline.adapters.embedded.target import Target, TargetSequence
+from paceline.adapters.embedded.target import Row, Target, tree_layout
 from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.benchmarks.engine import stepping
 from paceline.benchmarks.engine.records import Step, WorkRequest
-from paceline.benchmarks.engine.stepping import Row, StepLog
+from paceline.benchmarks.engine.stepping import StepLog
 from paceline.errors import EngineError
 
 
 class ForcedTarget(Target):
-    """A target whose next sequence says what it is told to.
+    """A target that says what it is told to; all else costs what it costs.
 
     No token ends a reply, since the recorded one may hold any.
-
-    Attributes:
-        draft_ids: drafted tokens that the last forward pass verified.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__(model, tokenizer)
         self.eos_token_ids = frozenset()
-        self.draft_ids: Sequence[int] = ()
-        self._reply: Sequence[int] = ()
+        self._requests: dict[str, WorkRequest] = {}
+        self.seen: list[stepping.Row] = []
+        """What the last forward pass computed."""
 
-    def force(self, reply: Sequence[int]) -> None:
-        """Have the next sequence's reply be `reply`, at least one token."""
-        self._reply = reply
+    def force(self, request: WorkRequest) -> None:
+        """Have the reply to a request of that id be the recorded one."""
+        self._requests[request.request_id] = request
 
-    def sequence(self) -> TargetSequence:
-        """An empty sequence that wants the reply."""
-        return ForcedSequence(self, self._reply)
+    def forward(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Read all rows; at every place the logits want the recorded token of its depth."""
+        held = [len(row.key_values) for row in rows]
+        logits = [row_logits.clone() for row_logits in super().forward(rows)]
+        self.seen = []
+        for row, num_held, row_logits in zip(rows, held, logits, strict=True):
+            request = self._requests[row.request_id]
+            offsets, _ = tree_layout(row.num_chained, row.parents)
+            said = (
+                num_held + 1 - len(request.prompt_ids)
+            )  # output tokens that precede the first logits
+            for i, offset in enumerate(offsets[len(offsets) - row.num_logits :].tolist()):
+                if said + offset < len(request.output_ids):
+                    row_logits[i, request.output_ids[said + offset]] = torch.finfo(
+                        torch.float32
+                    ).max
+            self.seen.append(_stepped(row, request, said))
+        return logits
 
 
-class ForcedSequence(TargetSequence):
-    """A sequence whose logits want the recorded tokens; all else costs what it costs.
+def _stepped(row: Row, request: WorkRequest, said: int) -> stepping.Row:
+    return stepping.Row(
+        request_id=request.request_id,
+        reply=request.output_ids,
+        position=max(said, 0),
+        num_scheduled=len(row.token_ids),
+        draft_ids=tuple(row.token_ids[row.num_chained :]),
+        parents=tuple(row.parents),
+        is_partial=row.num_logits == 0,
+    )
+
+
+class LoggedEngine(EmbeddedEngine):
+    """An engine whose steps are written down.
 
     Args:
-        target: told which tokens were drafted.
-        reply: what is to be said after the prompt.
+        target: what speaks.
+        speculator: where drafts come from.
+        log: where the steps go.
+        settings: limits.
     """
 
-    def __init__(self, target: ForcedTarget, reply: Sequence[int]) -> None:
-        super().__init__(target.model)
-        self._target = target
-        self._reply = reply
-        self._num_prompt = 0
+    def __init__(
+        self,
+        target: ForcedTarget,
+        speculator: Speculator | None,
+        log: StepLog,
+        settings: EngineSettings,
+    ) -> None:
+        super().__init__(target, speculator, settings)
+        self._forced = target
+        self._log = log
+        self.outbox: list[Callable[[], object]] = []
+        """What is to be done once the step is written down."""
 
-    def prefill(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Take the prompt; returns logits that want the reply's first token."""
-        logits = super().prefill(token_ids).clone()  # made in inference mode: not to be written to
-        self._num_prompt = len(token_ids)
-        self._target.draft_ids = ()
-        logits[self._reply[0]] = torch.finfo(logits.dtype).max
-        return logits
-
-    def extend(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Take more tokens; returns logits that want the reply's token after each of them."""
-        position = len(self) - self._num_prompt + 1
-        logits = super().extend(token_ids).clone()
-        self._target.draft_ids = tuple(token_ids[1:])
-        for row, wanted in enumerate(self._reply[position : position + len(token_ids)]):
-            logits[row, wanted] = torch.finfo(logits.dtype).max
-        return logits
+    def step(self) -> None:
+        """One forward pass for all requests that run."""
+        self._log.begin()
+        self._forced.seen = []
+        super().step()
+        if self._forced.seen:
+            self._log.observe(self._forced.seen)
+            self._log.end()
+        for deliver in self.outbox:
+            deliver()
+        self.outbox.clear()
 
 
 class TimedSpeculator(Speculator):
@@ -93,6 +125,7 @@ class EmbeddedServer:
     Args:
         target: what speaks.
         speculate: whether it drafts.
+        settings: limits.
         clock: monotonic seconds.
     """
 
@@ -101,13 +134,14 @@ class EmbeddedServer:
         target: ForcedTarget,
         *,
         speculate: bool,
+        settings: EngineSettings | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._target = target
         self._log = StepLog(clock)
-        self._engine = EmbeddedEngine(target, TimedSpeculator(self._log) if speculate else None)
+        speculator = TimedSpeculator(self._log) if speculate else None
+        self._engine = LoggedEngine(target, speculator, self._log, settings or EngineSettings())
         self._engine.start()
-        self._alone = asyncio.Lock()
 
     async def generate(self, request: WorkRequest) -> AsyncIterator[Sequence[int]]:
         """The reply's tokens, piece by piece as they come.
@@ -117,20 +151,15 @@ class EmbeddedServer:
         """
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Progress] = asyncio.Queue()
-        num_said = 0
 
         def on_progress(progress: Progress) -> None:
-            nonlocal num_said
-            self._log.observe([self._row(request, num_said)])
-            self._log.end()
-            self._log.begin()
-            num_said += len(progress.token_ids)
-            loop.call_soon_threadsafe(pieces.put_nowait, progress)
+            put = partial(loop.call_soon_threadsafe, pieces.put_nowait, progress)
+            self._engine.outbox.append(put)
 
-        async with self._alone:  # the target is told one reply at a time
-            self._target.force(request.output_ids)
-            self._log.begin()
-            self._engine.submit(Job(_generation(request), on_progress))
+        self._target.force(request)
+        job = Job(_generation(request), on_progress)
+        self._engine.submit(job)
+        try:
             while True:
                 progress = await pieces.get()
                 if progress.error is not None:
@@ -138,6 +167,8 @@ class EmbeddedServer:
                 yield progress.token_ids
                 if progress.finish_reason is not None:
                     return
+        finally:
+            job.aborted.set()
 
     async def make_cold(self) -> None:
         """Forget the steps so far; the memory is cold for a tenant it has not seen."""
@@ -150,16 +181,6 @@ class EmbeddedServer:
     def close(self) -> None:
         """Stop the engine's thread."""
         self._engine.close()
-
-    def _row(self, request: WorkRequest, num_said: int) -> Row:
-        draft_ids = self._target.draft_ids
-        return Row(
-            request_id=request.request_id,
-            reply=request.output_ids,
-            position=num_said,
-            num_scheduled=len(draft_ids) + 1 if num_said else len(request.prompt_ids),
-            draft_ids=draft_ids,
-        )
 
 
 def _generation(request: WorkRequest) -> GenerationRequest:

@@ -16,6 +16,7 @@ NAN: Final = float("nan")
 PEERS: Final[Mapping[Variant, tuple[Variant, ...]]] = {
     "paceline": ("off", "ngram", "suffix"),
     "embedded": ("embedded-off",),
+    "embedded-tree": ("embedded-off", "embedded"),
 }
 MACRO: Final = (
     "tokens_per_step",
@@ -30,6 +31,8 @@ MACRO: Final = (
     "decode_ratio_to_suffix",
     "ratio_to_embedded-off",
     "decode_ratio_to_embedded-off",
+    "ratio_to_embedded",
+    "decode_ratio_to_embedded",
 )
 """Figures that are averaged over the sources, each source counting the same."""
 

@@ -12,7 +12,7 @@ from paceline.adapters.vllm.settings import MAX_DRAFT_TOKENS, WorkerSettings
 from paceline.benchmarks.replay.episodes import AGENT_SOURCES
 from paceline.errors import ConfigError, PacelineError
 
-Variant = Literal["off", "ngram", "suffix", "paceline", "embedded-off", "embedded"]
+Variant = Literal["off", "ngram", "suffix", "paceline", "embedded-off", "embedded", "embedded-tree"]
 VARIANTS: Final[tuple[Variant, ...]] = (
     "off",
     "ngram",
@@ -20,8 +20,9 @@ VARIANTS: Final[tuple[Variant, ...]] = (
     "paceline",
     "embedded-off",
     "embedded",
+    "embedded-tree",
 )
-EMBEDDED: Final[tuple[Variant, ...]] = ("embedded-off", "embedded")
+EMBEDDED: Final[tuple[Variant, ...]] = ("embedded-off", "embedded", "embedded-tree")
 REPLY_KEY: Final = "paceline_bench_reply"
 """Extra argument of a request: the recorded reply's token ids."""
 

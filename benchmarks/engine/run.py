@@ -98,7 +98,7 @@ def make_units(
     loads: Sequence[Load],
     folder: Path,
 ) -> list[Unit]:
-    """The units of one variant; the embedded engine, which serves one by one, gets load c1 only.
+    """The units of one variant.
 
     Their files are named after the settings and the installed code: results of others are not
     taken for theirs.
@@ -106,8 +106,6 @@ def make_units(
     digest = f"{settings.digest()}-{installed_code()}"
     units = []
     for load in loads:
-        if variant in EMBEDDED and (load.arrivals or load.concurrency > 1):
-            continue
         for source, episodes in work.items():
             name = f"{variant}.{source}.{load.label}.{digest}.json"
             sent = tuple(tuple(_sent(r, load) for r in episode) for episode in episodes)

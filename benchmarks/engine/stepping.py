@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from paceline.benchmarks.engine.records import Step
+from paceline.benchmarks.replay.base import Draft, num_accepted
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,6 +23,7 @@ class Row:
         position: output tokens it has already.
         num_scheduled: tokens the step computes for it.
         draft_ids: the drafted ones among them.
+        parents: of each, its parent's index among them or -1; None for a chain.
         is_partial: whether the step ends inside its prompt; what is sampled is thrown away.
     """
 
@@ -30,6 +32,7 @@ class Row:
     position: int
     num_scheduled: int
     draft_ids: Sequence[int] = ()
+    parents: Sequence[int] | None = None
     is_partial: bool = False
 
 
@@ -54,16 +57,6 @@ def forced_tokens(rows: Iterable[Row]) -> tuple[list[int], list[int]]:
             token_ids.extend(wanted)
         base += num_logits
     return indices, token_ids
-
-
-def num_accepted(draft_ids: Sequence[int], reply: Sequence[int], position: int) -> int:
-    """How many drafted tokens are the recorded ones, before the first that is not."""
-    accepted = 0
-    for drafted, recorded in zip(draft_ids, reply[position:], strict=False):
-        if drafted != recorded:
-            break
-        accepted += 1
-    return accepted
 
 
 class StepLog:
@@ -151,7 +144,7 @@ def summarise(
     for row in decoding:
         verified += len(row.draft_ids) + 1
         if row.reply is not None:
-            matched = num_accepted(row.draft_ids, row.reply, row.position)
+            matched = num_accepted(Draft(row.draft_ids, row.parents), row.reply, row.position)
             accepted += matched
             decoded += min(matched + 1, len(row.reply) - row.position)
     return Step(

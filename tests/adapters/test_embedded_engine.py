@@ -10,7 +10,8 @@ from paceline.adapters.speculator import RequestInfo, Speculator
 from paceline.errors import EngineError
 
 if TYPE_CHECKING:
-    from paceline.adapters.embedded.engine import EmbeddedEngine, Progress
+    from paceline.adapters.embedded.engine import EmbeddedEngine
+    from paceline.adapters.embedded.requests import Progress
     from paceline.adapters.embedded.target import Target
 
 pytestmark = pytest.mark.model
@@ -22,10 +23,10 @@ PROMPTS = [
 ]
 
 
-def make_engine(target: Target, speculator: Any = None) -> EmbeddedEngine:
-    from paceline.adapters.embedded.engine import EmbeddedEngine
+def make_engine(target: Target, speculator: Any = None, **settings: Any) -> EmbeddedEngine:
+    from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
 
-    return EmbeddedEngine(target, speculator)
+    return EmbeddedEngine(target, speculator, EngineSettings(**settings))
 
 
 def run(
@@ -37,7 +38,7 @@ def run(
     max_tokens: int = 24,
     **options: Any,
 ) -> list[Progress]:
-    from paceline.adapters.embedded.engine import GenerationRequest
+    from paceline.adapters.embedded.requests import GenerationRequest
     from paceline.adapters.embedded.sampling import SamplingParams
 
     sampling = options.pop("sampling", {"temperature": 0.0})
@@ -140,7 +141,7 @@ def test_failing_drafts_are_counted_and_harmless(
 
 def test_an_abandoned_request_is_closed(target: Target) -> None:
     """A reply that nobody reads on leaves nothing open in the draft memory."""
-    from paceline.adapters.embedded.engine import GenerationRequest
+    from paceline.adapters.embedded.requests import GenerationRequest
     from paceline.adapters.embedded.sampling import SamplingParams
 
     speculator = Speculator()
@@ -162,10 +163,8 @@ def test_an_abandoned_request_is_closed(target: Target) -> None:
 
 def test_limits_are_named(target: Target) -> None:
     """A draft length of nothing is refused."""
-    from paceline.adapters.embedded.engine import EmbeddedEngine
-
     with pytest.raises(EngineError, match="max_draft_tokens is 0"):
-        EmbeddedEngine(target, Speculator(), max_draft_tokens=0)
+        make_engine(target, Speculator(), max_draft_tokens=0)
 
 
 def test_characters_are_never_split(target: Target) -> None:

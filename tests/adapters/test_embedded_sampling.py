@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 
-from paceline.adapters.embedded.sampling import SamplingParams, draw, uniform
+from paceline.adapters.embedded.sampling import (
+    SamplingParams,
+    draw,
+    logprobs_of,
+    uniform,
+    verify,
+)
+from paceline.caches.tree import ROOT
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0])
 CHI_SQUARE_99_9 = {4: 18.47, 1: 10.83}
@@ -58,3 +66,55 @@ def test_a_tiny_top_p_still_leaves_the_likeliest() -> None:
     """The likeliest token is always among those drawn from."""
     params = SamplingParams(top_p=1e-9)
     assert {draw(LOGITS, params, n) for n in range(20)} == {4}
+
+
+TREE: Any = {"token_ids": [4, 1, 0, 4, 2], "parents": [ROOT, ROOT, 0, 0, 1]}
+"""Two branches, of which the first forks again."""
+
+
+def test_a_verified_tree_leaves_the_distribution_of_two_tokens_unchanged() -> None:
+    """Pairs of tokens said behind a tree have the frequencies of pairs said without one."""
+    logits = torch.stack([LOGITS.roll(shift) for shift in (0, 1, 2, 3, 4, 0)])
+    shift_after = {4: logits[1], 1: logits[2]}
+    unread = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0])  # what follows a token that was not drafted
+    number = 50_000
+    counts: Counter[tuple[int, int]] = Counter()
+    num_accepted = 0
+    for seed in range(number):
+        params = SamplingParams(seed=seed)
+        said, path = verify(logits, **TREE, params=params, position=0)
+        num_accepted += len(path)
+        if len(said) == 1:
+            said.append(draw(unread, params, 1))
+        counts[said[0], said[1]] += 1
+    first = torch.softmax(LOGITS.double(), -1)
+    expected = {
+        (a, b): number * float(first[a] * torch.softmax(shift_after.get(a, unread).double(), -1)[b])
+        for a in range(5)
+        for b in range(5)
+    }
+    statistic = sum((counts[pair] - n) ** 2 / n for pair, n in expected.items())
+    assert statistic < 51.18  # the upper 0.1 % point for 24 degrees of freedom
+    assert num_accepted > number / 2
+
+
+def test_a_tree_says_what_would_have_been_said_without_it() -> None:
+    """With a seed the tokens are the ones drawn position by position, and the path holds them."""
+    logits = torch.stack([LOGITS.roll(shift) for shift in range(6)])
+    for seed in range(200):
+        params = SamplingParams(temperature=1.5, seed=seed)
+        said, path = verify(logits, **TREE, params=params, position=9)
+        assert [TREE["token_ids"][node] for node in path] == said[:-1]
+        rows = [0, *(node + 1 for node in path)]
+        assert said == [draw(logits[row], params, 9 + i) for i, row in enumerate(rows)]
+
+
+def test_log_probabilities_are_those_before_temperature() -> None:
+    """The token's own and the likeliest alternatives, normalised over the vocabulary."""
+    own = logprobs_of(torch.stack([LOGITS, LOGITS]), [1, 4], 2)[0]
+    none = logprobs_of(LOGITS[None], [3], 0)[0]
+    expected = torch.log_softmax(LOGITS.double(), -1)
+    assert own.logprob == pytest.approx(float(expected[1]))
+    assert [token_id for token_id, _ in own.top] == [4, 0]
+    assert own.top[0][1] == pytest.approx(float(expected[4]))
+    assert none.top == ()

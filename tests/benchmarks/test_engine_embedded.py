@@ -46,11 +46,13 @@ def unit(target: Any) -> Unit:
 
 
 def measure(target: Any, *, speculate: bool) -> tuple[Any, Any]:
+    from paceline.adapters.embedded.engine import EngineSettings
     from paceline.benchmarks.engine.embedded_server import EmbeddedServer
     from paceline.benchmarks.engine.load import LoadLoop
 
     async def run() -> tuple[Any, Any]:
-        server = EmbeddedServer(target, speculate=speculate)
+        settings = EngineSettings(max_kept_bytes=0)  # every prompt is read
+        server = EmbeddedServer(target, speculate=speculate, settings=settings)
         try:
             timings = await LoadLoop(server, time.perf_counter).run(unit(target))
             return timings, await server.take_steps()

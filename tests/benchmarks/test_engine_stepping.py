@@ -5,7 +5,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.benchmarks.engine.stepping import Row, StepLog, forced_tokens, num_accepted
+from paceline.benchmarks.engine.stepping import Row, StepLog, forced_tokens
+
+
+class Ticks:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def test_every_verified_position_wants_its_recorded_token() -> None:
@@ -39,19 +49,13 @@ def test_whatever_is_drafted_the_reply_is_the_recorded_one(
         accepted = 0
         while accepted < min(len(draft), len(wanted)) and draft[accepted] == wanted[accepted]:
             accepted += 1
-        assert accepted == num_accepted(draft, reply, len(said))
+        log = StepLog(Ticks())
+        log.begin()
+        log.observe([row])
+        log.end()
+        assert [step.num_accepted for step in log.take()] == [accepted if said else 0]
         said += wanted[: accepted + 1]
     assert said == reply
-
-
-class Ticks:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_step_knows_its_tokens_and_its_times() -> None:
@@ -103,6 +107,18 @@ def test_nothing_is_said_past_the_end() -> None:
     log.end()
     (step,) = log.take()
     assert (step.num_drafted, step.num_accepted, step.num_decoded) == (4, 2, 2)
+
+
+def test_of_a_tree_the_longest_right_path_is_accepted() -> None:
+    """Every node counts as drafted, those on the recorded path as accepted."""
+    log = StepLog(Ticks())
+    log.begin()
+    log.observe(
+        [Row("a", (5, 6, 7, 8), 1, 6, draft_ids=(9, 6, 8, 7, 7), parents=(-1, -1, 1, 1, 0))]
+    )
+    log.end()
+    (step,) = log.take()
+    assert (step.num_drafted, step.num_accepted, step.num_decoded) == (5, 2, 3)
 
 
 def test_a_preempted_request_reads_its_own_words_again() -> None:

@@ -45,6 +45,44 @@ def test_a_chat_is_answered(api: openai.OpenAI) -> None:
     assert 0 < reply.usage.completion_tokens <= 12
 
 
+def test_a_prompt_asked_again_is_not_read_again(api: openai.OpenAI) -> None:
+    """The second answer says how many tokens of its prompt were known."""
+    asked: Any = [{"role": "user", "content": "How do riders share the work at the front?"}]
+    for is_again in (False, True):
+        reply = api.chat.completions.create(model=MODEL, messages=asked, max_tokens=4)
+        usage = reply.usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        cached = usage.prompt_tokens_details.cached_tokens or 0
+        assert (cached == usage.prompt_tokens - 1) == is_again
+
+
+def test_log_probabilities_are_given_by_both_endpoints(api: openai.OpenAI) -> None:
+    """Chat, streamed and whole, and completions list each token with its alternatives."""
+    options: Any = {"model": MODEL, "max_tokens": 8, "temperature": 0}
+    asked: Any = {"messages": HELLO, "logprobs": True, "top_logprobs": 2, **options}
+    chat = api.chat.completions.create(**asked)
+    assert chat.choices[0].logprobs is not None
+    content = chat.choices[0].logprobs.content or []
+    assert len(content) == 8
+    assert "".join(said.token for said in content) == chat.choices[0].message.content
+    assert all(len(said.top_logprobs) == 2 and said.logprob <= 0 for said in content)
+    pieces = [
+        said
+        for chunk in api.chat.completions.create(**asked, stream=True)
+        if chunk.choices and chunk.choices[0].logprobs
+        for said in chunk.choices[0].logprobs.content or []
+    ]
+    assert [said.token for said in pieces] == [said.token for said in content]
+    text = api.completions.create(prompt="One, two,", logprobs=1, **options).choices[0]
+    assert text.logprobs is not None
+    assert text.logprobs.tokens is not None
+    assert "".join(text.logprobs.tokens) == text.text
+    assert text.logprobs.text_offset == [
+        len("".join(text.logprobs.tokens[:i])) for i in range(len(text.logprobs.tokens))
+    ]
+
+
 def test_a_stream_says_what_the_whole_answer_says(api: openai.OpenAI) -> None:
     """Streamed pieces join to the same text; the usage chunk comes when asked for."""
     options: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 24, "temperature": 0}
@@ -55,7 +93,11 @@ def test_a_stream_says_what_the_whole_answer_says(api: openai.OpenAI) -> None:
     chunks = list(stream)
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    last = chunks[-1].usage
+    assert last is not None
+    assert whole.usage is not None
+    assert last.completion_tokens == whole.usage.completion_tokens
+    assert last.total_tokens == whole.usage.total_tokens
     assert len(chunks) > 3
 
 

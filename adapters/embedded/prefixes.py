@@ -1,0 +1,89 @@
+"""Keys and values kept after a request, for the next that begins with the same tokens."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.adapters.embedded.key_values import KeyValues
+
+LEAST_TOKENS: Final = 16
+"""Shortest common beginning that is worth a copy."""
+LEAST_TAKEN: Final = 0.75
+"""Part of a kept sequence from which on it is taken, not copied: what it would lose is short."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    owner: str
+    tokens: npt.NDArray[np.int32]
+    key_values: KeyValues
+
+
+class PrefixStore:
+    """The most recently used sequences, of any length, up to a number of bytes.
+
+    A sequence is found by its owner's requests alone: how fast a prompt is read tells whether it
+    was read before.
+
+    Args:
+        max_bytes: memory for all of them; 0 keeps none.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()  # least recently used first
+        self._next = 0
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        """Sequences kept."""
+        return len(self._kept)
+
+    def take(self, owner: str, tokens: npt.NDArray[np.int32]) -> KeyValues | None:
+        """A sequence to go on with, which holds the longest kept beginning of `tokens`.
+
+        None if none is long enough.
+        At least the last token is left to be read. O(kept * tokens).
+        """
+        best: int | None = None
+        longest = LEAST_TOKENS - 1
+        for name, kept in self._kept.items():
+            if kept.owner == owner:
+                length = num_common(kept.tokens, tokens[:-1])
+                if length > longest:
+                    best, longest = name, length
+        if best is None:
+            return None
+        kept = self._kept[best]
+        if longest < LEAST_TAKEN * len(kept.tokens):
+            self._kept.move_to_end(best)
+            copied: KeyValues = kept.key_values.copy(longest)
+            return copied
+        self._drop(best)
+        kept.key_values.crop(longest)
+        return kept.key_values
+
+    def keep(self, owner: str, tokens: npt.NDArray[np.int32], key_values: KeyValues) -> None:
+        """Keep a sequence that holds `tokens`; it belongs to the store from now on."""
+        if key_values.num_bytes > self._max_bytes or len(tokens) < LEAST_TOKENS:
+            return
+        self._next += 1
+        self._kept[self._next] = _Kept(owner, tokens.copy(), key_values)
+        self.num_bytes += key_values.num_bytes
+        while self.num_bytes > self._max_bytes:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, name: int) -> None:
+        self.num_bytes -= self._kept.pop(name).key_values.num_bytes
+
+
+def num_common(one: npt.NDArray[np.int32], other: npt.NDArray[np.int32]) -> int:
+    """Length of the longest beginning that both share. O(length of the shorter)."""
+    shorter = min(len(one), len(other))
+    differs = one[:shorter] != other[:shorter]
+    return int(differs.argmax()) if differs.any() else shorter

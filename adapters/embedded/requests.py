@@ -1,0 +1,76 @@
+"""What the embedded engine is asked and what it answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from paceline.adapters.embedded.sampling import SamplingParams, TokenLogprobs
+from paceline.adapters.speculator import RequestInfo
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What to generate.
+
+    Attributes:
+        info: whose request it is.
+        prompt_ids: at least one token.
+        max_tokens: longest reply, >= 1; with the prompt it fits the context.
+        sampling: how to draw.
+        stop: strings that end the reply.
+        speculate: False answers without drafts.
+        max_draft_tokens: most tokens drafted a round, >= 0; None for the engine's own limit, which
+            also bounds it.
+        num_logprobs: alternatives to list with the log probability of each token, 0 for the token's
+            own alone, None for no log probabilities.
+    """
+
+    info: RequestInfo
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams
+    stop: tuple[str, ...] = ()
+    speculate: bool = True
+    max_draft_tokens: int | None = None
+    num_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A step of a reply.
+
+    Attributes:
+        text: new text, possibly empty.
+        token_ids: new tokens.
+        finish_reason: why the reply ends with this step, None if it goes on.
+        error: what went wrong; the reply ends with it.
+        logprobs: of each new token, empty unless asked for.
+        num_cached: prompt tokens that need not be read again; told with the first step.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    num_cached: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request on its way through the engine.
+
+    Attributes:
+        request: what to generate.
+        on_progress: takes each step, on the engine's thread; must not block.
+        aborted: set it to end the request within one round.
+    """
+
+    request: GenerationRequest
+    on_progress: Callable[[Progress], None]
+    aborted: threading.Event = field(default_factory=threading.Event)

@@ -1,0 +1,210 @@
+"""Packed batches: every sequence gets the logits that transformers gives it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.caches.tree import ROOT
+from paceline.errors import EngineError
+
+if TYPE_CHECKING:
+    from paceline.adapters.embedded.target import Target
+
+VOCABULARY = 97
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "eos_token_id": 0,
+}
+WINDOW = 7
+
+
+def random_model(kind: str) -> Any:
+    """A small model of random weights."""
+    import torch
+    import transformers
+
+    torch.manual_seed(3)
+    config: Any
+    if kind == "llama":
+        config = transformers.LlamaConfig(**COMMON)
+    elif kind == "qwen2":
+        config = transformers.Qwen2Config(**COMMON)
+    elif kind == "mistral":
+        config = transformers.MistralConfig(**COMMON, sliding_window=WINDOW)
+    else:
+        config = transformers.Gemma2Config(**COMMON, head_dim=8)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def random_target(kind: str) -> Target:
+    from paceline.adapters.embedded.target import Target
+
+    return Target(random_model(kind), tokenizer=None)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Target:
+    """A small Llama with grouped queries."""
+    return random_target("llama")
+
+
+def tokens(seed: int, number: int) -> list[int]:
+    return [(seed * 31 + i * i * 7) % VOCABULARY for i in range(number)]
+
+
+def alone(target: Target, token_ids: list[int]) -> Any:
+    """Logits after each token, read in one go."""
+    from paceline.adapters.embedded.target import Row
+
+    row = Row(
+        request_id="alone",
+        key_values=target.sequence(),
+        token_ids=token_ids,
+        num_logits=len(token_ids),
+    )
+    return target.forward([row])[0]
+
+
+def close(one: Any, other: Any) -> bool:
+    import torch
+
+    return bool(torch.allclose(one, other, atol=1e-4, rtol=1e-4))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
+def test_packed_sequences_get_the_logits_of_the_model_itself(kind: str) -> None:
+    """Prompts and continuations of several lengths in one pass, in pieces, windows included."""
+    import torch
+
+    from paceline.adapters.embedded.target import Row
+
+    texts = {name: tokens(seed, 20 + seed * 9) for seed, name in enumerate("abc")}
+    model = random_model(kind)
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        expected = {
+            name: model(input_ids=torch.tensor([text])).logits[0] for name, text in texts.items()
+        }
+    target = random_target(kind)
+    sequences = {name: target.sequence() for name in texts}
+    for start, end in ((0, 3), (3, 4), (4, 15), (15, 20)):
+        rows = [
+            Row(
+                request_id=name,
+                key_values=sequences[name],
+                token_ids=text[start:end],
+                num_logits=end - start,
+            )
+            for name, text in texts.items()
+        ]
+        for name, logits in zip(texts, target.forward(rows), strict=True):
+            assert close(logits, expected[name][start:end])
+    assert [len(kept) for kept in sequences.values()] == [20, 20, 20]
+
+
+trees = st.lists(st.tuples(st.integers(0, VOCABULARY - 1), st.integers(0, 100)), max_size=10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(nodes=trees, num_context=st.integers(1, 12), kind=st.sampled_from(["llama", "mistral"]))
+def test_every_node_of_a_tree_reads_its_own_path(
+    nodes: list[tuple[int, int]], num_context: int, kind: str, models: Callable[[str], Target]
+) -> None:
+    """A node's logits are those of the chain that leads to it, whatever stands beside."""
+    from paceline.adapters.embedded.target import Row
+
+    target = models(kind)
+    context = tokens(5, num_context)
+    parents = [ROOT if i == 0 else pick % (i + 1) - 1 for i, (_, pick) in enumerate(nodes)]
+    drafted = [token for token, _ in nodes]
+    row = Row(
+        request_id="tree",
+        key_values=target.sequence(),
+        token_ids=[*context, *drafted],
+        parents=parents,
+        num_logits=len(drafted) + 1,
+    )
+    logits = target.forward([row])[0]
+    for node in range(len(drafted)):
+        path, above = [drafted[node]], parents[node]
+        while above != ROOT:
+            path.insert(0, drafted[above])
+            above = parents[above]
+        assert close(logits[node + 1], alone(target, context + path)[-1])
+    assert close(logits[0], alone(target, context)[-1])
+
+
+@pytest.fixture(scope="module")
+def models() -> Callable[[str], Target]:
+    """Small targets by kind, each made once."""
+    made: dict[str, Target] = {}
+
+    def of(kind: str) -> Target:
+        if kind not in made:
+            made[kind] = random_target(kind)
+        return made[kind]
+
+    return of
+
+
+def test_an_accepted_path_is_all_that_stays(llama: Target) -> None:
+    """After `keep` the sequence goes on as if only the accepted nodes had ever been read."""
+    from paceline.adapters.embedded.target import Row
+
+    context, accepted, after = tokens(1, 70), [11, 12, 13], [4, 5, 6, 7]
+    sequence = llama.sequence()
+    tree = [90, 11, 91, 12, 92, 13]
+    parents = [ROOT, ROOT, 1, 1, 3, 3]
+    llama.forward([
+        Row(request_id="r", key_values=sequence, token_ids=[*context, *tree], parents=parents)
+    ])  # fmt: skip
+    sequence.keep(len(context), [1, 3, 5])
+    assert len(sequence) == len(context) + 3
+    row = Row(request_id="r", key_values=sequence, token_ids=after, num_logits=len(after))
+    expected = alone(llama, context + accepted + after)[-len(after) :]
+    assert close(llama.forward([row])[0], expected)
+
+
+def test_a_copy_is_independent(llama: Target) -> None:
+    """A copied beginning reads on like the original, which it does not change."""
+    from paceline.adapters.embedded.target import Row
+
+    context = tokens(2, 30)
+    original = llama.sequence()
+    llama.forward([Row(request_id="o", key_values=original, token_ids=context)])
+    copied = original.copy(20)
+    fork = Row(request_id="c", key_values=copied, token_ids=[1, 2], num_logits=2)
+    assert close(llama.forward([fork])[0], alone(llama, [*context[:20], 1, 2])[-2:])
+    on = Row(request_id="o", key_values=original, token_ids=[3], num_logits=1)
+    assert close(llama.forward([on])[0], alone(llama, [*context, 3])[-1:])
+
+
+def test_a_failed_pass_leaves_the_sequences_as_they_were(llama: Target) -> None:
+    """An error in the model counts no token as read; the same sequence can be read on."""
+    from paceline.adapters.embedded.target import Row
+
+    sequence = llama.sequence()
+    context = tokens(4, 10)
+    llama.forward([Row(request_id="r", key_values=sequence, token_ids=context)])
+    with pytest.raises(IndexError):
+        llama.forward([Row(request_id="r", key_values=sequence, token_ids=[VOCABULARY + 5])])
+    assert len(sequence) == 10
+    row = Row(request_id="r", key_values=sequence, token_ids=[1], num_logits=1)
+    assert close(llama.forward([row])[0], alone(llama, [*context, 1])[-1:])
+
+
+def test_attention_that_is_not_understood_is_refused() -> None:
+    """A model with capped scores gets an error that names them, not wrong logits."""
+    with pytest.raises(EngineError, match=r"softcap.*serve it with vLLM"):
+        alone(random_target("gemma2"), [1, 2, 3])

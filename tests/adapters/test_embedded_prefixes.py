@@ -1,0 +1,97 @@
+"""Kept beginnings: found by their owner, bounded, never more than what was read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+if TYPE_CHECKING:
+    from paceline.adapters.embedded.key_values import KeyValues
+
+BYTES_PER_TOKEN = 2 * 1 * 1 * 4 * 4
+
+
+def sequence(num_tokens: int) -> KeyValues:
+    """A sequence of that many tokens."""
+    import torch
+
+    from paceline.adapters.embedded.key_values import CacheShape, KeyValues
+
+    made = KeyValues(CacheShape(num_layers=1, num_heads=1, head_dim=4, dtype=torch.float32))
+    made.reserve(num_tokens)
+    made.advance(num_tokens)
+    return made
+
+
+def text(*numbers: int) -> npt.NDArray[np.int32]:
+    return np.array(numbers, np.int32)
+
+
+LONG = np.arange(100, dtype=np.int32)
+
+
+def test_only_the_owner_finds_a_kept_beginning() -> None:
+    """The same tokens of another owner are not found."""
+    from paceline.adapters.embedded.prefixes import PrefixStore
+
+    store = PrefixStore(1 << 20)
+    store.keep("a", LONG, sequence(100))
+    asked = np.append(LONG, text(7, 8))
+    assert store.take("b", asked) is None
+    found = store.take("a", asked)
+    assert found is not None
+    assert len(found) == 100
+
+
+@pytest.mark.parametrize(
+    ("asked", "common", "left"),
+    [
+        (np.append(LONG, text(7)), 100, 0),
+        (LONG, 99, 0),
+        (np.append(LONG[:90], text(1, 2, 3)), 90, 0),
+        (np.append(LONG[:40], text(1, 2, 3)), 40, 1),
+    ],
+    ids=["goes on", "asked again", "a changed end", "a shared beginning"],
+)
+def test_the_longest_common_beginning_is_reused(
+    asked: npt.NDArray[np.int32], common: int, left: int
+) -> None:
+    """One token is always left to read; what would lose much is copied and stays."""
+    from paceline.adapters.embedded.prefixes import PrefixStore
+
+    store = PrefixStore(1 << 20)
+    store.keep("a", text(*range(500, 540)), sequence(40))
+    store.keep("a", LONG, sequence(100))
+    found = store.take("a", asked)
+    assert found is not None
+    assert len(found) == common
+    assert len(store) == 1 + left
+
+
+def test_short_beginnings_are_not_worth_it() -> None:
+    """Fewer than sixteen common tokens are read again."""
+    from paceline.adapters.embedded.prefixes import PrefixStore
+
+    store = PrefixStore(1 << 20)
+    store.keep("a", LONG, sequence(100))
+    assert store.take("a", np.append(LONG[:15], text(3, 3))) is None
+    assert len(store) == 1
+
+
+def test_memory_is_bounded_least_recently_used_first() -> None:
+    """The bytes held never pass the limit; what was used last stays; none larger is kept."""
+    from paceline.adapters.embedded.prefixes import PrefixStore
+
+    store = PrefixStore(3 * 100 * BYTES_PER_TOKEN)
+    for owner in "abc":
+        store.keep(owner, LONG, sequence(100))
+    assert store.take("a", np.append(LONG[:50], text(1, 1))) is not None
+    store.keep("d", LONG, sequence(100))
+    assert store.num_bytes == 3 * 100 * BYTES_PER_TOKEN
+    assert [store.take(owner, LONG) is not None for owner in "abcd"] == [True, False, True, True]
+    assert store.num_bytes == 0
+    store.keep("e", np.arange(1000, dtype=np.int32), sequence(1000))
+    assert len(store) == 0
