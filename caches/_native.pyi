@@ -282,3 +282,98 @@ class CorpusSegment:
 
     def check_integrity(self) -> None:
         """Raise RuntimeError naming the first broken invariant. O(everything held)."""
+
+class FusedBatch:
+    """What `Fusion.fuse` weighed, kept until it is known what was accepted."""
+
+    def __len__(self) -> int:
+        """Number of requests."""
+
+class Fusion:
+    """Fuses drafts from memory with what a model drafter has read, a whole batch a call.
+
+    RASD (arXiv 2503.03434) cuts retrieved branches that the drafter finds implausible and merges
+    the rest with the drafter's by common prefix. Here a node's probability comes from both
+    opinions, mixed by weights that are learned online for each key, and the budget goes to the
+    likeliest paths; a chain is the one of the greatest expected accepted length, whoever drafted
+    its parts. Thread-safe; `fuse` releases the GIL.
+
+    Args:
+        min_probability: in [0, 1]; paths less likely than this are not handed out.
+    """
+
+    def __init__(self, *, min_probability: float = 0.1) -> None: ...
+    def fuse(
+        self,
+        offsets: npt.NDArray[np.int64],
+        token_ids: npt.NDArray[np.int32],
+        parent: npt.NDArray[np.int32],
+        prob: npt.NDArray[np.float32],
+        source: npt.NDArray[np.uint8],
+        place_offsets: npt.NDArray[np.int64],
+        place_parent: npt.NDArray[np.int32],
+        place_token: npt.NDArray[np.int32],
+        top_token: npt.NDArray[np.int32],
+        top_prob: npt.NDArray[np.float32],
+        *,
+        keys: npt.NDArray[np.int64],
+        max_tokens: npt.NDArray[np.int32],
+        max_branches: int = 1,
+    ) -> tuple[
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.uint8],
+        FusedBatch,
+    ]:
+        """Trees of a batch, as `DraftIndex.propose` returns them, and what `learn` needs.
+
+        A node's source is memory's where memory drafted it, else `Source.MODEL`. O(nodes *
+        (siblings + log nodes)) a request.
+
+        Args:
+            offsets: with the next four, the drafts from memory in the form that is returned.
+            token_ids: see `offsets`.
+            parent: see `offsets`.
+            prob: see `offsets`.
+            source: see `offsets`.
+            place_offsets: (requests + 1,): what the drafter has read of request i are the places
+                place_offsets[i]:place_offsets[i + 1]; none: it has not run.
+            place_parent: (places,): the place, counted within the request, that this one extends;
+                -1 for a request's first, the committed context.
+            place_token: (places,): by this token; ignored for the first.
+            top_token: (places * width,): likeliest next tokens after each place.
+            top_prob: (places * width,): their probabilities.
+            keys: (requests,): requests of one key share what was learned.
+            max_tokens: (requests,): most nodes for each.
+            max_branches: most nodes that continue one, 1 to 16; 1 gives chains.
+
+        Raises:
+            ValueError: the arrays are no drafts (everything is checked).
+        """
+
+    def learn(
+        self,
+        batch: FusedBatch,
+        token_ids: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.int32]:
+        """Learn from the tokens committed after the drafts of `batch`.
+
+        token_ids[offsets[i]:offsets[i + 1]] belong to request i, none to learn nothing from it.
+        Each batch is learned from once. Returns the nodes accepted of each, int32 (requests,).
+        """
+
+    def forget(self, key: int) -> None:
+        """Drop what was learned for a key."""
+
+    def state(self, key: int) -> npt.NDArray[np.float32]:
+        """What was learned for a key, float32 (12,), to be kept and restored."""
+
+    def restore(self, key: int, state: npt.NDArray[np.float32]) -> None:
+        """Put back what `state` returned.
+
+        Raises:
+            ValueError: it has another length, or a value that is not finite.
+        """

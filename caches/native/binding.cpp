@@ -11,7 +11,9 @@
 #include <utility>
 #include <vector>
 
+#include "columns.hpp"
 #include "draft_index.hpp"
+#include "fusion_binding.hpp"
 #include "shared_log.hpp"
 #include "validation.hpp"
 #include "segment_binding.hpp"
@@ -40,16 +42,6 @@ std::span<const T> view(const char* name, const AnyArray& array) {
                                 wanted);
   }
   return {static_cast<const T*>(array.data()), array.shape(0)};
-}
-
-// Hands a vector's storage over to a NumPy array that frees it.
-template <typename T>
-nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T>&& values) {
-  auto owned = std::make_unique<std::vector<T>>(std::move(values));
-  std::vector<T>* storage = owned.get();
-  nb::capsule owner(storage, [](void* pointer) noexcept { delete static_cast<std::vector<T>*>(pointer); });
-  owned.release();
-  return nb::ndarray<nb::numpy, T, nb::ndim<1>>(storage->data(), {storage->size()}, owner);
 }
 
 std::uint64_t checked_key(const char* name, std::int64_t key) {
@@ -219,4 +211,5 @@ NB_MODULE(_native, module) {
       .def("stats", &stats)
       .def("check_integrity", &check_integrity);
   bind_segment(module);
+  bind_fusion(module);
 }

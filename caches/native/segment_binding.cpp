@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "columns.hpp"
 #include "segment.hpp"
 
 namespace nb = nanobind;
@@ -21,24 +22,6 @@ using namespace nb::literals;
 
 namespace paceline {
 namespace {
-
-// A conversion by nanobind would copy: an array of another type or layout is refused instead.
-template <typename T>
-using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-template <typename T>
-std::span<const T> view(const Column<T>& array) {
-  return {array.data(), array.shape(0)};
-}
-
-template <typename T>
-nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T>&& values) {
-  auto owned = std::make_unique<std::vector<T>>(std::move(values));
-  std::vector<T>* storage = owned.get();
-  nb::capsule owner(storage, [](void* pointer) noexcept { delete static_cast<std::vector<T>*>(pointer); });
-  owned.release();
-  return nb::ndarray<nb::numpy, T, nb::ndim<1>>(storage->data(), {storage->size()}, owner);
-}
 
 nb::tuple columns(const std::vector<SegmentPlace>& places) {
   std::vector<std::int64_t> next;
