@@ -1,6 +1,6 @@
 """The draft memory: native index, token trees, and the journal that shares what engines served."""
 
-from paceline.caches._native import CorpusSegment, DraftIndex
+from paceline.caches._native import CorpusSegment, DraftIndex, FusedBatch, Fusion
 from paceline.caches.records import (
     SCHEMA_VERSION,
     ModelFingerprint,
@@ -16,6 +16,8 @@ __all__ = [
     "SCHEMA_VERSION",
     "CorpusSegment",
     "DraftIndex",
+    "FusedBatch",
+    "Fusion",
     "ModelFingerprint",
     "SequenceRecord",
     "Source",

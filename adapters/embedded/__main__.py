@@ -43,6 +43,11 @@ FLUSH_SECONDS = 2.0
     help="Most drafted tokens that continue one; 1 drafts chains, more drafts trees.",
 )
 @click.option(
+    "--drafter",
+    type=click.Path(path_type=Path),
+    help="Hugging Face folder of a small model with the same tokenizer that drafts beside memory.",
+)
+@click.option(
     "--max-running", default=8, show_default=True, help="Requests answered at a time; others wait."
 )
 @click.option(
@@ -60,6 +65,7 @@ def main(
     redis_url: str | None,
     max_draft_tokens: int,
     max_branches: int,
+    drafter: Path | None,
     max_running: int,
     kept_mib: int,
     no_speculation: bool,
@@ -76,7 +82,8 @@ def main(
         name = model_name or (PACKAGED_NAME if model is None else model.name)
         speculator = None if no_speculation else Speculator()
         journal = _journal(redis_url, speculator, name, target.tokenizer)
-        engine = EmbeddedEngine(target, speculator, settings)
+        small = None if drafter is None or no_speculation else Target.load(drafter)
+        engine = EmbeddedEngine(target, speculator, settings, drafter=small)
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
 

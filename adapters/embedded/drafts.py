@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.caches import TokenTree
 
 logger = logging.getLogger("paceline.embedded")
 
@@ -30,68 +34,117 @@ class Draft:
 
 
 NO_DRAFT: Final = Draft()
+FUSED_BRANCHES: Final = 4
+"""Branches that memory drafts for a model drafter to judge, also where a chain is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an open request wants drafted.
+
+    Attributes:
+        info: whose request it is.
+        tokens: its prompt and reply so far, int32 (tokens,).
+        max_tokens: most tokens to draft.
+    """
+
+    info: RequestInfo
+    tokens: npt.NDArray[np.int32]
+    max_tokens: int
 
 
 class Drafts:
-    """A `Speculator` that may be missing and may fail.
+    """A `Speculator` and a model drafter, each of which may be missing and may fail.
 
     Args:
-        speculator: where drafts come from, None for none.
+        speculator: what drafts from memory, None for nothing.
+        drafter: the model that drafts beside it, None for none.
         max_branches: most drafted tokens that continue one.
 
     Attributes:
         failures: what went wrong.
     """
 
-    def __init__(self, speculator: Speculator | None, *, max_branches: int) -> None:
+    def __init__(
+        self, speculator: Speculator | None, drafter: ModelDrafter | None, *, max_branches: int
+    ) -> None:
         self.failures = FailureLog(logger, "drafting")
         self._speculator = speculator
-        self._max_branches = max_branches
+        self._drafter = drafter
+        self._max_branches = max_branches if drafter is None else max(max_branches, FUSED_BRANCHES)
 
     def begin(self, info: RequestInfo, prompt_ids: Sequence[int]) -> bool:
-        """Open a request in the draft memory; False if it goes undrafted."""
-        if self._speculator is None:
-            return False
-        try:
-            self._speculator.begin(info, prompt_ids)
-        except Exception as error:  # noqa: BLE001  counted: speculation fails open
-            self.failures.record(error)
-            return False
-        return True
+        """Open a request; False if it goes undrafted."""
+        is_open = False
+        if self._speculator is not None:
+            with self._failing_open():
+                self._speculator.begin(info, prompt_ids)
+                is_open = True
+        if self._drafter is not None:
+            self._drafter.begin(info.request_id)
+            is_open = True
+        return is_open
 
-    def propose(
-        self,
-        request_ids: Sequence[str],
-        tokens: Sequence[npt.NDArray[np.int32]],
-        limits: Sequence[int],
-    ) -> list[Draft]:
-        """Drafts for open requests, in one call.
-
-        Args:
-            request_ids: whose.
-            tokens: prompt and reply of each.
-            limits: most tokens to draft for each.
-        """
-        if self._speculator is None or not request_ids:
-            return []
-        try:
-            self._speculator.observe(request_ids, tokens, [len(row) for row in tokens])
-            trees = self._speculator.propose(
-                request_ids,
-                max_tokens=dict(zip(request_ids, limits, strict=True)),
-                max_branches=self._max_branches,
-            )
-        except Exception as error:  # noqa: BLE001  counted: speculation fails open
-            self.failures.record(error)
-            return [NO_DRAFT] * len(request_ids)
+    def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
+        """A draft for each wish, in one call."""
+        trees = [TokenTree.empty()] * len(wishes)
+        if self._speculator is not None:
+            with self._failing_open():
+                trees = self._remember(self._speculator, wishes)
+        if self._drafter is not None:
+            with self._failing_open():
+                trees = self._guess(self._drafter, wishes, trees)
         return [Draft(tree.token_ids.tolist(), tree.parent.tolist()) for tree in trees]
 
-    def finish(self, request_id: str, tokens: npt.NDArray[np.int32]) -> None:
+    def finish(self, info: RequestInfo, tokens: npt.NDArray[np.int32]) -> None:
         """Close an open request, whose prompt and reply are `tokens`."""
-        if self._speculator is None:
-            return
+        if self._speculator is not None and info.request_id in self._speculator:
+            with self._failing_open():
+                self._speculator.observe([info.request_id], [tokens], [len(tokens)])
+                self._speculator.finish(info.request_id)
+        if self._drafter is not None:
+            self._drafter.finish(info.request_id)
+            if not info.scope:
+                self._drafter.forget(_key(info))
+
+    def _remember(self, speculator: Speculator, wishes: Sequence[Wish]) -> list[TokenTree]:
+        known = [wish for wish in wishes if wish.info.request_id in speculator]
+        request_ids = [wish.info.request_id for wish in known]
+        tokens = [wish.tokens for wish in known]
+        speculator.observe(request_ids, tokens, [len(row) for row in tokens])
+        limits = {wish.info.request_id: wish.max_tokens for wish in known}
+        trees = speculator.propose(request_ids, max_tokens=limits, max_branches=self._max_branches)
+        by_id = dict(zip(request_ids, trees, strict=True))
+        return [by_id.get(wish.info.request_id, TokenTree.empty()) for wish in wishes]
+
+    def _guess(
+        self, drafter: ModelDrafter, wishes: Sequence[Wish], trees: list[TokenTree]
+    ) -> list[TokenTree]:
+        """Fused drafts for those who want any."""
+        wanting = [i for i, wish in enumerate(wishes) if wish.max_tokens > 0]
+        fused = drafter.propose([
+            DraftWish(
+                request_id=wishes[i].info.request_id,
+                key=_key(wishes[i].info),
+                tokens=wishes[i].tokens,
+                retrieved=trees[i],
+                max_tokens=wishes[i].max_tokens,
+            )
+            for i in wanting
+        ])  # fmt: skip
+        for i, tree in zip(wanting, fused, strict=True):
+            trees[i] = tree
+        return trees
+
+    @contextmanager
+    def _failing_open(self) -> Iterator[None]:
         try:
-            self._speculator.observe([request_id], [tokens], [len(tokens)])
-            self._speculator.finish(request_id)
+            yield
         except Exception as error:  # noqa: BLE001  counted: speculation fails open
             self.failures.record(error)
+
+
+def _key(info: RequestInfo) -> int:
+    """Key of the requests that may share what fusion learns: a scope's, or the request alone."""
+    digest = blake2b((info.scope or info.request_id).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -12,8 +12,9 @@ from typing import Final
 
 import torch
 
-from paceline.adapters.embedded.drafts import NO_DRAFT, Draft, Drafts
+from paceline.adapters.embedded.drafts import NO_DRAFT, Draft, Drafts, Wish
 from paceline.adapters.embedded.key_values import KeyValues
+from paceline.adapters.embedded.model_drafter import ModelDrafter
 from paceline.adapters.embedded.prefixes import PrefixStore
 from paceline.adapters.embedded.reply import Reply
 from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
@@ -39,12 +40,14 @@ class EngineSettings:
         max_draft_tokens: most tokens drafted a round for a request; verifying 8 costs about 1.4
             times one on a small CPU.
         max_branches: most drafted tokens that continue one; 1 drafts chains.
+        max_draft_steps: most passes of a model drafter a round.
         max_kept_bytes: memory for keys and values of finished requests, for those that begin alike.
     """
 
     max_running: int = 8
     max_draft_tokens: int = 8
     max_branches: int = 1
+    max_draft_steps: int = 4
     max_kept_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
@@ -52,6 +55,7 @@ class EngineSettings:
             ("max_running", 1, None, "give at least 1"),
             ("max_draft_tokens", 1, None, "give at least 1, or no speculator"),
             ("max_branches", 1, 16, "give 1 (chains) to 16"),
+            ("max_draft_steps", 1, None, "give at least 1"),
             ("max_kept_bytes", 0, None, "give 0 to keep none, or more"),
         ):
             value = getattr(self, name)
@@ -110,6 +114,7 @@ class EmbeddedEngine:
         target: the model.
         speculator: where drafts come from, None for no speculation.
         settings: limits.
+        drafter: a small model that drafts beside memory, None for none.
     """
 
     def __init__(
@@ -117,11 +122,19 @@ class EmbeddedEngine:
         target: Target,
         speculator: Speculator | None = None,
         settings: EngineSettings | None = None,
+        *,
+        drafter: Target | None = None,
     ) -> None:
         self.target = target
         self.settings = settings or EngineSettings()
         self.counts = EngineCounts()
-        self._drafts = Drafts(speculator, max_branches=self.settings.max_branches)
+        branches = self.settings.max_branches
+        model = None
+        if drafter is not None:
+            model = ModelDrafter(
+                drafter, target, max_steps=self.settings.max_draft_steps, max_branches=branches
+            )
+        self._drafts = Drafts(speculator, model, max_branches=branches)
         self._prefixes = PrefixStore(self.settings.max_kept_bytes)
         self._waiting: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
         self._running: list[_Running] = []
@@ -345,7 +358,7 @@ class EmbeddedEngine:
             return
         self._running.remove(running)
         if running.is_drafting:
-            self._drafts.finish(running.request_id, running.reply.tokens)
+            self._drafts.finish(running.job.request.info, running.reply.tokens)
         owner = _owner(running.job.request.info)
         if keep and owner:
             tokens = running.reply.tokens
@@ -356,12 +369,8 @@ class EmbeddedEngine:
     def _draft(self) -> None:
         """Draft for all requests that are being answered, in one call."""
         drafting = [r for r in self._running if r.is_drafting and r.is_answering]
-        drafts = self._drafts.propose(
-            [r.request_id for r in drafting],
-            [r.reply.tokens for r in drafting],
-            [self._limit(r) for r in drafting],
-        )
-        for running, draft in zip(drafting, drafts, strict=True):
+        wishes = [Wish(r.job.request.info, r.reply.tokens, self._limit(r)) for r in drafting]
+        for running, draft in zip(drafting, self._drafts.propose(wishes), strict=True):
             running.draft = draft
 
     def _limit(self, running: _Running) -> int:

@@ -11,40 +11,10 @@ from hypothesis import strategies as st
 
 from paceline.caches.tree import ROOT
 from paceline.errors import EngineError
+from small_models import VOCABULARY, random_model
 
 if TYPE_CHECKING:
     from paceline.adapters.embedded.target import Target
-
-VOCABULARY = 97
-COMMON: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "eos_token_id": 0,
-}
-WINDOW = 7
-
-
-def random_model(kind: str) -> Any:
-    """A small model of random weights."""
-    import torch
-    import transformers
-
-    torch.manual_seed(3)
-    config: Any
-    if kind == "llama":
-        config = transformers.LlamaConfig(**COMMON)
-    elif kind == "qwen2":
-        config = transformers.Qwen2Config(**COMMON)
-    elif kind == "mistral":
-        config = transformers.MistralConfig(**COMMON, sliding_window=WINDOW)
-    else:
-        config = transformers.Gemma2Config(**COMMON, head_dim=8)
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 def random_target(kind: str) -> Target:

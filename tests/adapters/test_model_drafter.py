@@ -1,0 +1,114 @@
+"""A model that drafts beside memory in the embedded engine, on small models of random weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.errors import ConfigError
+from small_models import random_model
+
+if TYPE_CHECKING:
+    from paceline.adapters.embedded.engine import EmbeddedEngine
+    from paceline.adapters.embedded.target import Target
+
+
+class Spelling:
+    """Stands in for a tokenizer where only tokens count: a letter each."""
+
+    def decode(self, token_ids: list[int], **_: Any) -> str:
+        """One letter a token."""
+        return "".join(chr(65 + token_id % 26) for token_id in token_ids)
+
+
+def make_target(seed: int = 3, **changes: Any) -> Target:
+    from paceline.adapters.embedded.target import Target
+
+    target = Target(random_model("llama", seed=seed, **changes), Spelling())
+    target.eos_token_ids = frozenset()
+    return target
+
+
+def say(
+    engine: EmbeddedEngine,
+    prompt: list[int],
+    name: str,
+    sampling: dict[str, Any],
+    tenant: str = "t",
+) -> list[int]:
+    from paceline.adapters.embedded.requests import GenerationRequest
+    from paceline.adapters.embedded.sampling import SamplingParams
+
+    request = GenerationRequest(
+        info=RequestInfo(request_id=name, tenant=tenant),
+        prompt_ids=tuple(prompt),
+        max_tokens=24,
+        sampling=SamplingParams(**sampling),
+    )
+    return [token for step in engine.generate(request) for token in step.token_ids]
+
+
+def make_engine(target: Target, *, memory: bool, drafter: Target | None, branches: int) -> Any:
+    from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+
+    speculator = Speculator() if memory else None
+    return EmbeddedEngine(
+        target, speculator, EngineSettings(max_branches=branches), drafter=drafter
+    )
+
+
+PROMPTS = [[5, 6, 7, 8, 9], [1, 2] * 10, [50, 40, 30]]
+GREEDY: dict[str, Any] = {"temperature": 0.0}
+SEEDED: dict[str, Any] = {"temperature": 0.7, "seed": 11}
+
+
+@pytest.mark.parametrize("memory", [False, True], ids=["alone", "beside memory"])
+@pytest.mark.parametrize("branches", [1, 4], ids=["chains", "trees"])
+@pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+def test_a_drafter_changes_no_token(memory: bool, branches: int, sampling: dict[str, Any]) -> None:
+    """A drafter that knows little: every reply is the target's, what it says is drafted."""
+    target, drafter = make_target(), make_target(seed=4)
+    plain = make_engine(target, memory=False, drafter=None, branches=1)
+    fused = make_engine(target, memory=memory, drafter=drafter, branches=branches)
+    for turn in range(2):
+        for i, prompt in enumerate(PROMPTS):
+            expected = say(plain, prompt, f"{turn}-{i}", sampling)
+            assert say(fused, prompt, f"{turn}-{i}", sampling) == expected
+    assert fused.draft_failures.count == 0
+    assert fused.counts.draft_tokens > 0
+
+
+def test_a_drafter_that_is_the_target_is_nearly_always_right() -> None:
+    """Greedy drafts of the same model are accepted wherever they are drafted."""
+    target = make_target()
+    engine = make_engine(target, memory=False, drafter=make_target(), branches=1)
+    say(engine, PROMPTS[0], "warm", GREEDY)
+    counts = engine.counts
+    assert counts.accepted_tokens / counts.draft_tokens > 0.95
+    assert counts.generated_tokens / counts.rounds > 1.5
+
+
+def test_a_drafter_of_another_vocabulary_is_refused() -> None:
+    """Both sizes are named, and what to give."""
+    with pytest.raises(ConfigError, match=r"drafter has 50 tokens and the target 97; give"):
+        make_engine(make_target(), memory=True, drafter=make_target(vocab_size=50), branches=1)
+
+
+def test_a_failing_drafter_leaves_memory_drafting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the model raises, replies go on from memory's drafts, and the failures are counted."""
+    target, drafter = make_target(), make_target(seed=4)
+    expected = say(
+        make_engine(target, memory=False, drafter=None, branches=1), PROMPTS[1], "p", GREEDY
+    )
+    engine = make_engine(target, memory=True, drafter=drafter, branches=1)
+
+    def broken(_rows: Any) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(drafter, "forward", broken)
+    for name in "ab":
+        assert say(engine, PROMPTS[1], name, GREEDY) == expected
+    assert engine.draft_failures.count > 0
+    assert engine.counts.accepted_tokens > 0
