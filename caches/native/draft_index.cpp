@@ -26,14 +26,18 @@ void check_key(SequenceKey key) {
 }
 
 // Repeated scopes are read once: they would vote twice.
-Reach reach_of(std::span<const ScopeId> read_scopes, ScopeId write_scope) {
-  Reach reach{.read_scopes = {}, .write_scope = write_scope};
+std::vector<ScopeId> distinct(std::span<const ScopeId> read_scopes) {
+  std::vector<ScopeId> scopes;
   for (const ScopeId scope_id : read_scopes) {
-    if (std::find(reach.read_scopes.begin(), reach.read_scopes.end(), scope_id) == reach.read_scopes.end()) {
-      reach.read_scopes.push_back(scope_id);
-    }
+    if (std::find(scopes.begin(), scopes.end(), scope_id) == scopes.end()) scopes.push_back(scope_id);
   }
-  return reach;
+  return scopes;
+}
+
+// Which of its scopes a request reads beside the first may change from turn to turn: neither its session's context nor
+// what its drafts have learned shall be lost for that.
+Reach reach_of(std::span<const ScopeId> read_scopes, ScopeId write_scope) {
+  return {.read_scope = read_scopes.empty() ? -1 : read_scopes.front(), .write_scope = write_scope};
 }
 
 }  // namespace
@@ -147,12 +151,14 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
   check_time(sharing.time);
   auto opened = std::make_unique<Request>();
   opened->session = session;
+  opened->read_scopes = distinct(read_scopes);
   opened->reach = reach_of(read_scopes, write_scope);
   std::size_t num_deletions = 0;
   SessionStore::Match match{TokenLog(0), {}, {}};
   opened->learned = learned_of(opened->reach);
   {
     const std::shared_lock lock(mutex_);
+    for (const ScopeId scope_id : opened->read_scopes) open_scope(scope_id);
     num_deletions = num_deletions_;
     const std::scoped_lock keeping(sessions_mutex_);
     sessions_.take(session, opened->reach, prompt_ids, match);
@@ -413,13 +419,14 @@ std::vector<std::shared_ptr<DraftIndex::Scope>> DraftIndex::held_scopes() const 
 }
 
 void DraftIndex::check_scopes(const Reach& reach) const {
-  for (const ScopeId scope_id : reach.read_scopes) open_scope(scope_id);
-  if (reach.write_scope != -1) open_scope(reach.write_scope);
+  for (const ScopeId scope_id : {reach.read_scope, reach.write_scope}) {
+    if (scope_id != -1) open_scope(scope_id);
+  }
 }
 
 bool DraftIndex::reaches_dropped_scope(const Reach& reach) const {
   const auto dropped = [this](ScopeId scope_id) { return scope_id >= 0 && !scopes_.contains(scope_id); };
-  return dropped(reach.write_scope) || std::any_of(reach.read_scopes.begin(), reach.read_scopes.end(), dropped);
+  return dropped(reach.read_scope) || dropped(reach.write_scope);
 }
 
 // A request that reads and writes no scope shares with no one, and learns for itself alone.
@@ -438,7 +445,7 @@ std::shared_ptr<DraftIndex::Learned> DraftIndex::learned_of(const Reach& reach) 
 
 void DraftIndex::logs_of(const Request& request, std::vector<const TokenLog*>& logs) const {
   logs.assign(1, &request.context);
-  for (const ScopeId scope_id : request.reach.read_scopes) {
+  for (const ScopeId scope_id : request.read_scopes) {
     const auto found = scopes_.find(scope_id);
     logs.push_back(found == scopes_.end() ? nullptr : &found->second->shared.log());
   }

@@ -19,8 +19,7 @@ class ScopeNumbers {
  public:
   void add(ScopeId scope_id) { ids_.push_back(scope_id); }
   bool knows(const Reach& reach) const {
-    return (reach.write_scope < 0 || has(reach.write_scope)) &&
-           std::all_of(reach.read_scopes.begin(), reach.read_scopes.end(), [this](ScopeId id) { return has(id); });
+    return (reach.write_scope < 0 || has(reach.write_scope)) && (reach.read_scope < 0 || has(reach.read_scope));
   }
   std::int32_t number(ScopeId scope_id) const {
     if (scope_id < 0) return -1;
@@ -43,16 +42,18 @@ class ScopeNumbers {
 
 namespace {
 
+// As a list of scopes to read, of which the first counts: earlier versions wrote all of them.
 void put_reach(const Reach& reach, const ScopeNumbers& numbers, SectionWriter& section) {
   std::vector<std::int32_t> reads;
-  for (const ScopeId id : reach.read_scopes) reads.push_back(numbers.number(id));
+  if (reach.read_scope >= 0) reads.push_back(numbers.number(reach.read_scope));
   section.put_all<std::int32_t>(reads);
   section.put(numbers.number(reach.write_scope));
 }
 
 Reach get_reach(const ScopeNumbers& numbers, SectionReader& section) {
   Reach reach;
-  for (const std::int32_t number : section.get_all<std::int32_t>()) reach.read_scopes.push_back(numbers.id(number));
+  const std::vector<std::int32_t> reads = section.get_all<std::int32_t>();
+  if (!reads.empty()) reach.read_scope = numbers.id(reads.front());
   reach.write_scope = numbers.id(section.get<std::int32_t>());
   return reach;
 }

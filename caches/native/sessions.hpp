@@ -16,12 +16,13 @@ namespace paceline {
 using SessionKey = std::uint64_t;  // 0: no session
 using ScopeId = std::int32_t;      // -1: no scope
 
-// Where a request's drafts may come from and where its tokens go. Contexts pass only between equal ones.
+// The scope that a request reads first and the one where its tokens go. Contexts, and what drafts have learned, pass only
+// between equal ones.
 struct Reach {
-  std::vector<ScopeId> read_scopes;
+  ScopeId read_scope = -1;
   ScopeId write_scope = -1;
 
-  bool touches(ScopeId scope) const;
+  bool touches(ScopeId scope) const { return read_scope == scope || write_scope == scope; }
   auto operator<=>(const Reach&) const = default;
 };
 

@@ -34,8 +34,8 @@ from paceline.caches.reference.shared_log import SharedLog
 _MAX_CONTEXTS_PER_SESSION: Final = 4
 _MIN_SLIDE: Final = 32
 
-Reach = tuple[tuple[int, ...], int]
-"""Scopes that a request reads, and the one it writes."""
+Reach = tuple[int, int]
+"""The scope that a request reads first, and the one it writes; -1 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class _Request:
 
     session: int
     reach: Reach
+    read_scopes: tuple[int, ...]
     calibration: Calibration
     context: Log
     seam: int
@@ -105,13 +106,13 @@ class ReferenceIndex:
 
     def drop_scope(self, scope_id: int) -> int:
         """Forget everything of a scope; returns the number of tokens forgotten."""
-        dropped = [kept for kept in self._kept if scope_id in (*kept.reach[0], kept.reach[1])]
+        dropped = [kept for kept in self._kept if scope_id in kept.reach]
         self._kept = [kept for kept in self._kept if kept not in dropped]
         self._scope_ids = {n: known for n, known in self._scope_ids.items() if known != scope_id}
         self._calibrations = {
             reach: known
             for reach, known in self._calibrations.items()
-            if scope_id not in (*reach[0], reach[1])
+            if scope_id not in reach
         }
         num_shared = len(self._logs.pop(scope_id).tokens)
         return num_shared + sum(len(kept.context.tokens) for kept in dropped)
@@ -131,13 +132,13 @@ class ReferenceIndex:
     def delete_sequence(self, scope_id: int, key: int) -> int:
         """Forget a sequence and the contexts that may hold it; returns how many tokens."""
         for request in self._requests.values():
-            if scope_id in (*request.reach[0], request.reach[1]):
+            if scope_id in request.reach:
                 request.is_erased |= request.keys[-1] == key
                 request.is_tainted |= key in request.keys
         dropped = [
             kept
             for kept in self._kept
-            if scope_id in (*kept.reach[0], kept.reach[1]) and key in kept.keys
+            if scope_id in kept.reach and key in kept.keys
         ]
         self._kept = [kept for kept in self._kept if kept not in dropped]
         return self._logs[scope_id].erase(key) + sum(len(kept.context.tokens) for kept in dropped)
@@ -158,7 +159,8 @@ class ReferenceIndex:
         time: float = 0.0,
     ) -> tuple[int, int]:
         """Open a request; returns (handle, num_reused)."""
-        reach = tuple(dict.fromkeys(read_scopes.tolist())), write_scope
+        reads = tuple(dict.fromkeys(read_scopes.tolist()))
+        reach = (reads or (-1,))[0], write_scope
         prompt = prompt_ids.tolist()
         context, num_prefix, num_slid, keys = self._take(session, reach, prompt)
         num_reused = num_prefix + num_slid
@@ -170,8 +172,9 @@ class ReferenceIndex:
         self._requests[self._num_requests_ever] = _Request(
             session,
             reach,
+            reads,
             Calibration()
-            if reach == ((), -1)
+            if reach == (-1, -1)
             else self._calibrations.setdefault(reach, Calibration()),
             context,
             seam=num_prefix if num_slid else 0,
@@ -261,7 +264,7 @@ class ReferenceIndex:
         """Close a request; returns (new_tokens, num_prompt)."""
         request = self._requests.pop(handle)
         new_tokens = request.context.tokens[request.new_begin :]
-        read_scopes, write_scope = request.reach
+        write_scope = request.reach[1]
         if write_scope in self._logs and not request.is_erased:
             num_prompt = request.prompt_end - request.new_begin
             num_replied = len(new_tokens) - num_prompt
@@ -271,7 +274,7 @@ class ReferenceIndex:
             num_read = len(unshared) - num_replied
             self._logs[write_scope].append_keyed(unshared, num_read, request.keys[-1], time)
         if not request.is_tainted and all(
-            scope_id in self._logs or scope_id == -1 for scope_id in (*read_scopes, write_scope)
+            scope_id in self._logs or scope_id == -1 for scope_id in request.reach
         ):
             self._keep(_Kept(request.session, request.reach, request.context, request.keys))
         return np.array(new_tokens, np.int32), request.prompt_end - request.new_begin
@@ -281,7 +284,7 @@ class ReferenceIndex:
         renamed = {old: new for new, old in enumerate(sorted(self._logs))} | {-1: -1}
 
         def reach_of(reach: Reach) -> Reach:
-            return tuple(renamed[scope_id] for scope_id in reach[0]), renamed[reach[1]]
+            return renamed[reach[0]], renamed[reach[1]]
 
         made = ReferenceIndex(
             shared_capacity=self._shared_capacity,
@@ -318,7 +321,7 @@ class ReferenceIndex:
         }
 
     def _logs_of(self, request: _Request) -> list[Log | None]:
-        return [request.context, *(self._logs.get(scope_id) for scope_id in request.reach[0])]
+        return [request.context, *(self._logs.get(scope_id) for scope_id in request.read_scopes)]
 
     def _take(
         self, session: int, reach: Reach, prompt: list[int]
