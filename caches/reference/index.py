@@ -110,9 +110,7 @@ class ReferenceIndex:
         self._kept = [kept for kept in self._kept if kept not in dropped]
         self._scope_ids = {n: known for n, known in self._scope_ids.items() if known != scope_id}
         self._calibrations = {
-            reach: known
-            for reach, known in self._calibrations.items()
-            if scope_id not in reach
+            reach: known for reach, known in self._calibrations.items() if scope_id not in reach
         }
         num_shared = len(self._logs.pop(scope_id).tokens)
         return num_shared + sum(len(kept.context.tokens) for kept in dropped)
@@ -135,11 +133,7 @@ class ReferenceIndex:
             if scope_id in request.reach:
                 request.is_erased |= request.keys[-1] == key
                 request.is_tainted |= key in request.keys
-        dropped = [
-            kept
-            for kept in self._kept
-            if scope_id in kept.reach and key in kept.keys
-        ]
+        dropped = [kept for kept in self._kept if scope_id in kept.reach and key in kept.keys]
         self._kept = [kept for kept in self._kept if kept not in dropped]
         return self._logs[scope_id].erase(key) + sum(len(kept.context.tokens) for kept in dropped)
 
