@@ -308,7 +308,7 @@ class Speculator:
             prompt_ids,
             read_scopes=route.read_scopes,
             write_scope=route.write_scope,
-            session=_session_key(info),
+            session=_session_key(info) if self.memory.settings.session else 0,
             key=_digest(info.request_id),
         )
         return handle

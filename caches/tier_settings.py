@@ -9,6 +9,8 @@ from paceline.errors import ConfigError
 
 MIN_CAPACITY: Final = 2
 MAX_CAPACITY: Final = 2**31
+TIERS: Final = ("session", "workload", "tenant")
+"""In order of locality. A corpus is read with the tenant tier."""
 
 
 def _check_retention(seconds: float | None) -> None:
@@ -47,6 +49,7 @@ class MemorySettings:
     """The shared memory of one engine.
 
     Attributes:
+        session: whether a conversation's context is kept for its next turn.
         workload: the logs of single workloads.
         tenant: the common log of a sharing scope, and reading other workloads' logs.
         num_neighbours: how many other workloads' logs a request reads, those written to last; each
@@ -55,6 +58,7 @@ class MemorySettings:
         max_tokens: tokens over all logs, about 17 bytes each; likewise.
     """
 
+    session: bool = True
     workload: TierSettings = TierSettings()
     tenant: TierSettings = TierSettings()
     num_neighbours: int = 2

@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
@@ -191,16 +192,16 @@ class TieredMemory:
 
         O(sequences of the scope).
         """
+        delete = self._index.delete_sequence
         return sum(
-            self._forget(log, lambda log=log: self._index.delete_sequence(log.scope_id, key))
-            for log in self._held(scope)
+            self._forget(log, partial(delete, log.scope_id, key)) for log in self._held(scope)
         )
 
     def evict_before(self, scope: str, time: float) -> int:
         """Forget what a sharing scope was given before a Unix time; returns how many tokens."""
+        evict = self._index.evict_before
         return sum(
-            self._forget(log, lambda log=log: self._index.evict_before(log.scope_id, time))
-            for log in self._held(scope)
+            self._forget(log, partial(evict, log.scope_id, time)) for log in self._held(scope)
         )
 
     def drop(self, scope: str) -> int:
@@ -310,7 +311,7 @@ class TieredMemory:
         return log
 
     def _neighbours(self, scope: _Scope, home: _Log | None) -> list[_Log]:
-        found = []
+        found: list[_Log] = []
         for log in reversed(scope.workloads.values()):
             if len(found) >= self.settings.num_neighbours:
                 break
@@ -368,7 +369,7 @@ class TieredMemory:
         with self._lock:
             if log.newest < time and log.scope_id in self._logs and log.num_tokens:
                 return self._drop(log)
-        return self._forget(log, lambda: self._index.evict_before(log.scope_id, time))
+        return self._forget(log, partial(self._index.evict_before, log.scope_id, time))
 
     def _forget(self, log: _Log, forget: Callable[[], int]) -> int:
         try:
