@@ -25,12 +25,29 @@ void check_key(SequenceKey key) {
   if (key == 0) refuse("key", "0", "give the positive key that the sequence was added under");
 }
 
-// Repeated scopes are read once: they would vote twice.
-Reach reach_of(std::span<const ScopeId> read_scopes, ScopeId write_scope) {
-  Reach reach{.read_scopes = {}, .write_scope = write_scope};
-  for (const ScopeId scope_id : read_scopes) {
-    if (std::find(reach.read_scopes.begin(), reach.read_scopes.end(), scope_id) == reach.read_scopes.end()) {
-      reach.read_scopes.push_back(scope_id);
+void check_sources(std::span<const std::uint8_t> read_sources, std::size_t num_scopes) {
+  if (!read_sources.empty() && read_sources.size() != num_scopes) {
+    refuse("the number of read_sources", std::to_string(read_sources.size()),
+           "give one for each of the " + std::to_string(num_scopes) + " read scopes, or none");
+  }
+  for (std::size_t i = 0; i < read_sources.size(); ++i) {
+    const auto source = static_cast<Source>(read_sources[i]);
+    if (source != Source::kWorkload && source != Source::kTenant) {
+      refuse("read_sources[" + std::to_string(i) + "]", std::to_string(read_sources[i]),
+             "give 1 (WORKLOAD) or 3 (TENANT)");
+    }
+  }
+}
+
+// Repeated scopes are read once, as their first mention says: they would vote twice.
+Reach reach_of(std::span<const ScopeId> read_scopes, std::span<const std::uint8_t> read_sources,
+               ScopeId write_scope) {
+  check_sources(read_sources, read_scopes.size());
+  Reach reach{.read_scopes = {}, .read_sources = {}, .write_scope = write_scope};
+  for (std::size_t i = 0; i < read_scopes.size(); ++i) {
+    if (std::find(reach.read_scopes.begin(), reach.read_scopes.end(), read_scopes[i]) == reach.read_scopes.end()) {
+      reach.read_scopes.push_back(read_scopes[i]);
+      reach.read_sources.push_back(read_sources.empty() ? Source::kWorkload : static_cast<Source>(read_sources[i]));
     }
   }
   return reach;
@@ -140,14 +157,19 @@ std::size_t DraftIndex::evict_before(ScopeId scope_id, double time) {
   return scope->shared.evict_before(time);
 }
 
+void DraftIndex::attach_corpora(ScopeId scope_id, CorpusSegments segments) {
+  const std::unique_lock lock(mutex_);  // let go before `segments`, which then holds the former ones
+  open_scope(scope_id).segments.swap(segments);
+}
+
 DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes,
                                      ScopeId write_scope, SessionKey session, SequenceKey key,
-                                     PromptSharing sharing) {
+                                     PromptSharing sharing, std::span<const std::uint8_t> read_sources) {
   check_tokens("prompt_ids", prompt_ids);
   check_time(sharing.time);
   auto opened = std::make_unique<Request>();
   opened->session = session;
-  opened->reach = reach_of(read_scopes, write_scope);
+  opened->reach = reach_of(read_scopes, read_sources, write_scope);
   std::size_t num_deletions = 0;
   SessionStore::Match match{TokenLog(0), {}, {}};
   opened->learned = learned_of(opened->reach);
@@ -199,7 +221,7 @@ void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> 
                         std::span<const std::int64_t> offsets) {
   check_tokens("token_ids", token_ids);
   check_offsets(offsets, handles.size(), token_ids.size());
-  std::vector<const TokenLog*> logs;
+  Reading reading;
   const std::shared_lock lock(mutex_);
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
@@ -208,13 +230,16 @@ void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> 
     if (committed.empty()) continue;
     Request& open = request(handles[i]);
     const std::scoped_lock in_use(open.in_use);
-    logs_of(open, logs);
+    Scope* const first = read_by(open, reading);
+    SourceCounts accepted;
     {
       const std::unique_lock learning(open.learned->mutex);
-      num_accepted_ += Drafter::score(open.draft, committed, open.learned->calibration, open.trail, logs);
+      accepted = Drafter::score(open.draft, committed, open.learned->calibration, open.trail, reading.logs);
     }
+    counters_.add_accepted(accepted);
+    if (first != nullptr) first->counters.add_accepted(accepted);
     open.context.append(committed, true);
-    Drafter::follow(open.trail, logs, committed);
+    Drafter::follow(open.trail, reading.logs, committed);
   }
 }
 
@@ -243,20 +268,22 @@ DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const 
   DraftBatch batch;
   batch.reserve(handles.size(), max_tokens);
   batch.offsets.push_back(0);
-  std::vector<const TokenLog*> logs;
+  Reading reading;
   DraftScratch scratch;
   const std::shared_lock lock(mutex_);
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
     Request& open = request(handles[i]);
     const std::scoped_lock in_use(open.in_use);
-    logs_of(open, logs);
+    Scope* const first = read_by(open, reading);
     {
       const std::shared_lock drafting(open.learned->mutex);
-      drafter_.draft(logs, open.trail, open.learned->calibration, static_cast<unsigned>(max_tokens[i]),
+      drafter_.draft(reading, open.trail, open.learned->calibration, static_cast<unsigned>(max_tokens[i]),
                      static_cast<unsigned>(max_branches), scratch, open.draft);
     }
-    num_drafted_ += open.draft.issue_order.size();
+    const SourceCounts drafted = open.draft.num_issued();
+    counters_.add_drafted(drafted);
+    if (first != nullptr) first->counters.add_drafted(drafted);
     batch.add(open.draft);
   }
   return batch;
@@ -320,8 +347,7 @@ void DraftIndex::append_to(Scope& scope, std::span<const Token> tokens, std::siz
 
 IndexStats DraftIndex::stats() const {
   const std::shared_lock lock(mutex_);
-  IndexStats stats{.requests = requests_.size(), .scopes = scopes_.size(), .accepted = num_accepted_};
-  stats.drafted = num_drafted_;
+  IndexStats stats{.requests = requests_.size(), .scopes = scopes_.size(), .drafts = counters_.read()};
   {
     const std::scoped_lock keeping(sessions_mutex_);
     stats.sessions = sessions_.size();
@@ -333,6 +359,10 @@ IndexStats DraftIndex::stats() const {
     stats.sequences += scope->shared.num_sequences();
     stats.shared_tokens += scope->shared.log().size();
     stats.bytes += scope->shared.num_bytes();
+    for (const auto& segment : scope->segments) {
+      ++stats.segments;
+      stats.corpus_tokens += segment->num_tokens();
+    }
   }
   for (const auto& [reach, learned] : learned_) stats.bytes += learned->calibration.num_bytes();
   for (const auto& [handle, open] : requests_) {
@@ -340,6 +370,16 @@ IndexStats DraftIndex::stats() const {
     stats.context_tokens += open->context.size();
     stats.bytes += open->context.num_bytes();
   }
+  return stats;
+}
+
+ScopeStats DraftIndex::scope_stats(ScopeId scope_id) const {
+  const std::shared_lock lock(mutex_);
+  const Scope& scope = open_scope(scope_id);
+  ScopeStats stats{.sequences = scope.shared.num_sequences(), .shared_tokens = scope.shared.log().size(),
+                   .segments = scope.segments.size(), .bytes = scope.shared.num_bytes(),
+                   .drafts = scope.counters.read()};
+  for (const auto& segment : scope.segments) stats.corpus_tokens += segment->num_tokens();
   return stats;
 }
 
@@ -353,6 +393,7 @@ std::string DraftIndex::check() const {
   for (const auto& [id, scope] : scopes_) {
     const auto named = scope_ids_.find(scope->name);
     if (named == scope_ids_.end() || named->second != id) return "scope " + std::to_string(id) + " lost its name";
+    if (!scope->counters.check()) return "more tokens were accepted than drafted in scope " + scope->name;
   }
   for (const auto& [handle, open] : requests_) {
     const std::scoped_lock in_use(open->in_use);
@@ -364,8 +405,7 @@ std::string DraftIndex::check() const {
     const std::scoped_lock keeping(sessions_mutex_);
     if (std::string fault = sessions_.check(); !fault.empty()) return fault;
   }
-  const std::size_t num_accepted = num_accepted_;  // read first: it never passes the other
-  if (num_accepted > num_drafted_) return "more tokens were accepted than drafted";
+  if (!counters_.check()) return "more tokens were accepted than drafted";
   for (const auto& [reach, learned] : learned_) {
     const std::shared_lock reading(learned->mutex);
     if (std::string fault = learned->calibration.check(); !fault.empty()) return fault;
@@ -436,12 +476,26 @@ std::shared_ptr<DraftIndex::Learned> DraftIndex::learned_of(const Reach& reach) 
   return learned_.try_emplace(reach, std::move(fresh)).first->second;
 }
 
-void DraftIndex::logs_of(const Request& request, std::vector<const TokenLog*>& logs) const {
-  logs.assign(1, &request.context);
-  for (const ScopeId scope_id : request.reach.read_scopes) {
-    const auto found = scopes_.find(scope_id);
-    logs.push_back(found == scopes_.end() ? nullptr : &found->second->shared.log());
+// Fills `reading` with what a request may draft from now; returns the first scope it reads, if it is there. A segment
+// that several scopes share is read once.
+DraftIndex::Scope* DraftIndex::read_by(const Request& request, Reading& reading) const {
+  reading.clear();
+  reading.logs.push_back(&request.context);
+  reading.sources.push_back(Source::kContext);
+  Scope* first = nullptr;
+  for (std::size_t i = 0; i < request.reach.read_scopes.size(); ++i) {
+    const auto found = scopes_.find(request.reach.read_scopes[i]);
+    Scope* const scope = found == scopes_.end() ? nullptr : found->second.get();
+    reading.logs.push_back(scope == nullptr ? nullptr : &scope->shared.log());
+    reading.sources.push_back(request.reach.read_sources[i]);
+    if (i == 0) first = scope;
+    if (scope == nullptr) continue;
+    for (const auto& segment : scope->segments) {
+      const auto known = std::find(reading.segments.begin(), reading.segments.end(), segment.get());
+      if (known == reading.segments.end()) reading.segments.push_back(segment.get());
+    }
   }
+  return first;
 }
 
 }  // namespace paceline

@@ -47,12 +47,24 @@ void put_reach(const Reach& reach, const ScopeNumbers& numbers, SectionWriter& s
   std::vector<std::int32_t> reads;
   for (const ScopeId id : reach.read_scopes) reads.push_back(numbers.number(id));
   section.put_all<std::int32_t>(reads);
+  std::vector<std::uint8_t> sources;
+  for (const Source source : reach.read_sources) sources.push_back(static_cast<std::uint8_t>(source));
+  section.put_all<std::uint8_t>(sources);
   section.put(numbers.number(reach.write_scope));
 }
 
 Reach get_reach(const ScopeNumbers& numbers, SectionReader& section) {
   Reach reach;
   for (const std::int32_t number : section.get_all<std::int32_t>()) reach.read_scopes.push_back(numbers.id(number));
+  for (const std::uint8_t source : section.get_all<std::uint8_t>()) {
+    reach.read_sources.push_back(static_cast<Source>(source));
+    if (reach.read_sources.back() != Source::kWorkload && reach.read_sources.back() != Source::kTenant) {
+      throw BrokenSnapshot("the snapshot is broken: a scope is read as source " + std::to_string(source));
+    }
+  }
+  if (reach.read_sources.size() != reach.read_scopes.size()) {
+    throw BrokenSnapshot("the snapshot is broken: a reach has more scopes than sources, or fewer");
+  }
   reach.write_scope = numbers.id(section.get<std::int32_t>());
   return reach;
 }

@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "calibration.hpp"
 #include "shared_log.hpp"
 #include "token_log.hpp"
 
@@ -19,6 +20,7 @@ using ScopeId = std::int32_t;      // -1: no scope
 // Where a request's drafts may come from and where its tokens go. Contexts pass only between equal ones.
 struct Reach {
   std::vector<ScopeId> read_scopes;
+  std::vector<Source> read_sources;  // of each of them
   ScopeId write_scope = -1;
 
   bool touches(ScopeId scope) const;

@@ -97,7 +97,7 @@ def test_a_request_drafts_from_the_scopes_it_reads() -> None:
     index.append_shared(scope, i32(9, 9, 9))
     tree = propose(index, begin(index, [1, 2, 3, 4], scope))
     assert tree.token_ids.tolist() == [5, 6]
-    assert set(tree.source.tolist()) == {Source.SHARED}
+    assert set(tree.source.tolist()) == {Source.WORKLOAD}
 
 
 def test_the_longest_match_wins() -> None:
