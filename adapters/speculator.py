@@ -49,15 +49,22 @@ class RequestInfo:
     record: bool = True
 
     @property
+    def owner(self) -> str:
+        """Whose corpora the request is drafted from, "" for nobody's.
+
+        The sharing scope without its adapter: a corpus is text, whichever adapter reads it.
+        """
+        if not self.tenant:
+            return ""
+        return f"group:{self.group}" if self.group else f"tenant:{self.tenant}"
+
+    @property
     def scope(self) -> str:
         """Name of the sharing scope, "" for none.
 
         Nothing of one scope reaches a draft of another.
         """
-        if not self.tenant:
-            return ""
-        owner = f"group:{self.group}" if self.group else f"tenant:{self.tenant}"
-        return f"{owner}/adapter:{self.adapter}" if self.adapter else owner
+        return f"{self.owner}/adapter:{self.adapter}" if self.owner and self.adapter else self.owner
 
 
 class RecordSink(Protocol):
@@ -65,6 +72,13 @@ class RecordSink(Protocol):
 
     def publish(self, record: SequenceRecord) -> None:
         """Take over one record; drop and count it rather than wait."""
+
+
+class CorpusScopes(Protocol):
+    """Where corpora come from (`CorpusFeed`): must not block."""
+
+    def scope_id(self, owner: str) -> int:
+        """Scope of the index whose readers draft from the owner's corpora."""
 
 
 @dataclass(slots=True)
@@ -98,6 +112,7 @@ class Speculator:
         self.index = DraftIndex() if index is None else index
         self.origin = uuid.uuid4().hex if origin is None else origin
         self._journal = journal
+        self._corpora: CorpusScopes | None = None
         self._clock = clock
         self._open: dict[str, _OpenRequest] = {}
         self._lock = threading.Lock()
@@ -118,6 +133,10 @@ class Speculator:
         """Publish what finishes from now on to `journal`, which often needs this object first."""
         self._journal = journal
 
+    def attach_corpora(self, corpora: CorpusScopes) -> None:
+        """Let requests that begin from now on draft from their owners' corpora."""
+        self._corpora = corpora
+
     def begin(self, info: RequestInfo, prompt_ids: TokenIds) -> None:
         """Open a request; indexes only what its session's earlier turns did not hold.
 
@@ -131,7 +150,7 @@ class Speculator:
         scope_id = self.index.scope(info.scope) if info.scope else -1
         handle, _ = self.index.begin(
             _as_tokens(prompt_ids),
-            read_scopes=np.array([scope_id] if scope_id >= 0 else [], dtype=np.int32),
+            read_scopes=self._read_scopes(info, scope_id),
             write_scope=scope_id if info.record else -1,
             session=_session_key(info),
             key=_digest(info.request_id),
@@ -261,13 +280,25 @@ class Speculator:
         return self.index.evict_before(self.index.scope(scope), time)
 
     def stats(self) -> dict[str, int]:
-        """Counters and sizes of the draft memory; see `DraftIndex.stats`."""
+        """Counters and sizes of the draft memory, drafts by source; see `DraftIndex.stats`."""
         return self.index.stats()
+
+    def scope_stats(self, scope: str) -> dict[str, int]:
+        """The same of one sharing scope and its requests; see `DraftIndex.scope_stats`."""
+        return self.index.scope_stats(self.index.scope(scope))
 
     def close(self) -> None:
         """Finish every open request. The journal belongs to the caller."""
         for request_id in self.request_ids():
             self.finish(request_id)
+
+    def _read_scopes(self, info: RequestInfo, scope_id: int) -> npt.NDArray[np.int32]:
+        """The sharing scope, then its owner's corpora."""
+        if scope_id < 0:
+            return np.array([], np.int32)
+        if self._corpora is None:
+            return np.array([scope_id], np.int32)
+        return np.array([scope_id, self._corpora.scope_id(info.owner)], np.int32)
 
     def _request(self, request_id: str) -> _OpenRequest:
         try:

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -35,7 +36,7 @@ struct SegmentInterval {
 // reversed text, so that those that match a context's last k tokens lie together for every k. One binary search finds
 // the longest match; the array of agreements between neighbours (their LCP) gives the interval of each shorter one
 // without touching the text again (Abouelhoda, Kurtz and Ohlebusch 2004). Immutable; any number of threads may read.
-class CorpusSegment {
+class CorpusSegment : public std::enable_shared_from_this<CorpusSegment> {
  public:
   // Maps and checks a file. Throws SegmentError, or std::system_error if it cannot be read. O(bytes).
   explicit CorpusSegment(const std::string& path);
