@@ -59,10 +59,9 @@ def main(
         target = Target.load(model)
         name = model_name or (PACKAGED_NAME if model is None else model.name)
         speculator = None if no_speculation else Speculator()
-        digest = tokenizer_digest(target.tokenizer.get_vocab())
-        fingerprint = ModelFingerprint(model=name, tokenizer=digest)
+        fingerprint = fingerprint_of(target, name)
         journal = _journal(redis_url, speculator, fingerprint)
-        corpora = _corpora(corpus_dir, speculator, fingerprint)
+        corpora = corpus_feed(corpus_dir, speculator, fingerprint)
         engine = EmbeddedEngine(target, speculator, max_draft_tokens=max_draft_tokens)
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
@@ -87,9 +86,15 @@ def main(
     )
 
 
-def _corpora(
+def fingerprint_of(target: Target, name: str) -> ModelFingerprint:
+    """Whose tokens this engine speaks."""
+    return ModelFingerprint(model=name, tokenizer=tokenizer_digest(target.tokenizer.get_vocab()))
+
+
+def corpus_feed(
     corpus_dir: str | None, speculator: Speculator | None, fingerprint: ModelFingerprint
 ) -> CorpusFeed | None:
+    """Start drafting from the corpora in a folder; None without a folder or a speculator."""
     if not corpus_dir or speculator is None:
         return None
     store = CorpusStore(Path(corpus_dir).expanduser())
