@@ -32,7 +32,7 @@ from paceline.caches.segment import build_segment
 from paceline.errors import ConfigError
 
 SCOPE: Final = "code"
-MIN_PROBABILITIES: Final = (0.05, 0.1, 0.2, 0.3)
+MIN_PROBABILITIES: Final = (0.03, 0.05, 0.1, 0.2, 0.3)
 ARCTIC: Final = {"24x1": (24, 1.0), "24x2": (24, 2.0), "64x2": (64, 2.0)}
 OURS: Final = {"corpus": 1, "tree": 8, "log": 1, "alone": 1}
 """How the text is held, and the most nodes that continue one node.
