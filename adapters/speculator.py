@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from paceline.caches import DraftIndex, SequenceRecord, TokenTree, TreeBatch
+from paceline.caches import DraftIndex, SequenceRecord, Source, TokenTree, TreeBatch
 from paceline.caches.tier_settings import NO_LIMITS, MemorySettings, TierLimits
 from paceline.caches.tiers import NOWHERE, Route, TieredMemory, Writer
 from paceline.errors import DraftError
@@ -61,19 +61,26 @@ class RequestInfo:
     limits: TierLimits = NO_LIMITS
 
     @property
+    def owner(self) -> str:
+        """Whose corpora the request is drafted from, "" for nobody's.
+
+        The sharing scope without its adapter: a corpus is text, whichever adapter reads it.
+        """
+        if not self.tenant:
+            return ""
+        if self.group:
+            return f"group:{quote(self.group, safe='')}"
+        return GLOBAL_SCOPE if self.is_global else f"tenant:{quote(self.tenant, safe='')}"
+
+    @property
     def scope(self) -> str:
         """Name of the sharing scope, "" for none; different for different scopes.
 
         Nothing of one scope reaches a draft of another.
         """
-        if not self.tenant:
-            return ""
-        owner = f"tenant:{quote(self.tenant, safe='')}"
-        if self.group:
-            owner = f"group:{quote(self.group, safe='')}"
-        elif self.is_global:
-            owner = GLOBAL_SCOPE
-        return f"{owner}/adapter:{quote(self.adapter, safe='')}" if self.adapter else owner
+        if not (self.owner and self.adapter):
+            return self.owner
+        return f"{self.owner}/adapter:{quote(self.adapter, safe='')}"
 
 
 class RecordSink(Protocol):
@@ -81,6 +88,13 @@ class RecordSink(Protocol):
 
     def publish(self, record: SequenceRecord) -> None:
         """Take over one record; drop and count it rather than wait."""
+
+
+class CorpusScopes(Protocol):
+    """Where corpora come from (`CorpusFeed`): must not block."""
+
+    def scope_id(self, owner: str) -> int:
+        """Scope of the index whose readers draft from the owner's corpora."""
 
 
 @dataclass(slots=True)
@@ -118,6 +132,7 @@ class Speculator:
         self.memory = TieredMemory(self.index, memory)
         self.origin = uuid.uuid4().hex if origin is None else origin
         self._journal = journal
+        self._corpora: CorpusScopes | None = None
         self._clock = clock
         self._open: dict[str, _OpenRequest] = {}
         self._lock = threading.Lock()
@@ -137,6 +152,10 @@ class Speculator:
     def attach_journal(self, journal: RecordSink) -> None:
         """Publish what finishes from now on to `journal`, which often needs this object first."""
         self._journal = journal
+
+    def attach_corpora(self, corpora: CorpusScopes) -> None:
+        """Let requests that begin from now on draft from their owners' corpora."""
+        self._corpora = corpora
 
     def begin(self, info: RequestInfo, prompt_ids: TokenIds) -> None:
         """Open a request; indexes only what its session's earlier turns did not hold.
@@ -234,7 +253,7 @@ class Speculator:
             return
         finished_at = self._clock()
         new_tokens, num_prompt = self.index.finish(request.handle, time=finished_at)
-        self.memory.wrote(request.write_scope, len(new_tokens), time=finished_at)
+        self.memory.wrote(request.write_scope, time=finished_at)
         info = request.info
         if self._journal is None or not (info.record and info.scope and len(new_tokens)):
             return
@@ -293,8 +312,12 @@ class Speculator:
         return self.memory.expire(self._clock())
 
     def stats(self) -> dict[str, int]:
-        """Counters and sizes of the draft memory: `DraftIndex.stats` and `TieredMemory.stats`."""
+        """Counters and sizes: `DraftIndex.stats` and `TieredMemory.stats`."""
         return self.index.stats() | self.memory.stats()
+
+    def scope_stats(self, scope: str) -> Mapping[str, int]:
+        """The same of one sharing scope and its requests; see `TieredMemory.scope_stats`."""
+        return self.memory.scope_stats(scope)
 
     def close(self) -> None:
         """Finish every open request. The journal belongs to the caller."""
@@ -304,14 +327,29 @@ class Speculator:
     def _open_context(
         self, info: RequestInfo, prompt_ids: npt.NDArray[np.int32], route: Route
     ) -> int:
+        read_scopes, read_sources = self._read_scopes(info, route)
         handle, _ = self.index.begin(
             prompt_ids,
-            read_scopes=route.read_scopes,
+            read_scopes=read_scopes,
+            read_sources=read_sources,
             write_scope=route.write_scope,
             session=_session_key(info) if self.memory.settings.session else 0,
             key=_digest(info.request_id),
         )
         return handle
+
+    def _read_scopes(
+        self, info: RequestInfo, route: Route
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """The logs of the request's tiers and what each is to it, then its owner's corpora."""
+        sources = np.where(route.is_workload, Source.WORKLOAD, Source.TENANT).astype(np.uint8)
+        if self._corpora is None or not info.owner or not info.limits.tenant:
+            return route.read_scopes, sources
+        corpora = self._corpora.scope_id(info.owner)
+        return (
+            np.append(route.read_scopes, np.int32(corpora)),
+            np.append(sources, np.uint8(Source.TENANT)),
+        )
 
     def _request(self, request_id: str) -> _OpenRequest:
         try:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -79,7 +79,7 @@ class _Log:
     workload: str | None  # None: the common log
     scope_id: int
     capacity: int
-    num_tokens: int = 0  # at most: forgotten ones take room until the ring comes by
+    num_tokens: int = 0
     newest: float = -math.inf  # Unix time of what was added last
 
 
@@ -102,7 +102,7 @@ class LogSize:
         scope: its sharing scope.
         workload: whose it is, None for the common log.
         scope_id: its id in the index.
-        num_tokens: tokens in it, at most.
+        num_tokens: tokens in it.
     """
 
     scope: str
@@ -128,6 +128,7 @@ class TieredMemory:
         self._scopes: dict[str, _Scope] = {}
         self._logs: OrderedDict[int, _Log] = OrderedDict()  # by id, least recently used first
         self._num_tokens = 0
+        self._past: dict[str, Counter[str]] = {}  # of logs that are gone, by sharing scope
         self._counts = dict.fromkeys(("logs_dropped", "tokens_dropped", "tokens_expired"), 0)
         self._lock = threading.RLock()
 
@@ -140,20 +141,20 @@ class TieredMemory:
 
         Args:
             writer: who asks.
-            writes: False reads only; such a request opens no log and is not counted.
+            writes: False reads only; such a request is no session that a workload's log waits for.
             now: Unix time in seconds.
         """
         with self._lock:
             self._limit(writer, now)
             yield self._route(writer, writes=writes)
 
-    def wrote(self, scope_id: int, num_tokens: int, *, time: float) -> None:
+    def wrote(self, scope_id: int, *, time: float) -> None:
         """Account for what a request has added to a log; unknown ids are ignored. O(1) mostly."""
         with self._lock:
             log = self._logs.get(scope_id)
             if log is None:
                 return
-            self._grow(log, num_tokens)
+            self._measure(log)
             log.newest = max(log.newest, time)
             if log.workload is not None:
                 self._scopes[log.scope].workloads.move_to_end(log.workload)
@@ -184,7 +185,7 @@ class TieredMemory:
                 if previous == scope_id or scope_id in self._logs:
                     raise
                 continue
-            self.wrote(scope_id, len(token_ids), time=time)
+            self.wrote(scope_id, time=time)
             return
 
     def delete(self, scope: str, key: int) -> int:
@@ -233,6 +234,22 @@ class TieredMemory:
         """Counters since the start: logs and tokens dropped to make room, tokens expired."""
         with self._lock:
             return dict(self._counts)
+
+    def scope_stats(self, scope: str) -> Counter[str]:
+        """`DraftIndex.scope_stats` over the logs of a sharing scope; what is missing is 0.
+
+        What was drafted and accepted counts dropped logs too: it never sinks.
+        """
+        with self._lock:
+            total = Counter(self._past.get(scope, {}))
+            for log in self._held(scope):
+                total.update(self._index.scope_stats(log.scope_id))
+        return total
+
+    def scopes(self) -> list[str]:
+        """Names of the sharing scopes that have logs or had some."""
+        with self._lock:
+            return sorted({*self._past, *(log.scope for log in self._logs.values())})
 
     def _limit(self, writer: Writer, now: float) -> None:
         """Note the tenant's limits; a new retention holds before anything is read."""
@@ -287,7 +304,7 @@ class TieredMemory:
                 return self._open_workload(scope, writer)
         if not has_tenant_tier:
             return None
-        if scope.common is None and opens:
+        if scope.common is None:
             scope.common = self._open(writer.scope, None, self.settings.tenant, scope)
             self._make_room(scope.common)
         return scope.common
@@ -319,9 +336,9 @@ class TieredMemory:
                 found.append(log)
         return found
 
-    def _grow(self, log: _Log, num_tokens: int) -> None:
+    def _measure(self, log: _Log) -> None:
         before = log.num_tokens
-        log.num_tokens = min(log.capacity, before + num_tokens + 1)  # and a border
+        log.num_tokens = self._index.scope_stats(log.scope_id)["shared_tokens"]
         self._num_tokens += log.num_tokens - before
 
     def _make_room(self, kept: _Log) -> None:
@@ -344,6 +361,12 @@ class TieredMemory:
             del self._scopes[log.scope]
         del self._logs[log.scope_id]
         self._num_tokens -= log.num_tokens
+        drafts = {
+            name: count
+            for name, count in self._index.scope_stats(log.scope_id).items()
+            if name.startswith(("drafted", "accepted"))
+        }
+        self._past.setdefault(log.scope, Counter()).update(drafts)
         return self._index.drop_scope(log.scope_id)
 
     def _held(self, scope: str) -> list[_Log]:
@@ -373,12 +396,16 @@ class TieredMemory:
 
     def _forget(self, log: _Log, forget: Callable[[], int]) -> int:
         try:
-            return forget()
+            num_forgotten = forget()
         except ValueError:
             with self._lock:
                 if log.scope_id in self._logs:
                     raise
             return 0  # dropped since, by another thread
+        with self._lock:
+            if log.scope_id in self._logs:
+                self._measure(log)
+        return num_forgotten
 
 
 def log_name(scope: str, workload: str | None) -> str:

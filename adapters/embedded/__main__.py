@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 import uvicorn
 
+from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.embedded.engine import EmbeddedEngine
 from paceline.adapters.embedded.packaged import PACKAGED_NAME
 from paceline.adapters.embedded.server import EngineServer
@@ -15,6 +15,7 @@ from paceline.adapters.embedded.target import Target
 from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint, tokenizer_digest
+from paceline.caches.corpus import CorpusStore
 from paceline.caches.journal import Journal
 from paceline.errors import PacelineError
 
@@ -35,6 +36,12 @@ FLUSH_SECONDS = 2.0
     "--redis", "redis_url", envvar="PACELINE_REDIS_URL", help="Journal to share the memory through."
 )
 @click.option(
+    "--corpora",
+    "corpus_dir",
+    envvar="PACELINE_CORPUS_DIR",
+    help="Folder of corpora to draft from (`paceline corpus`).",
+)
+@click.option(
     "--max-draft-tokens", default=8, show_default=True, help="Most tokens drafted a round."
 )
 @click.option("--no-speculation", is_flag=True, help="Answer without drafts.")
@@ -44,6 +51,7 @@ def main(
     model: Path | None,
     model_name: str | None,
     redis_url: str | None,
+    corpus_dir: str | None,
     max_draft_tokens: int,
     no_speculation: bool,
 ) -> None:
@@ -52,7 +60,9 @@ def main(
         target = Target.load(model)
         name = model_name or (PACKAGED_NAME if model is None else model.name)
         speculator = None if no_speculation else Speculator()
-        journal = _journal(redis_url, speculator, name, target.tokenizer)
+        fingerprint = fingerprint_of(target, name)
+        journal = _journal(redis_url, speculator, fingerprint)
+        corpora = corpus_feed(corpus_dir, speculator, fingerprint)
         engine = EmbeddedEngine(target, speculator, max_draft_tokens=max_draft_tokens)
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
@@ -66,6 +76,8 @@ def main(
             housekeeping.close()
         if speculator is not None:
             speculator.close()
+        if corpora is not None:
+            corpora.close()
         if journal is not None:
             journal.close(FLUSH_SECONDS)
 
@@ -81,12 +93,29 @@ def main(
     )
 
 
+def fingerprint_of(target: Target, name: str) -> ModelFingerprint:
+    """Whose tokens this engine speaks."""
+    return ModelFingerprint(model=name, tokenizer=tokenizer_digest(target.tokenizer.get_vocab()))
+
+
+def corpus_feed(
+    corpus_dir: str | None, speculator: Speculator | None, fingerprint: ModelFingerprint
+) -> CorpusFeed | None:
+    """Start drafting from the corpora in a folder; None without a folder or a speculator."""
+    if not corpus_dir or speculator is None:
+        return None
+    store = CorpusStore(Path(corpus_dir).expanduser())
+    feed = CorpusFeed(speculator.index, store, fingerprint)
+    feed.start()
+    speculator.attach_corpora(feed)
+    return feed
+
+
 def _journal(
-    redis_url: str | None, speculator: Speculator | None, name: str, tokenizer: Any
+    redis_url: str | None, speculator: Speculator | None, fingerprint: ModelFingerprint
 ) -> Journal | None:
     if not redis_url or speculator is None:
         return None
-    fingerprint = ModelFingerprint(model=name, tokenizer=tokenizer_digest(tokenizer.get_vocab()))
     journal = Journal(redis_url, fingerprint, origin=speculator.origin, on_record=speculator.absorb)
     journal.start()
     speculator.attach_journal(journal)

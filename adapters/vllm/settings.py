@@ -35,6 +35,8 @@ class WorkerSettings:
         min_probability: a draft stops where its calibrated cumulative probability would fall below
             this, in (0, 1].
         warm_up_tokens: most tokens read back from the journal at start.
+        corpus_dir: folder of the corpora that requests are drafted from (`paceline corpus`); ""
+            for none.
     """
 
     redis_url: str = ""
@@ -46,6 +48,7 @@ class WorkerSettings:
     retention_seconds: float = 0.0
     min_probability: float = 0.1
     warm_up_tokens: int = 4_194_304
+    corpus_dir: str = ""
 
     def __post_init__(self) -> None:
         for name in ("shared_capacity", "warm_up_tokens"):

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
+from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.vllm.proposer import DraftProposer
 from paceline.adapters.vllm.seeding import make_rewindable
 from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.caches import DraftIndex, ModelFingerprint, tokenizer_digest
+from paceline.caches.corpus import CorpusStore
 from paceline.caches.journal import Journal
 from paceline.errors import JournalError
 
@@ -37,6 +40,7 @@ class SpeculatingWorker:
     _speculator: Speculator | None = None
     _journal: Journal | None = None
     _housekeeping: Housekeeping | None = None
+    _corpora: CorpusFeed | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the target, then open the draft memory on the rank whose drafts vLLM uses."""
@@ -57,6 +61,7 @@ class SpeculatingWorker:
         self._housekeeping = Housekeeping(self._speculator.expire)
         self._housekeeping.start()
         self._journal = open_journal(settings, self._speculator, self.vllm_config.model_config)
+        self._corpora = open_corpora(settings, self._speculator, self.vllm_config.model_config)
         proposer.attach(self.model_runner, self._speculator)
         self._proposer = proposer
 
@@ -72,6 +77,8 @@ class SpeculatingWorker:
             self._housekeeping.close()
         if self._speculator is not None:
             self._speculator.close()
+        if self._corpora is not None:
+            self._corpora.close()
         if self._journal is not None:
             self._journal.close(timeout=SHUTDOWN_SECONDS)
         super().shutdown()  # type: ignore[misc]  # the platform's worker
@@ -122,6 +129,22 @@ def open_journal(
         return None
     speculator.attach_journal(journal)
     return journal
+
+
+def open_corpora(
+    settings: WorkerSettings, speculator: Speculator, model_config: Any
+) -> CorpusFeed | None:
+    """Start drafting from the corpora in the settings' folder; None if none is set.
+
+    The folder may be missing or empty: corpora are noticed when they come.
+    """
+    if not settings.corpus_dir:
+        return None
+    store = CorpusStore(Path(settings.corpus_dir).expanduser())
+    feed = CorpusFeed(speculator.index, store, fingerprint(model_config))
+    feed.start()
+    speculator.attach_corpora(feed)
+    return feed
 
 
 def fingerprint(model_config: Any) -> ModelFingerprint:

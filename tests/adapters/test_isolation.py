@@ -203,7 +203,7 @@ class Isolation(RuleBasedStateMachine):
             assert sum(size.num_tokens for size in sizes) <= 200
             stats = engine.index.stats()
             assert stats["scopes"] == len(sizes)
-            assert stats["shared_tokens"] <= sum(size.num_tokens for size in sizes)
+            assert stats["shared_tokens"] == sum(size.num_tokens for size in sizes)
 
     def teardown(self) -> None:
         for engine in self.engines:

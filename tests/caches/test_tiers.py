@@ -45,8 +45,8 @@ class Memory:
                 read_scopes=route.read_scopes,
                 write_scope=route.write_scope,
             )
-        new_tokens, _ = self.index.finish(handle, time=now)
-        self.tiers.wrote(route.write_scope, len(new_tokens), time=now)
+        self.index.finish(handle, time=now)
+        self.tiers.wrote(route.write_scope, time=now)
         self.check(route)
         return names, written
 
@@ -56,7 +56,7 @@ class Memory:
         sizes = self.tiers.sizes()
         stats = self.index.stats()
         assert stats["scopes"] == len(sizes) <= self.tiers.settings.max_logs
-        assert stats["shared_tokens"] <= sum(size.num_tokens for size in sizes)
+        assert stats["shared_tokens"] == sum(size.num_tokens for size in sizes)
         assert sum(size.num_tokens for size in sizes) <= self.tiers.settings.max_tokens
         self.index.check_integrity()
 
@@ -90,10 +90,11 @@ def test_a_request_reads_the_neighbours_that_were_written_to_last() -> None:
         assert route.is_workload.tolist() == [True, False, False, False]
 
 
-def test_what_is_not_recorded_opens_nothing() -> None:
-    """A request that does not write reads what is there and counts for no workload."""
+def test_what_is_not_recorded_counts_for_no_workload() -> None:
+    """A request that does not write reads what is there, and the next session is the first."""
     memory = Memory()
-    assert memory.serve(writer("w", "s1"), writes=False) == ([], None)
+    assert memory.serve(writer("w", "s1"), writes=False) == ([COMMON], None)
+    assert memory.index.stats()["shared_tokens"] == 0
     memory.serve(writer("w", "s2"))
     assert memory.serve(writer("w", "s1"), writes=False) == ([COMMON], None)
     assert memory.serve(writer("w", "s2"))[1] == COMMON
@@ -170,6 +171,25 @@ def test_records_go_where_requests_would() -> None:
     assert memory.tiers.delete("tenant:other", 7) == 0
     assert memory.tiers.drop(SCOPE) > 0
     assert memory.tiers.sizes() == []
+
+
+def test_what_was_drafted_outlives_its_log() -> None:
+    """Counters of a sharing scope never sink, though sizes do when its logs are dropped."""
+    memory = Memory()
+    memory.serve(writer("w"))
+    with memory.tiers.route(writer("w"), writes=True, now=0.0) as route:
+        handle, _ = memory.index.begin(
+            np.arange(3, dtype=np.int32), read_scopes=route.read_scopes, write_scope=-1
+        )
+    memory.index.propose(np.array([handle], np.int64), np.array([1], np.int32))
+    before = memory.tiers.scope_stats(SCOPE)
+    assert (before["drafted"], before["drafted_workload"], before["shared_tokens"]) == (1, 1, 6)
+    memory.tiers.drop(SCOPE)
+    after = memory.tiers.scope_stats(SCOPE)
+    assert (after["drafted"], after["drafted_workload"]) == (1, 1)
+    assert after["shared_tokens"] == 0
+    assert memory.tiers.scopes() == [SCOPE]
+    assert memory.tiers.scope_stats("tenant:other")["drafted"] == 0
 
 
 def test_capacity_is_the_smallest_that_anyone_set() -> None:
