@@ -31,6 +31,8 @@ import numpy.typing as npt
 from paceline.caches._native import DraftIndex
 from paceline.caches.tier_settings import NO_LIMITS, MemorySettings, TierLimits, TierSettings
 
+MAX_PAST_SCOPES: Final = 4096
+"""Sharing scopes whose counters outlive their logs."""
 MAX_CANDIDATES: Final = 1024
 """Workloads of a scope without a log whose first session is remembered, the latest ones."""
 
@@ -367,6 +369,8 @@ class TieredMemory:
             if name.startswith(("drafted", "accepted"))
         }
         self._past.setdefault(log.scope, Counter()).update(drafts)
+        if len(self._past) > MAX_PAST_SCOPES:
+            del self._past[next(iter(self._past))]
         return self._index.drop_scope(log.scope_id)
 
     def _held(self, scope: str) -> list[_Log]:

@@ -13,6 +13,7 @@ from paceline.adapters.embedded.packaged import PACKAGED_NAME
 from paceline.adapters.embedded.server import EngineServer
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.housekeeping import Housekeeping
+from paceline.adapters.metrics import MemoryCollector, registry_of
 from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
@@ -81,7 +82,11 @@ def main(
         if journal is not None:
             journal.close(FLUSH_SECONDS)
 
-    server = EngineServer(engine, model_name=name, on_close=close)
+    metrics = None
+    if speculator is not None:
+        journal_stats = None if journal is None else journal.stats
+        metrics = registry_of(MemoryCollector(speculator, journal_stats))
+    server = EngineServer(engine, model_name=name, memory_metrics=metrics, on_close=close)
     uvicorn.run(
         server.app(),
         host=host,

@@ -13,6 +13,7 @@ from paceline.caches.tier_settings import TIERS, MemorySettings, TierSettings
 from paceline.errors import ConfigError
 
 PREFIX: Final = "PACELINE_"
+MAX_PORT: Final = 65_535
 MAX_DRAFT_TOKENS: Final = 128
 """vLLM's rejection sampler verifies at most this many drafted tokens a request and step."""
 
@@ -34,6 +35,9 @@ class WorkerSettings:
         retention_seconds: what finished longer ago is forgotten; 0 keeps it while there is room.
         min_probability: a draft stops where its calibrated cumulative probability would fall below
             this, in (0, 1].
+        metrics_port: port on which the worker tells Prometheus about its memory, 0 for none. vLLM's
+            own ``/metrics`` is another process's.
+        metrics_host: address of that port.
         warm_up_tokens: most tokens read back from the journal at start.
         corpus_dir: folder of the corpora that requests are drafted from (`paceline corpus`); ""
             for none.
@@ -48,6 +52,8 @@ class WorkerSettings:
     retention_seconds: float = 0.0
     min_probability: float = 0.1
     warm_up_tokens: int = 4_194_304
+    metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
     corpus_dir: str = ""
 
     def __post_init__(self) -> None:
@@ -60,6 +66,10 @@ class WorkerSettings:
             raise ConfigError(
                 f"{PREFIX}MIN_PROBABILITY is {self.min_probability}; give a number above 0, at "
                 "most 1"
+            )
+        if not 0 <= self.metrics_port <= MAX_PORT:
+            raise ConfigError(
+                f"{PREFIX}METRICS_PORT is {self.metrics_port}; give 1 to {MAX_PORT}, or 0 for none"
             )
         if unknown := sorted(self.tiers_on.difference(TIERS)):
             raise ConfigError(f"{PREFIX}TIERS names {unknown[0]!r}; there are {', '.join(TIERS)}")

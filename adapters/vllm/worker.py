@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class SpeculatingWorker:
     _speculator: Speculator | None = None
     _journal: Journal | None = None
     _housekeeping: Housekeeping | None = None
+    _stop_metrics: Callable[[], None] | None = None
     _corpora: CorpusFeed | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -62,6 +64,7 @@ class SpeculatingWorker:
         self._housekeeping.start()
         self._journal = open_journal(settings, self._speculator, self.vllm_config.model_config)
         self._corpora = open_corpora(settings, self._speculator, self.vllm_config.model_config)
+        self._stop_metrics = open_metrics(settings, self._speculator, self._journal)
         proposer.attach(self.model_runner, self._speculator)
         self._proposer = proposer
 
@@ -73,6 +76,8 @@ class SpeculatingWorker:
 
     def shutdown(self) -> None:
         """Publish what is open, flush the journal, then shut the platform's worker down."""
+        if self._stop_metrics is not None:
+            self._stop_metrics()
         if self._housekeeping is not None:
             self._housekeeping.close()
         if self._speculator is not None:
@@ -145,6 +150,28 @@ def open_corpora(
     feed.start()
     speculator.attach_corpora(feed)
     return feed
+
+
+def open_metrics(
+    settings: WorkerSettings, speculator: Speculator, journal: Journal | None
+) -> Callable[[], None] | None:
+    """Tell Prometheus about the memory on the port of the settings; returns what stops it.
+
+    A port that cannot be had, or a missing prometheus_client, is logged and costs metrics alone.
+    """
+    if not settings.metrics_port:
+        return None
+    try:
+        from paceline.adapters.metrics import MemoryCollector, serve_metrics
+
+        return serve_metrics(
+            MemoryCollector(speculator, None if journal is None else journal.stats),
+            host=settings.metrics_host,
+            port=settings.metrics_port,
+        )
+    except (ImportError, OSError) as error:
+        logger.error("no metrics of the draft memory: %s", error)
+        return None
 
 
 def fingerprint(model_config: Any) -> ModelFingerprint:

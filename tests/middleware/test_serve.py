@@ -136,6 +136,8 @@ def test_the_second_identical_request_drafts_from_the_first(
     assert second == first
     assert accepted > 24
     assert second_rounds < first_rounds / 2
+    assert serving.memory_metric("accepted_tokens") >= accepted
+    assert serving.memory_metric("drafted_tokens") >= serving.memory_metric("accepted_tokens")
 
 
 def test_a_client_that_leaves_frees_the_engine(api: openai.OpenAI, serving: Serving) -> None:
