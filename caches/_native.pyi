@@ -1,5 +1,7 @@
 """Hand-checked signatures of the native draft index (C++20, nanobind)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,10 +11,10 @@ def initial_calibration() -> npt.NDArray[np.float32]:
 class DraftIndex:
     """Draft memory of one engine worker.
 
-    Request and session contexts beside shared logs, one a scope.
+    Request and session contexts beside shared logs, one a scope, and corpora attached to scopes.
 
-    What drafts learn of their own acceptance stays with requests of the same scopes, or with the
-    one request that has none.
+    What drafts learn of their own acceptance stays with requests of the same first read scope and
+    the same write scope, or with the one request that has neither.
 
     A log is a ring of tokens with hashed k-gram chains (previous-occurrence arrays and head tables,
     as in LZ match finders). Every method releases the GIL and may be called from any thread. Adding
@@ -96,6 +98,18 @@ class DraftIndex:
         O(sequences of the scope + tokens forgotten).
         """
 
+    def attach_corpora(self, scope_id: int, segments: Sequence[CorpusSegment]) -> None:
+        """Draft from these segments for whoever reads the scope, in place of those before.
+
+        An empty sequence detaches all. In one step for every other thread; open requests follow at
+        their next draft. Dropping the scope drops them; a snapshot does not hold them. A segment
+        that several of a request's scopes share is read once. Each segment costs every draft of
+        the scope's readers a look-up of some microseconds.
+
+        Raises:
+            ValueError: no scope of that id is open, or `segments` holds None.
+        """
+
     def begin(
         self,
         prompt_ids: npt.NDArray[np.int32],
@@ -106,11 +120,18 @@ class DraftIndex:
         key: int = 0,
         share_prompt: bool = False,
         time: float = 0.0,
+        read_sources: npt.NDArray[np.uint8] | None = None,
     ) -> tuple[int, int]:
         """Open a request; returns (handle, num_reused).
 
         prompt_ids: int32 (n,). read_scopes: int32 (s,), scopes its lookups can reach, in order of
-            locality.
+            locality; one that is named again is read once, as it was named first. What drafts learn
+            of their own acceptance, and a session's contexts, stay with requests of the same first
+            read scope, read as the same source, and the same write scope; the further ones may
+            change from turn to turn.
+        read_sources: uint8 (s,), what each of them is to this request: `Source.WORKLOAD` or
+            `Source.TENANT`. None: WORKLOAD for all. Drafts carry it, and places of different
+            sources are ranked by weights of their own.
         write_scope: scope that `finish` adds the new tokens to, -1 for none.
         session: key of the session (0: none); if a finished context of it is kept and no other
             request holds it, the common prefix is reused and only the n - num_reused new tokens
@@ -199,7 +220,20 @@ class DraftIndex:
         """Counters and sizes.
 
         Requests, sessions, scopes, sequences (of shared logs), shared_tokens, context_tokens,
-        bytes, drafted, accepted.
+        segments and corpus_tokens (attached, counted once for each scope), bytes (without
+        segments: they are mapped files), drafted, accepted, and the same two by source:
+        drafted_context, drafted_workload, drafted_tenant, drafted_corpus, accepted_context and so
+        on. A token that several places guess counts for the source of the likeliest.
+        """
+
+    def scope_stats(self, scope_id: int) -> dict[str, int]:
+        """Counters and sizes of one scope, named as in `stats`.
+
+        Sequences, shared_tokens, segments, corpus_tokens, bytes, and what was drafted and accepted,
+        by source, for requests whose first read scope it is. O(segments).
+
+        Raises:
+            ValueError: no scope of that id is open.
         """
 
     def check_integrity(self) -> None:

@@ -111,6 +111,23 @@ class Listing:
     faults: tuple[str, ...]
 
 
+StoreVersion = tuple[tuple[str, int, int, int], ...]
+"""Name, inode, size and time of change of each manifest of a scope."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedCorpora:
+    """What requests of a scope may be drafted from.
+
+    Attributes:
+        segments: of all corpora that could be opened, in the order of their names.
+        num_left_out: corpora and manifests that could not be read; the reasons are logged.
+    """
+
+    segments: list[CorpusSegment]
+    num_left_out: int
+
+
 class CorpusWriter:
     """Takes a corpus document by document and writes a segment whenever one is full.
 
@@ -261,7 +278,7 @@ class CorpusStore:
         return manifest
 
     def remove(self, scope: str, name: str) -> None:
-        """Delete a corpus, a damaged one as well. Engines that have it open keep it until they end.
+        """Delete a corpus, a damaged one as well. Engines stop drafting from it within seconds.
 
         Raises:
             CorpusError: there is none of that name, or it is being written.
@@ -274,7 +291,24 @@ class CorpusStore:
             (folder / MANIFEST).unlink(missing_ok=True)
             _sweep(folder)
 
+    def version(self, scope: str) -> StoreVersion:
+        """Another value once a corpus of `scope` has been added, replaced or removed.
+
+        Reads no file. O(corpora of the scope).
+        """
+        folder = self._folder / _scope_folder(scope)
+        version = []
+        for path in sorted(folder.glob(f"*/{MANIFEST}")):
+            with suppress(FileNotFoundError):  # removed since the folder was read
+                found = path.stat()
+                version.append((path.parent.name, found.st_ino, found.st_size, found.st_mtime_ns))
+        return tuple(version)
+
     def segments(self, scope: str, fingerprint: ModelFingerprint) -> list[CorpusSegment]:
+        """The segments that `open` finds."""
+        return self.open(scope, fingerprint).segments
+
+    def open(self, scope: str, fingerprint: ModelFingerprint) -> OpenedCorpora:
         """Open the segments that requests of `scope` may be drafted from on this model.
 
         Those of the corpora whose tokenizer is the model's, in the order of their names. What
@@ -282,14 +316,20 @@ class CorpusStore:
         """
         opened: list[CorpusSegment] = []
         listing = self.listing(scope)
+        num_left_out = len(listing.faults)
         for fault in listing.faults:
             logger.error("a corpus is left out: %s", fault)
         for manifest in listing.manifests:
             if fingerprint.tokenizer and manifest.tokenizer == fingerprint.tokenizer:
-                opened += self._open(manifest, fingerprint)
-        return opened
+                segments = self._open(manifest, fingerprint)
+                num_left_out += segments is None
+                opened += segments or []
+        return OpenedCorpora(opened, num_left_out)
 
-    def _open(self, manifest: CorpusManifest, fingerprint: ModelFingerprint) -> list[CorpusSegment]:
+    def _open(
+        self, manifest: CorpusManifest, fingerprint: ModelFingerprint
+    ) -> list[CorpusSegment] | None:
+        """Segments of a corpus, or of what has taken its place; None if it cannot be read."""
         current: CorpusManifest | None = manifest
         for _ in range(READ_ATTEMPTS):
             if current is None or current.tokenizer != fingerprint.tokenizer:
@@ -303,9 +343,9 @@ class CorpusStore:
                 logger.error(
                     "corpus %s of %s is left out: %s", manifest.name, manifest.scope, error
                 )
-                return []
+                return None
         logger.error("corpus %s of %s lacks segments", manifest.name, manifest.scope)
-        return []
+        return None
 
     def _corpus_folder(self, scope: str, name: str) -> Path:
         if not scope:

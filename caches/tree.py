@@ -23,10 +23,14 @@ class Source(IntEnum):
 
     CONTEXT = 0
     """The request's own session: its prompt, its earlier turns, its reply so far."""
-    SHARED = 1
-    """What other requests of the same sharing scope said and read."""
+    WORKLOAD = 1
+    """What other requests of the same workload said and read."""
     MODEL = 2
     """A model drafter."""
+    TENANT = 3
+    """What requests of the sharing scope's other workloads said and read."""
+    CORPUS = 4
+    """Text that was given to the sharing scope: `paceline corpus`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

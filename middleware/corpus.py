@@ -157,7 +157,7 @@ def list_corpora(as_json: bool, store: Path | None) -> None:
 def remove(name: str, tenant: str | None, group: str | None, store: Path | None) -> None:
     """Delete the corpus NAME of a tenant or group.
 
-    A process that has it open keeps it until it ends.
+    Engines stop drafting from it within seconds.
     """
     scope = scope_name(tenant, group)
     open_store(store).remove(scope, name)
@@ -193,9 +193,9 @@ def scope_name(tenant: str | None, group: str | None) -> str:
 def open_store(folder: Path | None) -> CorpusStore:
     """The store in `folder`, None for the user's own."""
     from paceline.caches.corpus import CorpusStore
-    from paceline.middleware.serve import user_data_folder
+    from paceline.middleware.serve import CORPUS_FOLDER, user_data_folder
 
-    return CorpusStore(user_data_folder() / "corpus" if folder is None else folder)
+    return CorpusStore(user_data_folder() / CORPUS_FOLDER if folder is None else folder)
 
 
 def _tokenizer(source: str | None) -> TextTokenizer:

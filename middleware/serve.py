@@ -17,6 +17,7 @@ from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.keys import redact_url
 from paceline.middleware.config import ListenConfig, ProxyConfig, UpstreamConfig
+from paceline.middleware.corpus import STORE_VARIABLE
 from paceline.middleware.server import running_proxy
 from paceline.processes import ChildProcess, ProcessError, answers, free_port
 
@@ -25,6 +26,7 @@ Echo = Callable[[str], None]
 ENGINE_START_SECONDS: Final = 300.0
 STORE_FOLDER: Final = "store"
 ENGINE_LOG: Final = "engine.log"
+CORPUS_FOLDER: Final = "corpus"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +117,9 @@ def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
     )
     folder = settings.data_folder or user_data_folder()
     with until_stopped(echo), memory(settings.redis_url, folder, echo) as redis_url:
-        worker_settings = WorkerSettings.from_env({**os.environ, "PACELINE_REDIS_URL": redis_url})
+        worker_settings = WorkerSettings.from_env(
+            {**os.environ, "PACELINE_REDIS_URL": redis_url, STORE_VARIABLE: corpus_folder()}
+        )
         env = serve_environment(os.environ, worker_settings, device=vllm.device)
         with ChildProcess("vLLM", command, env=env) as process:
             return process.wait()
@@ -173,6 +177,11 @@ def user_data_folder() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "share") / "paceline"
 
 
+def corpus_folder() -> str:
+    """Where engines look for corpora: what the environment says ("": nowhere), else the user's."""
+    return os.environ.get(STORE_VARIABLE, str(user_data_folder() / CORPUS_FOLDER))
+
+
 def greeting(base_url: str, model: str) -> str:
     """What a newcomer pastes first: the base URL, a `curl` and two lines of Python."""
     message = '{"role": "user", "content": "Say hello."}'
@@ -200,4 +209,5 @@ def _engine(
     # Threads that wait for each other busily make a token take three times as long when other
     # programs want the cores; waiting passively costs a twentieth when nobody does.
     env = {"OMP_WAIT_POLICY": "passive", **os.environ, "PACELINE_REDIS_URL": redis_url}
+    env[STORE_VARIABLE] = corpus_folder()
     return ChildProcess("the embedded engine", command, env=env, log=log)

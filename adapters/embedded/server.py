@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, Final
 
+from prometheus_client import CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -40,6 +41,7 @@ class EngineServer:
     Args:
         engine: started when the application starts, closed when it stops.
         model_name: the name that clients use.
+        memory_metrics: further metrics, of the draft memory.
         on_close: called once after the engine is closed.
     """
 
@@ -48,10 +50,12 @@ class EngineServer:
         engine: EmbeddedEngine,
         *,
         model_name: str,
+        memory_metrics: CollectorRegistry | None = None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
         self._model_name = model_name
+        self._memory_metrics = memory_metrics
         self._on_close = on_close
         self._created = int(time.time())
 
@@ -162,7 +166,10 @@ class EngineServer:
             f"# TYPE paceline_engine_{name} gauge\npaceline_engine_{name} {value}"
             for name, value in self._engine.sizes().items()
         ]
-        return PlainTextResponse("\n".join(lines) + "\n")
+        text = "\n".join(lines) + "\n"
+        if self._memory_metrics is not None:
+            text += generate_latest(self._memory_metrics).decode()
+        return PlainTextResponse(text)
 
     def _check_model(self, name: str) -> None:
         if name != self._model_name:

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from paceline.adapters.corpora import CorpusFeed
+from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.vllm.proposer import DraftProposer
 from paceline.adapters.vllm.seeding import make_rewindable
 from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.caches import DraftIndex, ModelFingerprint, tokenizer_digest
+from paceline.caches.corpus import CorpusStore
 from paceline.caches.journal import Journal
 from paceline.errors import JournalError
 
@@ -35,6 +40,9 @@ class SpeculatingWorker:
     _proposer: DraftProposer | None = None
     _speculator: Speculator | None = None
     _journal: Journal | None = None
+    _housekeeping: Housekeeping | None = None
+    _stop_metrics: Callable[[], None] | None = None
+    _corpora: CorpusFeed | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the target, then open the draft memory on the rank whose drafts vLLM uses."""
@@ -50,11 +58,13 @@ class SpeculatingWorker:
             return
         settings = WorkerSettings.from_env(os.environ)
         self._speculator = Speculator(
-            DraftIndex(
-                shared_capacity=settings.shared_capacity, min_probability=settings.min_probability
-            )
+            DraftIndex(min_probability=settings.min_probability), memory=settings.memory()
         )
+        self._housekeeping = Housekeeping(self._speculator.expire)
+        self._housekeeping.start()
         self._journal = open_journal(settings, self._speculator, self.vllm_config.model_config)
+        self._corpora = open_corpora(settings, self._speculator, self.vllm_config.model_config)
+        self._stop_metrics = open_metrics(settings, self._speculator, self._journal)
         proposer.attach(self.model_runner, self._speculator)
         self._proposer = proposer
 
@@ -66,8 +76,14 @@ class SpeculatingWorker:
 
     def shutdown(self) -> None:
         """Publish what is open, flush the journal, then shut the platform's worker down."""
+        if self._stop_metrics is not None:
+            self._stop_metrics()
+        if self._housekeeping is not None:
+            self._housekeeping.close()
         if self._speculator is not None:
             self._speculator.close()
+        if self._corpora is not None:
+            self._corpora.close()
         if self._journal is not None:
             self._journal.close(timeout=SHUTDOWN_SECONDS)
         super().shutdown()  # type: ignore[misc]  # the platform's worker
@@ -118,6 +134,44 @@ def open_journal(
         return None
     speculator.attach_journal(journal)
     return journal
+
+
+def open_corpora(
+    settings: WorkerSettings, speculator: Speculator, model_config: Any
+) -> CorpusFeed | None:
+    """Start drafting from the corpora in the settings' folder; None if none is set.
+
+    The folder may be missing or empty: corpora are noticed when they come.
+    """
+    if not settings.corpus_dir:
+        return None
+    store = CorpusStore(Path(settings.corpus_dir).expanduser())
+    feed = CorpusFeed(speculator.index, store, fingerprint(model_config))
+    feed.start()
+    speculator.attach_corpora(feed)
+    return feed
+
+
+def open_metrics(
+    settings: WorkerSettings, speculator: Speculator, journal: Journal | None
+) -> Callable[[], None] | None:
+    """Tell Prometheus about the memory on the port of the settings; returns what stops it.
+
+    A port that cannot be had, or a missing prometheus_client, is logged and costs metrics alone.
+    """
+    if not settings.metrics_port:
+        return None
+    try:
+        from paceline.adapters.metrics import MemoryCollector, serve_metrics
+
+        return serve_metrics(
+            MemoryCollector(speculator, None if journal is None else journal.stats),
+            host=settings.metrics_host,
+            port=settings.metrics_port,
+        )
+    except (ImportError, OSError) as error:
+        logger.error("no metrics of the draft memory: %s", error)
+        return None
 
 
 def fingerprint(model_config: Any) -> ModelFingerprint:

@@ -1,10 +1,14 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -14,6 +18,7 @@
 #include "columns.hpp"
 #include "draft_index.hpp"
 #include "fusion_binding.hpp"
+#include "segment.hpp"
 #include "shared_log.hpp"
 #include "validation.hpp"
 #include "segment_binding.hpp"
@@ -29,7 +34,8 @@ using AnyArray = nb::ndarray<nb::ro>;
 // Views a one-dimensional contiguous array in place. The array must outlive the view.
 template <typename T>
 std::span<const T> view(const char* name, const AnyArray& array) {
-  const std::string wanted = "give a contiguous int" + std::to_string(8 * sizeof(T)) + " array of one dimension";
+  const std::string wanted = std::string("give a contiguous ") + (std::is_signed_v<T> ? "int" : "uint") +
+                             std::to_string(8 * sizeof(T)) + " array of one dimension";
   if (array.device_type() != nb::device::cpu::value || array.dtype() != nb::dtype<T>()) {
     throw std::invalid_argument(std::string(name) + " has another dtype or lies on another device; " + wanted);
   }
@@ -50,15 +56,17 @@ std::uint64_t checked_key(const char* name, std::int64_t key) {
 }
 
 nb::tuple begin(DraftIndex& index, const AnyArray& prompt_ids, const AnyArray& read_scopes, ScopeId write_scope,
-                std::int64_t session, std::int64_t key, bool share_prompt, double time) {
+                std::int64_t session, std::int64_t key, bool share_prompt, double time,
+                const std::optional<AnyArray>& read_sources) {
   const auto prompt = view<Token>("prompt_ids", prompt_ids);
   const auto scopes = view<ScopeId>("read_scopes", read_scopes);
+  const auto sources = read_sources ? view<std::uint8_t>("read_sources", *read_sources) : std::span<const std::uint8_t>();
   const SessionKey conversation = checked_key("session", session);
   const SequenceKey sequence = checked_key("key", key);
   DraftIndex::Opened opened;
   {
     const nb::gil_scoped_release released;
-    opened = index.begin(prompt, scopes, write_scope, conversation, sequence, {share_prompt, time});
+    opened = index.begin(prompt, scopes, write_scope, conversation, sequence, {share_prompt, time}, sources);
   }
   return nb::make_tuple(opened.handle, opened.num_reused);
 }
@@ -125,6 +133,25 @@ void restore(DraftIndex& index, const nb::bytes& data) {
   index.restore(file);
 }
 
+constexpr std::pair<const char*, Source> kSourceNames[] = {{"context", Source::kContext},
+                                                           {"workload", Source::kWorkload},
+                                                           {"tenant", Source::kTenant},
+                                                           {"corpus", Source::kCorpus}};
+
+// Totals, then what each source that the index drafts from had in them.
+void put_drafts(const DraftStats& drafts, nb::dict& result) {
+  const auto put = [&result](const std::string& name, const SourceCounts& counts) {
+    std::uint64_t total = 0;
+    for (const std::uint64_t count : counts) total += count;
+    result[name.c_str()] = total;
+    for (const auto& [source, number] : kSourceNames) {
+      result[(name + "_" + source).c_str()] = counts[static_cast<std::size_t>(number)];
+    }
+  };
+  put("drafted", drafts.drafted);
+  put("accepted", drafts.accepted);
+}
+
 nb::dict stats(const DraftIndex& index) {
   IndexStats counted;
   {
@@ -138,10 +165,36 @@ nb::dict stats(const DraftIndex& index) {
   result["sequences"] = counted.sequences;
   result["shared_tokens"] = counted.shared_tokens;
   result["context_tokens"] = counted.context_tokens;
+  result["segments"] = counted.segments;
+  result["corpus_tokens"] = counted.corpus_tokens;
   result["bytes"] = counted.bytes;
-  result["drafted"] = counted.drafted;
-  result["accepted"] = counted.accepted;
+  put_drafts(counted.drafts, result);
   return result;
+}
+
+nb::dict scope_stats(const DraftIndex& index, ScopeId scope_id) {
+  ScopeStats counted;
+  {
+    const nb::gil_scoped_release released;
+    counted = index.scope_stats(scope_id);
+  }
+  nb::dict result;
+  result["sequences"] = counted.sequences;
+  result["shared_tokens"] = counted.shared_tokens;
+  result["segments"] = counted.segments;
+  result["corpus_tokens"] = counted.corpus_tokens;
+  result["bytes"] = counted.bytes;
+  put_drafts(counted.drafts, result);
+  return result;
+}
+
+void attach_corpora(DraftIndex& index, ScopeId scope_id, const std::vector<std::shared_ptr<CorpusSegment>>& segments) {
+  if (std::find(segments.begin(), segments.end(), nullptr) != segments.end()) {
+    throw std::invalid_argument("segments holds None; give CorpusSegment objects");
+  }
+  CorpusSegments attached(segments.begin(), segments.end());
+  const nb::gil_scoped_release released;
+  index.attach_corpora(scope_id, std::move(attached));
 }
 
 std::int64_t capacity_for_bytes(std::int64_t num_bytes) {
@@ -199,8 +252,9 @@ NB_MODULE(_native, module) {
            "time"_a = 0.0, "num_prompt"_a = 0)
       .def("delete_sequence", &delete_sequence, "scope_id"_a, "key"_a, no_gil)
       .def("evict_before", &DraftIndex::evict_before, "scope_id"_a, "time"_a, no_gil)
+      .def("attach_corpora", &attach_corpora, "scope_id"_a, "segments"_a)
       .def("begin", &begin, "prompt_ids"_a, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1, "session"_a = 0,
-           "key"_a = 0, "share_prompt"_a = false, "time"_a = 0.0)
+           "key"_a = 0, "share_prompt"_a = false, "time"_a = 0.0, "read_sources"_a = nb::none())
       .def("commit", &commit, "handles"_a, "token_ids"_a, "offsets"_a)
       .def("truncate", &DraftIndex::truncate, "handle"_a, "num_tokens"_a, no_gil)
       .def("num_tokens", &DraftIndex::num_tokens, "handle"_a, no_gil)
@@ -209,6 +263,7 @@ NB_MODULE(_native, module) {
       .def("snapshot", &snapshot)
       .def("restore", &restore, "data"_a)
       .def("stats", &stats)
+      .def("scope_stats", &scope_stats, "scope_id"_a)
       .def("check_integrity", &check_integrity);
   bind_segment(module);
   bind_fusion(module);

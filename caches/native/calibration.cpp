@@ -17,16 +17,29 @@ constexpr unsigned kNumAges = 10;
 constexpr unsigned kNumDistances = 6;
 constexpr unsigned kNumCrowds = 4;     // how many candidates there are
 
-// Where each family of weights begins in the table.
-constexpr unsigned kLengthWeights = 0;
-constexpr unsigned kRankWeights = kLengthWeights + kNumSources * 2 * kNumLengths;
-constexpr unsigned kGapWeights = kRankWeights + kNumSources * kNumRanks;
-constexpr unsigned kSimilarWeights = kGapWeights + kNumSources * kNumGaps * kNumLengths;
-constexpr unsigned kFollowedWeights = kSimilarWeights + kNumSources * (kMaxSimilar + 1) * kNumLengths;
-constexpr unsigned kPlaceWeights = kFollowedWeights + kNumSources * (kMaxMisses + 1) * kNumFollowed;
-constexpr unsigned kEscapeWeights =
-    kPlaceWeights + kNumSources * kNumDistances * kNumAges;
+// Weights of each trait that belong to one source, in the order of PlaceFeatures.
+constexpr std::array<unsigned, kNumFeatures> kFamilies{2 * kNumLengths,
+                                                       kNumRanks,
+                                                       kNumGaps * kNumLengths,
+                                                       (kMaxSimilar + 1) * kNumLengths,
+                                                       (kMaxMisses + 1) * kNumFollowed,
+                                                       kNumDistances * kNumAges};
+
+// Where each family of weights begins in a table with weights for that many sources.
+constexpr unsigned family_begin(unsigned family, unsigned num_sources) {
+  unsigned begin = 0;
+  for (unsigned before = 0; before < family; ++before) begin += kFamilies[before] * num_sources;
+  return begin;
+}
+constexpr unsigned kLengthWeights = family_begin(0, kNumRanked);
+constexpr unsigned kRankWeights = family_begin(1, kNumRanked);
+constexpr unsigned kGapWeights = family_begin(2, kNumRanked);
+constexpr unsigned kSimilarWeights = family_begin(3, kNumRanked);
+constexpr unsigned kFollowedWeights = family_begin(4, kNumRanked);
+constexpr unsigned kPlaceWeights = family_begin(5, kNumRanked);
+constexpr unsigned kEscapeWeights = family_begin(kNumFeatures, kNumRanked);
 constexpr unsigned kMap = kEscapeWeights + kNumLengths * kNumCrowds;
+constexpr unsigned kNumFitted = 2;  // sources that the priors were fitted for: the context and its workload
 
 constexpr unsigned kNumDepths = 4;
 constexpr unsigned kNumNodeRanks = 4;
@@ -64,6 +77,14 @@ unsigned distance_bucket(const PlaceTraits& traits) {
   return traits.distance > -2048 ? 4 : 5;
 }
 
+// Of a corpus: how many places speak, and which part of them for this token.
+unsigned evidence_cell(std::uint32_t count, std::uint32_t total) {
+  const unsigned crowd = total < 2 ? 0 : total < 4 ? 1 : total < 8 ? 2 : total < 32 ? 3 : total < 256 ? 4 : 5;
+  const std::uint64_t tenths = std::uint64_t{count} * (kNumAges - 1) / std::max(total, 1u);
+  return crowd * kNumAges + static_cast<unsigned>(std::min<std::uint64_t>(tenths, kNumAges - 1));
+}
+static_assert(kNumDistances == 6);  // as many as there are crowds
+
 struct Knot {
   std::size_t index;  // of its trials; the hits come after all the trials
   double share;       // of the trial that falls to the next knot
@@ -82,10 +103,12 @@ constexpr std::size_t kHits = std::size_t{kNumContexts} * kNumKnots;
 }  // namespace
 
 PlaceFeatures features_of(const PlaceTraits& traits) {
-  const unsigned source = static_cast<unsigned>(traits.source);
+  const unsigned source = ranked_number(traits.source);
   const unsigned length = kLengthBuckets[traits.match_length];
   const unsigned gap = gap_bucket(traits.longest - traits.match_length);
   const unsigned followed = std::min(kNumFollowed - 1, traits.num_followed / 4 + (traits.num_followed > 0 ? 1 : 0));
+  const unsigned place = traits.source == Source::kCorpus ? evidence_cell(traits.count, traits.total)
+                                                          : distance_bucket(traits) * kNumAges + age_bucket(traits.age);
   const auto index = [](unsigned value) { return static_cast<std::uint16_t>(value); };
   return {
       index(kLengthWeights + (source * 2 + (traits.was_said ? 1 : 0)) * kNumLengths + length),
@@ -93,13 +116,24 @@ PlaceFeatures features_of(const PlaceTraits& traits) {
       index(kGapWeights + (source * kNumGaps + gap) * kNumLengths + length),
       index(kSimilarWeights + (source * (kMaxSimilar + 1) + traits.num_similar) * kNumLengths + length),
       index(kFollowedWeights + (source * (kMaxMisses + 1) + traits.misses) * kNumFollowed + followed),
-      index(kPlaceWeights + (source * kNumDistances + distance_bucket(traits)) * kNumAges + age_bucket(traits.age)),
+      index(kPlaceWeights + source * kFamilies[5] + place),
   };
 }
 
 Calibration::Calibration() : table_(kTableSize, 0.0f) {
-  static_assert(prior::kWeights.size() == kMap && prior::kOffsets.size() == kNumContexts);
-  std::copy(prior::kWeights.begin(), prior::kWeights.end(), table_.begin());
+  constexpr unsigned kFittedEscape = family_begin(kNumFeatures, kNumFitted);
+  static_assert(prior::kWeights.size() == kFittedEscape + kNumLengths * kNumCrowds);
+  static_assert(prior::kOffsets.size() == kNumContexts);
+  for (unsigned family = 0; family < kNumFeatures; ++family) {
+    for (unsigned source = 0; source < kNumRanked; ++source) {
+      const unsigned fitted = std::min(source, kNumFitted - 1);  // others start as the workload's
+      const auto from = prior::kWeights.begin() + family_begin(family, kNumFitted) + fitted * kFamilies[family];
+      std::copy_n(from, kFamilies[family], table_.begin() + family_begin(family, kNumRanked) + source * kFamilies[family]);
+    }
+  }
+  const auto evidence = table_.begin() + kPlaceWeights + ranked_number(Source::kCorpus) * kFamilies[5];
+  std::fill_n(evidence, kFamilies[5], 0.0f);
+  std::copy(prior::kWeights.begin() + kFittedEscape, prior::kWeights.end(), table_.begin() + kEscapeWeights);
   for (unsigned context = 0; context < kNumContexts; ++context) {
     for (unsigned knot = 0; knot < kNumKnots; ++knot) {
       const std::size_t trials = kMap + std::size_t{context} * kNumKnots + knot;

@@ -10,8 +10,16 @@
 namespace paceline {
 
 // Who drafted a node. Values are those of paceline.caches.tree.Source.
-enum class Source : std::uint8_t { kContext = 0, kShared = 1 };
-inline constexpr unsigned kNumSources = 2;
+enum class Source : std::uint8_t { kContext = 0, kWorkload = 1, kModel = 2, kTenant = 3, kCorpus = 4 };
+inline constexpr unsigned kNumSources = 5;
+// A number for each source.
+using SourceCounts = std::array<std::uint64_t, kNumSources>;
+
+// Sources whose places are ranked here have weights of their own: all but the model, which ranks by itself.
+inline constexpr unsigned kNumRanked = 4;
+constexpr unsigned ranked_number(Source source) {
+  return source == Source::kContext ? 0 : source == Source::kWorkload ? 1 : source == Source::kTenant ? 2 : 3;
+}
 
 inline constexpr unsigned kMaxMatch = 64;   // longer matches count as this
 inline constexpr unsigned kMaxMisses = 3;   // mismatches a cursor survives
@@ -30,6 +38,8 @@ struct PlaceTraits {
   std::uint32_t age = 0;       // tokens that came after it
   bool has_anchor = false;     // whether its log was copied from in this request before
   std::int64_t distance = 0;   // from the place last copied rightly
+  std::uint32_t count = 0;     // of a corpus: places of that match with that next token,
+  std::uint32_t total = 0;     // of all places of that match; these take the place of age and distance
 };
 
 inline constexpr unsigned kNumFeatures = 6;

@@ -25,15 +25,36 @@ void check_key(SequenceKey key) {
   if (key == 0) refuse("key", "0", "give the positive key that the sequence was added under");
 }
 
-// Repeated scopes are read once: they would vote twice.
-Reach reach_of(std::span<const ScopeId> read_scopes, ScopeId write_scope) {
-  Reach reach{.read_scopes = {}, .write_scope = write_scope};
-  for (const ScopeId scope_id : read_scopes) {
-    if (std::find(reach.read_scopes.begin(), reach.read_scopes.end(), scope_id) == reach.read_scopes.end()) {
-      reach.read_scopes.push_back(scope_id);
+void check_sources(std::span<const std::uint8_t> read_sources, std::size_t num_scopes) {
+  if (!read_sources.empty() && read_sources.size() != num_scopes) {
+    refuse("the number of read_sources", std::to_string(read_sources.size()),
+           "give one for each of the " + std::to_string(num_scopes) + " read scopes, or none");
+  }
+  for (std::size_t i = 0; i < read_sources.size(); ++i) {
+    const auto source = static_cast<Source>(read_sources[i]);
+    if (source != Source::kWorkload && source != Source::kTenant) {
+      refuse("read_sources[" + std::to_string(i) + "]", std::to_string(read_sources[i]),
+             "give 1 (WORKLOAD) or 3 (TENANT)");
     }
   }
-  return reach;
+}
+
+// Repeated scopes are read once, as their first mention says: they would vote twice.
+std::vector<ReadScope> distinct(std::span<const ScopeId> read_scopes, std::span<const std::uint8_t> read_sources) {
+  check_sources(read_sources, read_scopes.size());
+  std::vector<ReadScope> reads;
+  for (std::size_t i = 0; i < read_scopes.size(); ++i) {
+    const auto is_same = [&](const ReadScope& known) { return known.id == read_scopes[i]; };
+    if (std::any_of(reads.begin(), reads.end(), is_same)) continue;
+    reads.push_back({read_scopes[i], read_sources.empty() ? Source::kWorkload : static_cast<Source>(read_sources[i])});
+  }
+  return reads;
+}
+
+// Which of its scopes a request reads beside the first may change from turn to turn: neither its session's context nor
+// what its drafts have learned shall be lost for that.
+Reach reach_of(std::span<const ReadScope> reads, ScopeId write_scope) {
+  return {.first = reads.empty() ? ReadScope{} : reads.front(), .write_scope = write_scope};
 }
 
 }  // namespace
@@ -140,19 +161,26 @@ std::size_t DraftIndex::evict_before(ScopeId scope_id, double time) {
   return scope->shared.evict_before(time);
 }
 
+void DraftIndex::attach_corpora(ScopeId scope_id, CorpusSegments segments) {
+  const std::unique_lock lock(mutex_);  // let go before `segments`, which then holds the former ones
+  open_scope(scope_id).segments.swap(segments);
+}
+
 DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes,
                                      ScopeId write_scope, SessionKey session, SequenceKey key,
-                                     PromptSharing sharing) {
+                                     PromptSharing sharing, std::span<const std::uint8_t> read_sources) {
   check_tokens("prompt_ids", prompt_ids);
   check_time(sharing.time);
   auto opened = std::make_unique<Request>();
   opened->session = session;
-  opened->reach = reach_of(read_scopes, write_scope);
+  opened->reads = distinct(read_scopes, read_sources);
+  opened->reach = reach_of(opened->reads, write_scope);
   std::size_t num_deletions = 0;
   SessionStore::Match match{TokenLog(0), {}, {}};
   opened->learned = learned_of(opened->reach);
   {
     const std::shared_lock lock(mutex_);
+    for (const ReadScope& read : opened->reads) open_scope(read.id);
     num_deletions = num_deletions_;
     const std::scoped_lock keeping(sessions_mutex_);
     sessions_.take(session, opened->reach, prompt_ids, match);
@@ -199,7 +227,7 @@ void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> 
                         std::span<const std::int64_t> offsets) {
   check_tokens("token_ids", token_ids);
   check_offsets(offsets, handles.size(), token_ids.size());
-  std::vector<const TokenLog*> logs;
+  Reading reading;
   const std::shared_lock lock(mutex_);
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
@@ -208,13 +236,16 @@ void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> 
     if (committed.empty()) continue;
     Request& open = request(handles[i]);
     const std::scoped_lock in_use(open.in_use);
-    logs_of(open, logs);
+    Scope* const first = read_by(open, reading);
+    SourceCounts accepted;
     {
       const std::unique_lock learning(open.learned->mutex);
-      num_accepted_ += Drafter::score(open.draft, committed, open.learned->calibration, open.trail, logs);
+      accepted = Drafter::score(open.draft, committed, open.learned->calibration, open.trail, reading.logs);
     }
+    counters_.add_accepted(accepted);
+    if (first != nullptr) first->counters.add_accepted(accepted);
     open.context.append(committed, true);
-    Drafter::follow(open.trail, logs, committed);
+    Drafter::follow(open.trail, reading.logs, committed);
   }
 }
 
@@ -243,20 +274,22 @@ DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const 
   DraftBatch batch;
   batch.reserve(handles.size(), max_tokens);
   batch.offsets.push_back(0);
-  std::vector<const TokenLog*> logs;
+  Reading reading;
   DraftScratch scratch;
   const std::shared_lock lock(mutex_);
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
     Request& open = request(handles[i]);
     const std::scoped_lock in_use(open.in_use);
-    logs_of(open, logs);
+    Scope* const first = read_by(open, reading);
     {
       const std::shared_lock drafting(open.learned->mutex);
-      drafter_.draft(logs, open.trail, open.learned->calibration, static_cast<unsigned>(max_tokens[i]),
+      drafter_.draft(reading, open.trail, open.learned->calibration, static_cast<unsigned>(max_tokens[i]),
                      static_cast<unsigned>(max_branches), scratch, open.draft);
     }
-    num_drafted_ += open.draft.issue_order.size();
+    const SourceCounts drafted = open.draft.num_issued();
+    counters_.add_drafted(drafted);
+    if (first != nullptr) first->counters.add_drafted(drafted);
     batch.add(open.draft);
   }
   return batch;
@@ -320,8 +353,7 @@ void DraftIndex::append_to(Scope& scope, std::span<const Token> tokens, std::siz
 
 IndexStats DraftIndex::stats() const {
   const std::shared_lock lock(mutex_);
-  IndexStats stats{.requests = requests_.size(), .scopes = scopes_.size(), .accepted = num_accepted_};
-  stats.drafted = num_drafted_;
+  IndexStats stats{.requests = requests_.size(), .scopes = scopes_.size(), .drafts = counters_.read()};
   {
     const std::scoped_lock keeping(sessions_mutex_);
     stats.sessions = sessions_.size();
@@ -333,6 +365,10 @@ IndexStats DraftIndex::stats() const {
     stats.sequences += scope->shared.num_sequences();
     stats.shared_tokens += scope->shared.log().size();
     stats.bytes += scope->shared.num_bytes();
+    for (const auto& segment : scope->segments) {
+      ++stats.segments;
+      stats.corpus_tokens += segment->num_tokens();
+    }
   }
   for (const auto& [reach, learned] : learned_) stats.bytes += learned->calibration.num_bytes();
   for (const auto& [handle, open] : requests_) {
@@ -340,6 +376,16 @@ IndexStats DraftIndex::stats() const {
     stats.context_tokens += open->context.size();
     stats.bytes += open->context.num_bytes();
   }
+  return stats;
+}
+
+ScopeStats DraftIndex::scope_stats(ScopeId scope_id) const {
+  const std::shared_lock lock(mutex_);
+  const Scope& scope = open_scope(scope_id);
+  ScopeStats stats{.sequences = scope.shared.num_sequences(), .shared_tokens = scope.shared.log().size(),
+                   .segments = scope.segments.size(), .bytes = scope.shared.num_bytes(),
+                   .drafts = scope.counters.read()};
+  for (const auto& segment : scope.segments) stats.corpus_tokens += segment->num_tokens();
   return stats;
 }
 
@@ -353,6 +399,7 @@ std::string DraftIndex::check() const {
   for (const auto& [id, scope] : scopes_) {
     const auto named = scope_ids_.find(scope->name);
     if (named == scope_ids_.end() || named->second != id) return "scope " + std::to_string(id) + " lost its name";
+    if (!scope->counters.check()) return "more tokens were accepted than drafted in scope " + scope->name;
   }
   for (const auto& [handle, open] : requests_) {
     const std::scoped_lock in_use(open->in_use);
@@ -364,8 +411,7 @@ std::string DraftIndex::check() const {
     const std::scoped_lock keeping(sessions_mutex_);
     if (std::string fault = sessions_.check(); !fault.empty()) return fault;
   }
-  const std::size_t num_accepted = num_accepted_;  // read first: it never passes the other
-  if (num_accepted > num_drafted_) return "more tokens were accepted than drafted";
+  if (!counters_.check()) return "more tokens were accepted than drafted";
   for (const auto& [reach, learned] : learned_) {
     const std::shared_lock reading(learned->mutex);
     if (std::string fault = learned->calibration.check(); !fault.empty()) return fault;
@@ -413,13 +459,14 @@ std::vector<std::shared_ptr<DraftIndex::Scope>> DraftIndex::held_scopes() const 
 }
 
 void DraftIndex::check_scopes(const Reach& reach) const {
-  for (const ScopeId scope_id : reach.read_scopes) open_scope(scope_id);
-  if (reach.write_scope != -1) open_scope(reach.write_scope);
+  for (const ScopeId scope_id : {reach.first.id, reach.write_scope}) {
+    if (scope_id != -1) open_scope(scope_id);
+  }
 }
 
 bool DraftIndex::reaches_dropped_scope(const Reach& reach) const {
   const auto dropped = [this](ScopeId scope_id) { return scope_id >= 0 && !scopes_.contains(scope_id); };
-  return dropped(reach.write_scope) || std::any_of(reach.read_scopes.begin(), reach.read_scopes.end(), dropped);
+  return dropped(reach.first.id) || dropped(reach.write_scope);
 }
 
 // A request that reads and writes no scope shares with no one, and learns for itself alone.
@@ -436,12 +483,26 @@ std::shared_ptr<DraftIndex::Learned> DraftIndex::learned_of(const Reach& reach) 
   return learned_.try_emplace(reach, std::move(fresh)).first->second;
 }
 
-void DraftIndex::logs_of(const Request& request, std::vector<const TokenLog*>& logs) const {
-  logs.assign(1, &request.context);
-  for (const ScopeId scope_id : request.reach.read_scopes) {
-    const auto found = scopes_.find(scope_id);
-    logs.push_back(found == scopes_.end() ? nullptr : &found->second->shared.log());
+// Fills `reading` with what a request may draft from now; returns the first scope it reads, if it is there. A segment
+// that several scopes share is read once.
+DraftIndex::Scope* DraftIndex::read_by(const Request& request, Reading& reading) const {
+  reading.clear();
+  reading.logs.push_back(&request.context);
+  reading.sources.push_back(Source::kContext);
+  Scope* first = nullptr;
+  for (std::size_t i = 0; i < request.reads.size(); ++i) {
+    const auto found = scopes_.find(request.reads[i].id);
+    Scope* const scope = found == scopes_.end() ? nullptr : found->second.get();
+    reading.logs.push_back(scope == nullptr ? nullptr : &scope->shared.log());
+    reading.sources.push_back(request.reads[i].source);
+    if (i == 0) first = scope;
+    if (scope == nullptr) continue;
+    for (const auto& segment : scope->segments) {
+      const auto known = std::find(reading.segments.begin(), reading.segments.end(), segment.get());
+      if (known == reading.segments.end()) reading.segments.push_back(segment.get());
+    }
   }
+  return first;
 }
 
 }  // namespace paceline

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -22,11 +23,13 @@
 
 namespace paceline {
 
+class CorpusSegment;
 class ScopeNumbers;
 class SectionReader;
 class SectionWriter;
 
 using Handle = std::int64_t;
+using CorpusSegments = std::vector<std::shared_ptr<const CorpusSegment>>;
 
 // A handle that is not open.
 class UnknownHandle : public std::out_of_range {
@@ -48,9 +51,52 @@ struct PromptSharing {
   double time = 0;
 };
 
+// Tokens handed out and tokens accepted, by source.
+struct DraftStats {
+  SourceCounts drafted{}, accepted{};
+};
+
 struct IndexStats {
   std::size_t requests = 0, sessions = 0, scopes = 0, sequences = 0, shared_tokens = 0, context_tokens = 0;
-  std::size_t bytes = 0, drafted = 0, accepted = 0;
+  std::size_t segments = 0, corpus_tokens = 0, bytes = 0;
+  DraftStats drafts;
+};
+
+struct ScopeStats {
+  std::size_t sequences = 0, shared_tokens = 0, segments = 0, corpus_tokens = 0, bytes = 0;
+  DraftStats drafts;  // of requests that read the scope first
+};
+
+// Counts drafts from any thread.
+class DraftCounters {
+ public:
+  void add_drafted(const SourceCounts& more) { add(drafted_, more); }
+  void add_accepted(const SourceCounts& more) { add(accepted_, more); }
+  DraftStats read() const {
+    DraftStats stats;  // what was accepted first: it never passes what was drafted
+    for (std::size_t i = 0; i < kNumSources; ++i) stats.accepted[i] = accepted_[i];
+    for (std::size_t i = 0; i < kNumSources; ++i) stats.drafted[i] = drafted_[i];
+    return stats;
+  }
+  // False if more was accepted than drafted.
+  bool check() const {
+    const DraftStats stats = read();
+    for (std::size_t i = 0; i < kNumSources; ++i) {
+      if (stats.accepted[i] > stats.drafted[i]) return false;
+    }
+    return true;
+  }
+
+ private:
+  using Counters = std::array<std::atomic<std::uint64_t>, kNumSources>;
+  static void add(Counters& counters, const SourceCounts& more) {
+    for (std::size_t i = 0; i < kNumSources; ++i) {
+      if (more[i] > 0) counters[i] += more[i];
+    }
+  }
+
+  Counters drafted_{};
+  Counters accepted_{};
 };
 
 // Drafts for a batch: the tree of request i is the slice offsets[i]:offsets[i + 1] of the flat arrays.
@@ -92,9 +138,14 @@ class DraftIndex {
                      std::int64_t num_prompt = 0);
   std::size_t delete_sequence(ScopeId scope_id, SequenceKey key);
   std::size_t evict_before(ScopeId scope_id, double time);
+  // Requests that read the scope, open ones too, draft from these segments and no longer from those that were attached
+  // to it before. Segments are shared with whoever else holds them.
+  void attach_corpora(ScopeId scope_id, CorpusSegments segments);
 
+  // read_sources: of each read scope, Source::kWorkload or kTenant; kWorkload for all if there are none.
   Opened begin(std::span<const Token> prompt_ids, std::span<const ScopeId> read_scopes, ScopeId write_scope,
-               SessionKey session, SequenceKey key = 0, PromptSharing sharing = {});
+               SessionKey session, SequenceKey key = 0, PromptSharing sharing = {},
+               std::span<const std::uint8_t> read_sources = {});
   void commit(std::span<const Handle> handles, std::span<const Token> token_ids,
               std::span<const std::int64_t> offsets);
   void truncate(Handle handle, std::int64_t num_tokens);
@@ -110,6 +161,7 @@ class DraftIndex {
   void restore(std::span<const std::byte> file);
 
   IndexStats stats() const;
+  ScopeStats scope_stats(ScopeId scope_id) const;
   // Empty if every invariant holds, else the first that does not. O(everything held).
   std::string check() const;
 
@@ -126,7 +178,7 @@ class DraftIndex {
   void check_scopes(const Reach& reach) const;
   bool reaches_dropped_scope(const Reach& reach) const;
   std::shared_ptr<Learned> learned_of(const Reach& reach);
-  void logs_of(const Request& request, std::vector<const TokenLog*>& logs) const;
+  Scope* read_by(const Request& request, Reading& reading) const;
   Handle open(std::unique_ptr<Request> opened, std::size_t num_deletions);
   void append_to(Scope& scope, std::span<const Token> tokens, std::size_t num_read, SequenceKey key, double time);
   void keep(Request& closed, std::size_t num_deletions);
@@ -150,8 +202,7 @@ class DraftIndex {
   SessionStore sessions_;
   SpareContexts spares_;
   std::map<Reach, std::shared_ptr<Learned>> learned_;
-  std::atomic<std::size_t> num_drafted_{0};
-  std::atomic<std::size_t> num_accepted_{0};
+  DraftCounters counters_;
 };
 
 }  // namespace paceline

@@ -19,8 +19,7 @@ class ScopeNumbers {
  public:
   void add(ScopeId scope_id) { ids_.push_back(scope_id); }
   bool knows(const Reach& reach) const {
-    return (reach.write_scope < 0 || has(reach.write_scope)) &&
-           std::all_of(reach.read_scopes.begin(), reach.read_scopes.end(), [this](ScopeId id) { return has(id); });
+    return (reach.write_scope < 0 || has(reach.write_scope)) && (reach.first.id < 0 || has(reach.first.id));
   }
   std::int32_t number(ScopeId scope_id) const {
     if (scope_id < 0) return -1;
@@ -43,16 +42,30 @@ class ScopeNumbers {
 
 namespace {
 
+// As a list of scopes to read, of which the first counts: earlier versions wrote all of them.
 void put_reach(const Reach& reach, const ScopeNumbers& numbers, SectionWriter& section) {
   std::vector<std::int32_t> reads;
-  for (const ScopeId id : reach.read_scopes) reads.push_back(numbers.number(id));
+  std::vector<std::uint8_t> sources;
+  if (reach.first.id >= 0) {
+    reads.push_back(numbers.number(reach.first.id));
+    sources.push_back(static_cast<std::uint8_t>(reach.first.source));
+  }
   section.put_all<std::int32_t>(reads);
+  section.put_all<std::uint8_t>(sources);
   section.put(numbers.number(reach.write_scope));
 }
 
 Reach get_reach(const ScopeNumbers& numbers, SectionReader& section) {
   Reach reach;
-  for (const std::int32_t number : section.get_all<std::int32_t>()) reach.read_scopes.push_back(numbers.id(number));
+  const std::vector<std::int32_t> reads = section.get_all<std::int32_t>();
+  const std::vector<std::uint8_t> sources = section.get_all<std::uint8_t>();
+  if (sources.size() != reads.size()) {
+    throw BrokenSnapshot("the snapshot is broken: a reach has more scopes than sources, or fewer");
+  }
+  if (!reads.empty()) reach.first = {numbers.id(reads.front()), static_cast<Source>(sources.front())};
+  if (reach.first.source != Source::kWorkload && reach.first.source != Source::kTenant) {
+    throw BrokenSnapshot("the snapshot is broken: a scope is read as source " + std::to_string(sources.front()));
+  }
   reach.write_scope = numbers.id(section.get<std::int32_t>());
   return reach;
 }

@@ -12,10 +12,6 @@ constexpr float kLeastShare = 0.01f;  // of a place that votes: those with less 
 // Nodes down to this part of min_probability are kept and learned from: what fell silent can rise again.
 constexpr double kConsidered = 0.3;
 
-Source source_of(const Candidate& candidate) {
-  return candidate.log == 0 ? Source::kContext : Source::kShared;
-}
-
 bool is_alive(const TokenLog* log, std::uint32_t epoch, Position next) {
   return log != nullptr && epoch == log->epoch() && next >= log->begin() && next < log->end();
 }
@@ -23,10 +19,10 @@ bool is_alive(const TokenLog* log, std::uint32_t epoch, Position next) {
 // The drafting of one tree.
 class Growth {
  public:
-  Growth(std::span<const TokenLog* const> logs, const Trail& trail, const Calibration& calibration,
-         DraftScratch& scratch, Draft& draft)
-      : logs_(logs), trail_(trail), calibration_(calibration), draft_(draft), found_(scratch.found),
-        weights_(scratch.weights), ballot_(scratch.ballot), frontier_(scratch.frontier) {
+  Growth(const Reading& reading, const Trail& trail, const Calibration& calibration, DraftScratch& scratch,
+         Draft& draft)
+      : reading_(reading), logs_(reading.logs), trail_(trail), calibration_(calibration), draft_(draft),
+        found_(scratch.found), corpus_places_(scratch.corpus_places), weights_(scratch.weights), ballot_(scratch.ballot), frontier_(scratch.frontier) {
     found_.clear();
     weights_.clear();
     frontier_.clear();
@@ -40,6 +36,7 @@ class Growth {
       if (logs_[i] != nullptr) find_candidates(*logs_[i], i, i == 0, context, max_candidates, found_);
     }
     drop_repeats(num_cursors);
+    find_in_corpora(reading_, context, max_candidates, found_, corpus_places_);
     rank();
   }
 
@@ -90,9 +87,12 @@ class Growth {
     for (const Candidate& candidate : found_) draft_.longest = std::max(draft_.longest, candidate.match_length);
     const float escape = calibration_.escape_score(draft_.longest, found_.size());
     float highest = escape;
-    for (Candidate& candidate : found_) {
-      const PlaceFeatures features = features_of(traits_of(candidate));
-      candidate.share = calibration_.score(features);
+    const std::size_t num_in_logs = found_.size() - corpus_places_.size();
+    for (std::size_t i = 0; i < found_.size(); ++i) {
+      Candidate& candidate = found_[i];
+      const SegmentPlace* place = i < num_in_logs ? nullptr : &corpus_places_[i - num_in_logs];
+      const PlaceFeatures features = features_of(place == nullptr ? traits_of(candidate) : traits_of(candidate, *place));
+      candidate.share = calibration_.score(features) + (place == nullptr ? 0.0f : evidence_of(*place));
       highest = std::max(highest, candidate.share);
       draft_.places.push_back({candidate, features});
     }
@@ -112,7 +112,7 @@ class Growth {
 
   PlaceTraits traits_of(const Candidate& candidate) const {
     const TokenLog& log = *logs_[candidate.log];
-    PlaceTraits traits{.source = source_of(candidate),
+    PlaceTraits traits{.source = reading_.source(candidate.log),
                        .was_said = log.was_said(candidate.next),
                        .match_length = candidate.match_length,
                        .longest = draft_.longest,
@@ -129,6 +129,15 @@ class Growth {
       }
     }
     return traits;
+  }
+
+  PlaceTraits traits_of(const Candidate& candidate, const SegmentPlace& place) const {
+    return {.source = Source::kCorpus,
+            .match_length = candidate.match_length,
+            .longest = draft_.longest,
+            .num_similar = candidate.num_similar,
+            .count = place.count,
+            .total = place.total};
   }
 
   // Considers the continuations of a node (-1: of the context): one child for each token its voters guess.
@@ -195,7 +204,7 @@ class Growth {
     draft_.nodes.push_back({.token = group.token,
                             .parent = parent,
                             .probability = static_cast<float>(probability),
-                            .source = source_of(found_[group.best]),
+                            .source = reading_.source(found_[group.best].log),
                             .context = static_cast<std::uint16_t>(context),
                             .share = share,
                             .path_probability = reached,
@@ -211,8 +220,12 @@ class Growth {
   void advance_voters(std::int32_t node, std::uint32_t first, std::uint32_t last) {
     for (std::uint32_t i = first; i < last; ++i) {
       Candidate& voter = found_[i];
-      const TokenLog& log = *logs_[voter.log];
       ++voter.next;
+      if (reading_.is_corpus(voter.log)) {
+        voter.guess = reading_.segment(voter.log).at(voter.next);
+        continue;
+      }
+      const TokenLog& log = *logs_[voter.log];
       if (voter.next < log.end()) {
         voter.guess = log.at(voter.next);
       } else {
@@ -237,11 +250,13 @@ class Growth {
     return depth;
   }
 
+  const Reading& reading_;
   std::span<const TokenLog* const> logs_;
   const Trail& trail_;
   const Calibration& calibration_;
   Draft& draft_;
   std::vector<Candidate>& found_;
+  std::vector<SegmentPlace>& corpus_places_;
   std::vector<double>& weights_;
   std::vector<DraftScratch::Group>& ballot_;
   std::vector<DraftScratch::Open>& frontier_;
@@ -263,17 +278,18 @@ void learn_ranking(const Draft& draft, Token committed, Calibration& calibration
                            kLearningRate * ((found ? 0.0 : 1.0) - draft.escape_share));
 }
 
-// Puts the places worth following first: the likeliest that was right, then the likeliest.
+// Puts the places of logs worth following first: the likeliest that was right, then the likeliest.
 void lead_with(const Draft& draft, Token committed, Trail& trail, std::span<const TokenLog* const> logs) {
   const Candidate* right = nullptr;
   const Candidate* best = nullptr;
   for (const Draft::Place& place : draft.places) {
     const Candidate& candidate = place.candidate;
+    if (candidate.log >= logs.size()) continue;
     if (best == nullptr || candidate.share > best->share) best = &candidate;
     if (candidate.guess == committed && (right == nullptr || candidate.share > right->share)) right = &candidate;
   }
   const auto put = [&](const Candidate* lead) {
-    if (lead == nullptr) return;
+    if (lead == nullptr || logs[lead->log] == nullptr) return;  // its scope may have been dropped since the draft
     const auto repeats = [lead](const Cursor& c) { return c.log == lead->log && c.next == lead->next; };
     std::erase_if(trail.cursors, repeats);
     trail.cursors.insert(trail.cursors.begin(), {.log = lead->log,
@@ -296,26 +312,32 @@ void Draft::clear() {
   alive = false;
 }
 
-void Drafter::draft(std::span<const TokenLog* const> logs, const Trail& trail, const Calibration& calibration,
-                    unsigned max_tokens, unsigned max_branches, DraftScratch& scratch, Draft& draft) const {
+SourceCounts Draft::num_issued() const {
+  SourceCounts counts{};
+  for (const std::uint32_t node : issue_order) ++counts[static_cast<std::size_t>(nodes[node].source)];
+  return counts;
+}
+
+void Drafter::draft(const Reading& reading, const Trail& trail, const Calibration& calibration, unsigned max_tokens,
+                    unsigned max_branches, DraftScratch& scratch, Draft& draft) const {
   draft.clear();
   if (max_tokens == 0) return;
-  Growth growth(logs, trail, calibration, scratch, draft);
+  Growth growth(reading, trail, calibration, scratch, draft);
   growth.gather(settings_.max_candidates);
   if (draft.places.empty()) return;
   draft.alive = true;
   growth.grow(max_tokens, max_branches, settings_.min_probability);
 }
 
-std::size_t Drafter::score(Draft& draft, std::span<const Token> committed, Calibration& calibration, Trail& trail,
-                           std::span<const TokenLog* const> logs) {
-  if (committed.empty()) return 0;
+SourceCounts Drafter::score(Draft& draft, std::span<const Token> committed, Calibration& calibration, Trail& trail,
+                            std::span<const TokenLog* const> logs) {
+  SourceCounts accepted{};
+  if (committed.empty()) return accepted;
   if (!draft.places.empty()) {
     learn_ranking(draft, committed[0], calibration);
     lead_with(draft, committed[0], trail, logs);
     draft.places.clear();
   }
-  std::size_t num_accepted = 0;
   for (const Token token : committed) {
     if (!draft.alive) break;
     std::int32_t next = -1;
@@ -327,9 +349,11 @@ std::size_t Drafter::score(Draft& draft, std::span<const Token> committed, Calib
     }
     draft.alive = next >= 0;
     draft.at = next;
-    if (next >= 0 && draft.nodes[static_cast<std::size_t>(next)].issued >= 0) ++num_accepted;
+    if (next < 0) continue;
+    const Draft::Node& node = draft.nodes[static_cast<std::size_t>(next)];
+    if (node.issued >= 0) ++accepted[static_cast<std::size_t>(node.source)];
   }
-  return num_accepted;
+  return accepted;
 }
 
 void Drafter::follow(Trail& trail, std::span<const TokenLog* const> logs, std::span<const Token> committed) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "calibration.hpp"
+#include "corpus_lookup.hpp"
 #include "lookup.hpp"
 #include "token_log.hpp"
 
@@ -59,6 +60,8 @@ struct Draft {
   std::int32_t at = -1;                   // node that the committed tokens have led to
   bool alive = false;                     // whether they still follow the draft
   void clear();
+  // Nodes handed out, by source.
+  SourceCounts num_issued() const;
 };
 
 // What drafting needs for the length of a call, kept for the next.
@@ -82,12 +85,13 @@ struct DraftScratch {
   };
 
   std::vector<Candidate> found;
+  std::vector<SegmentPlace> corpus_places;  // of the last of `found`
   std::vector<double> weights;
   std::vector<Group> ballot;
   std::vector<Open> frontier;  // a heap
 };
 
-// Drafts trees for one request from the logs it may read: logs[0] is its own context.
+// Drafts trees for one request from the logs and corpora it may read.
 //
 // Every candidate place is scored (Calibration) and holds a share of the probability of the next token; places that
 // guess the same token stand behind one node and vote on for the token after it. Nodes are handed out in the order of
@@ -99,13 +103,13 @@ class Drafter {
   explicit Drafter(const DraftSettings& settings) : settings_(settings) {}
 
   // Replaces `draft` by one of at most max_tokens nodes handed out. Writes `draft` and `scratch` only.
-  void draft(std::span<const TokenLog* const> logs, const Trail& trail, const Calibration& calibration,
-             unsigned max_tokens, unsigned max_branches, DraftScratch& scratch, Draft& draft) const;
+  void draft(const Reading& reading, const Trail& trail, const Calibration& calibration, unsigned max_tokens,
+             unsigned max_branches, DraftScratch& scratch, Draft& draft) const;
 
-  // Learns from tokens that were committed after the draft; returns how many of its nodes were accepted. Call before the
-  // context grows.
-  static std::size_t score(Draft& draft, std::span<const Token> committed, Calibration& calibration, Trail& trail,
-                           std::span<const TokenLog* const> logs);
+  // Learns from tokens that were committed after the draft; returns how many of its nodes were accepted, by source. Call
+  // before the context grows. Corpora may have come and gone since the draft, logs not.
+  static SourceCounts score(Draft& draft, std::span<const Token> committed, Calibration& calibration, Trail& trail,
+                            std::span<const TokenLog* const> logs);
 
   // Moves the request's cursors past committed tokens. Call after the context grew.
   static void follow(Trail& trail, std::span<const TokenLog* const> logs, std::span<const Token> committed);

@@ -10,7 +10,7 @@ namespace paceline {
 
 // An earlier place whose next token is a guess at the context's next token.
 struct Candidate {
-  std::uint32_t log = 0;      // 0: the request's own context, i: the i-th scope it reads
+  std::uint32_t log = 0;      // 0: the request's own context, i: the i-th scope it reads, beyond: a corpus segment
   Position next = 0;          // position of the guessed token
   unsigned match_length = 0;  // tokens before `next` that equal the context's last ones, at most kMaxMatch
   unsigned num_similar = 0;   // of the kMaxSimilar tokens before the match, those equal at the same distance

@@ -12,6 +12,7 @@
 #include "calibration.hpp"
 #include "draft_index.hpp"
 #include "drafter.hpp"
+#include "segment.hpp"
 #include "sessions.hpp"
 #include "shared_log.hpp"
 #include "token_log.hpp"
@@ -32,6 +33,8 @@ struct DraftIndex::Scope {
   std::int64_t own_capacity;  // 0: the index's
   std::mutex writing;         // held by whoever changes `shared`
   SharedLog shared;
+  CorpusSegments segments;    // changes under the index's lock alone
+  DraftCounters counters;     // of requests that read this scope first
 };
 
 // An open request. Where the prompt slid over the kept context, the engine's token i >= seam is the log's token
@@ -40,6 +43,7 @@ struct DraftIndex::Request {
   std::mutex in_use;  // held by whoever reads or changes what follows
   SessionKey session = 0;
   Reach reach;
+  std::vector<ReadScope> reads;  // the first is that of the reach
   std::shared_ptr<Learned> learned;
   std::vector<SequenceKey> keys;  // of the requests whose tokens the context may hold, its own last
   bool is_erased = false;         // its own sequence was deleted: nobody else gets its tokens

@@ -51,8 +51,11 @@ class NextCounts {
 // Collects places for one call, from the longest match outwards.
 class Collector {
  public:
-  Collector(const SegmentArrays& arrays, unsigned max_candidates, std::vector<SegmentPlace>& found)
-      : arrays_(arrays), room_(std::min(max_candidates, CorpusSegment::kMaxFound)), found_(found) {}
+  // places_per_match: 0 for one place for each next token.
+  Collector(const SegmentArrays& arrays, unsigned max_places, unsigned places_per_match,
+            std::vector<SegmentPlace>& found)
+      : arrays_(arrays), room_(std::min(max_places, CorpusSegment::kMaxFound)), places_per_match_(places_per_match),
+        found_(found) {}
 
   // Takes in an interval that holds the one before it; false when nothing more may be collected.
   bool take(const SegmentInterval& interval) {
@@ -102,16 +105,48 @@ class Collector {
     std::partial_sort(fresh.begin(), fresh.begin() + static_cast<std::ptrdiff_t>(num_taken), fresh.end(), likelier);
     for (const std::uint16_t number : fresh.first(num_taken)) {
       const NextCounts::Entry& entry = counts_[number];
-      found_.push_back({.next = arrays_.places[entry.index],
-                        .match_length = interval.match_length,
-                        .count = static_cast<std::uint32_t>(entry.count * scale / per),
-                        .total = interval.size()});
+      const auto count = static_cast<std::uint32_t>(entry.count * scale / per);
+      const std::uint32_t num_alike = share_of(entry.count, count, interval.size());
+      if (num_alike == 0) break;  // the rest are rarer still
+      const SegmentPlace place{.next = arrays_.places[entry.index],
+                               .match_length = interval.match_length,
+                               .count = count,
+                               .total = interval.size(),
+                               .num_alike = num_alike};
+      found_.push_back(place);
+      if (num_alike > 1) add_alike(entry, place, interval, per);
+      room_ -= num_alike;
     }
-    room_ -= static_cast<unsigned>(num_taken);
+  }
+
+  // How many places stand for a token that was seen `num_seen` times in what was counted, `count` times in all.
+  std::uint32_t share_of(std::uint32_t num_seen, std::uint32_t count, std::uint32_t total) const {
+    if (room_ == 0) return 0;
+    if (places_per_match_ == 0) return 1;
+    const std::uint64_t wanted = (std::uint64_t{2} * count * places_per_match_ + total) / (std::uint64_t{2} * total);
+    return static_cast<std::uint32_t>(std::min<std::uint64_t>({wanted, num_seen, room_}));
+  }
+
+  // The token's other places, evenly spread over those that were counted or, of a sampled interval, looked at.
+  void add_alike(const NextCounts::Entry& entry, SegmentPlace place, const SegmentInterval& interval,
+                 std::uint64_t num_samples) {
+    const bool is_sampled = num_samples > 1;
+    const std::uint64_t num_entries = is_sampled ? num_samples : interval.size();
+    std::uint64_t seen = 0;
+    for (std::uint64_t i = 0; i < num_entries; ++i) {
+      const Position index = interval.first + static_cast<Position>(is_sampled ? i * interval.size() / num_samples : i);
+      if (arrays_.next[index] != entry.token) continue;
+      if (seen > 0 && seen * place.num_alike / entry.count != (seen - 1) * place.num_alike / entry.count) {
+        place.next = arrays_.places[index];
+        found_.push_back(place);
+      }
+      ++seen;
+    }
   }
 
   const SegmentArrays& arrays_;
   unsigned room_;
+  unsigned places_per_match_;
   std::vector<SegmentPlace>& found_;
   NextCounts counts_;
   SegmentInterval counted_;
@@ -249,20 +284,28 @@ SegmentInterval CorpusSegment::extend(const SegmentInterval& interval, Token tok
   return found.above == length ? around(found.entry, length) : SegmentInterval{};
 }
 
-void CorpusSegment::find(std::span<const Token> context, unsigned max_candidates,
-                         std::vector<SegmentPlace>& found) const {
+template <typename Collector>
+void CorpusSegment::collect(std::span<const Token> context, Collector&& collector) const {
   SegmentInterval interval = locate(context);
-  if (interval.empty() || max_candidates == 0) return;
-  Collector collector(arrays_, max_candidates, found);
   for (unsigned i = 0; i <= kMaxBackOffs && !interval.empty() && collector.take(interval); ++i) {
     interval = back_off(interval);
   }
 }
 
+void CorpusSegment::find(std::span<const Token> context, unsigned max_candidates,
+                         std::vector<SegmentPlace>& found) const {
+  if (max_candidates > 0) collect(context, Collector(arrays_, max_candidates, 0, found));
+}
+
+void CorpusSegment::spread(std::span<const Token> context, unsigned max_places,
+                           std::vector<SegmentPlace>& found) const {
+  if (max_places > 0) collect(context, Collector(arrays_, max_places, kPlacesPerMatch, found));
+}
+
 void CorpusSegment::count_next(const SegmentInterval& interval, unsigned max_candidates,
                                std::vector<SegmentPlace>& found) const {
   if (interval.empty() || max_candidates == 0) return;
-  Collector(arrays_, max_candidates, found).take(interval);
+  Collector(arrays_, max_candidates, 0, found).take(interval);
 }
 
 std::string CorpusSegment::check() const {

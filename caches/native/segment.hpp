@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,6 +17,7 @@ struct SegmentPlace {
   unsigned match_length = 0;   // tokens before it that equal the context's last ones, at most kMaxSegmentMatch
   std::uint32_t count = 0;     // places with that match length whose next token this is
   std::uint32_t total = 0;     // places with that match length
+  std::uint32_t num_alike = 1; // places found beside this one, itself included, with its match and next token
 };
 
 // All places whose preceding `match_length` tokens are the same: entries first to last (exclusive) of the sorted places.
@@ -34,7 +36,7 @@ struct SegmentInterval {
 // reversed text, so that those that match a context's last k tokens lie together for every k. One binary search finds
 // the longest match; the array of agreements between neighbours (their LCP) gives the interval of each shorter one
 // without touching the text again (Abouelhoda, Kurtz and Ohlebusch 2004). Immutable; any number of threads may read.
-class CorpusSegment {
+class CorpusSegment : public std::enable_shared_from_this<CorpusSegment> {
  public:
   // Maps and checks a file. Throws SegmentError, or std::system_error if it cannot be read. O(bytes).
   explicit CorpusSegment(const std::string& path);
@@ -61,7 +63,11 @@ class CorpusSegment {
   // are exact up to kMaxCounted places and estimated from kNumSamples of them, evenly spread, in larger intervals.
   // Bounded work: one search and at most kMaxCounted + kMaxSampled * kNumSamples entries read.
   void find(std::span<const Token> context, unsigned max_candidates, std::vector<SegmentPlace>& found) const;
-  // The same from an interval already known, without backing off: the next tokens of the interval.
+  // The same, but several places for a next token that many places share, so that what follows after it is counted too:
+  // of each match length about kPlacesPerMatch places, in proportion to how often their tokens come next, evenly spread
+  // over the places of a token; rarer tokens are left out. At most `max_places` in all (64 counts as the most).
+  void spread(std::span<const Token> context, unsigned max_places, std::vector<SegmentPlace>& found) const;
+  // As find(), from an interval already known, without backing off: the next tokens of the interval.
   void count_next(const SegmentInterval& interval, unsigned max_candidates, std::vector<SegmentPlace>& found) const;
 
   // Empty if the file is what write_segment makes of its text, else the first fault. O(n) and comparisons.
@@ -72,8 +78,11 @@ class CorpusSegment {
   static constexpr unsigned kNumSamples = 32;
   static constexpr unsigned kMaxSampled = 1;  // intervals that are sampled in one call
   static constexpr unsigned kMaxBackOffs = 16;
+  static constexpr unsigned kPlacesPerMatch = 8;
 
  private:
+  template <typename Collector>
+  void collect(std::span<const Token> context, Collector&& collector) const;
   SegmentInterval around(Position entry, unsigned match_length) const;
   Position first_below(Position entry, unsigned length) const;
   Position last_below(Position entry, unsigned length) const;

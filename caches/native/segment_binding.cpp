@@ -1,6 +1,7 @@
 #include "segment_binding.hpp"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
 #include <cerrno>
@@ -112,7 +113,13 @@ void bind_segment(nb::module_& module) {
   nb::register_exception_translator(translate);
   // The contract of every method is in _native.pyi.
   nb::class_<CorpusSegment>(module, "CorpusSegment")
-      .def(nb::init<const std::string&>(), "path"_a, no_gil)
+      // Held by shared pointers from the start: the last one to let go unmaps the file, without Python's lock if it is
+      // not Python.
+      .def(nb::new_([](const std::string& path) {
+             const nb::gil_scoped_release released;
+             return std::make_shared<CorpusSegment>(path);
+           }),
+           "path"_a)
       .def_static("build", &build, "path"_a, "token_ids"_a.noconvert(), "places"_a.noconvert())
       .def_prop_ro("num_tokens", &CorpusSegment::num_tokens)
       .def_prop_ro("num_positions", &CorpusSegment::size)

@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "calibration.hpp"
 #include "shared_log.hpp"
 #include "token_log.hpp"
 
@@ -16,12 +17,21 @@ namespace paceline {
 using SessionKey = std::uint64_t;  // 0: no session
 using ScopeId = std::int32_t;      // -1: no scope
 
-// Where a request's drafts may come from and where its tokens go. Contexts pass only between equal ones.
+// A scope that a request reads, and what it is to the request.
+struct ReadScope {
+  ScopeId id = -1;
+  Source source = Source::kWorkload;
+
+  auto operator<=>(const ReadScope&) const = default;
+};
+
+// The scope that a request reads first and the one where its tokens go. Contexts, and what drafts have learned, pass only
+// between equal ones.
 struct Reach {
-  std::vector<ScopeId> read_scopes;
+  ReadScope first;
   ScopeId write_scope = -1;
 
-  bool touches(ScopeId scope) const;
+  bool touches(ScopeId scope) const { return first.id == scope || write_scope == scope; }
   auto operator<=>(const Reach&) const = default;
 };
 

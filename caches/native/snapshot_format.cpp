@@ -56,9 +56,10 @@ Header header_of(std::span<const std::byte> file) {
     throw BrokenSnapshot("the snapshot was written on a machine of another byte order; write it anew on this one");
   }
   if (header.byte_order != kByteOrder) broken("its byte-order mark is damaged");
-  if (header.version > kSnapshotVersion || header.version == 0) {
-    throw BrokenSnapshot("the snapshot has version " + std::to_string(header.version) + ", this Paceline reads up to " +
-                         std::to_string(kSnapshotVersion) + "; upgrade it, or start without the snapshot");
+  if (header.version != kSnapshotVersion) {
+    throw BrokenSnapshot("the snapshot has version " + std::to_string(header.version) + ", this Paceline reads " +
+                         std::to_string(kSnapshotVersion) + (header.version > kSnapshotVersion ? "; upgrade it, or" : ";") +
+                         " start without the snapshot");
   }
   if (header.num_bytes != file.size()) {
     broken("it has " + std::to_string(file.size()) + " bytes instead of " + std::to_string(header.num_bytes));

@@ -15,7 +15,8 @@ from paceline.caches.tree import Source
 _LENGTH_BOUNDS: Final = (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 24, 32, 48, 64)
 _GAP_BOUNDS: Final = (0, 1, 2, 4, 8, 16)
 _DEPTH_BOUNDS: Final = (0, 1, 3, 8)
-_NUM_SOURCES: Final = 2
+_RANKED: Final = (Source.CONTEXT, Source.WORKLOAD, Source.TENANT, Source.CORPUS)
+_NUM_SOURCES: Final = len(_RANKED)
 _NUM_RANKS: Final = 8
 _NUM_FOLLOWED: Final = 8
 _NUM_AGES: Final = 10
@@ -29,6 +30,8 @@ _MAX_SIMILAR: Final = 16
 _YOUNG: Final = 16
 _FAR_BACK: Final = -2048
 _MAX_MISSES: Final = 3
+
+_CROWD_BOUNDS: Final = (0, 2, 4, 8, 32, 256)
 
 _NUM_LENGTHS: Final = len(_LENGTH_BOUNDS)
 _RANK_WEIGHTS: Final = _NUM_SOURCES * 2 * _NUM_LENGTHS
@@ -55,10 +58,12 @@ class Traits:
     misses: int
     age: int
     distance: int | None
+    count: int = 0
+    total: int = 0
 
     def features(self) -> tuple[int, ...]:
         """Indices of the weights that belong to the place."""
-        source, length = int(self.source), length_bucket(self.match_length)
+        source, length = _RANKED.index(self.source), length_bucket(self.match_length)
         gap = bisect_right(_GAP_BOUNDS, self.longest - self.match_length) - 1
         followed = min(_NUM_FOLLOWED - 1, self.num_followed // 4 + (self.num_followed > 0))
         return (
@@ -71,10 +76,14 @@ class Traits:
             _FOLLOWED_WEIGHTS
             + (source * (_MAX_MISSES + 1) + self.misses) * _NUM_FOLLOWED
             + followed,
-            _PLACE_WEIGHTS
-            + (source * _NUM_DISTANCES + _distance_bucket(self.distance)) * _NUM_AGES
-            + _age_bucket(self.age),
+            _PLACE_WEIGHTS + source * _NUM_DISTANCES * _NUM_AGES + self._place_cell(),
         )
+
+    def _place_cell(self) -> int:
+        if self.source is Source.CORPUS:
+            tenths = min(_NUM_AGES - 1, self.count * (_NUM_AGES - 1) // self.total)
+            return (bisect_right(_CROWD_BOUNDS, self.total) - 1) * _NUM_AGES + tenths
+        return _distance_bucket(self.distance) * _NUM_AGES + _age_bucket(self.age)
 
 
 class Calibration:

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from paceline.caches.reference.calibration import Calibration, Traits, map_context
+from paceline.caches.reference.segment import Place, ReferenceSegment
 from paceline.caches.tree import Source
 
 BORDER: Final = -1
@@ -25,6 +26,7 @@ _MATCHED_TO_FORGET_MISSES: Final = 16
 _MAX_CURSORS: Final = 4
 _LEARNING_RATE: Final = 0.05
 _CONSIDERED: Final = 0.3
+_MOST_PLACES: Final = 16
 _LEAST_SHARE: Final = float(np.float32(0.01))
 
 
@@ -84,6 +86,23 @@ class Log:
 
 
 @dataclass(slots=True)
+class Reading:
+    """What a request may draft from: logs, the first its own context, their sources, corpora."""
+
+    logs: list[Log | None]
+    sources: list[Source]
+    segments: list[ReferenceSegment]
+
+    def source(self, number: int) -> Source:
+        """Of the log of that number, or past them of a segment."""
+        return self.sources[number] if number < len(self.logs) else Source.CORPUS
+
+    def at(self, number: int, position: int) -> int:
+        """Token of a segment, by number."""
+        return self.segments[number - len(self.logs)].at(position)
+
+
+@dataclass(slots=True)
 class Candidate:
     """An earlier place, in log number `log`, whose next token is a guess at the context's next."""
 
@@ -97,11 +116,8 @@ class Candidate:
     guess: int = BORDER
     features: tuple[int, ...] = ()
     share: float = 0.0
-
-    @property
-    def source(self) -> Source:
-        """Log 0 is the request's own context."""
-        return Source.CONTEXT if self.log == 0 else Source.SHARED
+    place: Place | None = None
+    """Of a corpus: what it stands for."""
 
 
 @dataclass(slots=True)
@@ -190,8 +206,30 @@ def find_candidates(log: Log, number: int, context: Sequence[int], most: int) ->
     return found
 
 
+def find_in_corpora(reading: Reading, context: Sequence[int], most: int) -> list[Candidate]:
+    """Places of every segment."""
+    found: list[Candidate] = []
+    for number, segment in enumerate(reading.segments, len(reading.logs)):
+        for place in segment.spread(context, most):
+            length = place.match_length
+            limit = min(length + 1 + _MAX_SIMILAR, len(context), place.next)
+            equal = sum(
+                segment.at(place.next - 1 - i) == context[-1 - i] for i in range(length + 1, limit)
+            )
+            found.append(Candidate(number, place.next, length, equal, place=place))
+    return found
+
+
+def evidence_of(place: Place | None) -> np.float32:
+    """What a place of a corpus adds to its score; 0 for one of a log."""
+    if place is None:
+        return np.float32(0)
+    places = float(place.count) * min(place.total, _MOST_PLACES)
+    return np.float32(math.log(places / (float(place.total) * place.num_alike)))
+
+
 def draft(
-    logs: Sequence[Log | None],
+    reading: Reading,
     trail: Trail,
     calibration: Calibration,
     *,
@@ -200,17 +238,17 @@ def draft(
     max_candidates: int,
     min_probability: float,
 ) -> Draft:
-    """A tree of at most `max_tokens` nodes; logs[0] is the request's own context."""
+    """A tree of at most `max_tokens` nodes."""
     made = Draft()
     if max_tokens == 0:
         return made
-    made.places = _gather(logs, trail, max_candidates)
+    made.places = _gather(reading, trail, max_candidates)
     if not made.places:
         return made
-    _rank(made, logs, trail, calibration)
+    _rank(made, reading, trail, calibration)
     voters = [replace(place) for place in made.places if place.share >= _LEAST_SHARE]
     frontier = made.roots = _children(
-        None, voters, made.escape_share, calibration, max_branches, min_probability
+        reading, None, voters, made.escape_share, calibration, max_branches, min_probability
     )
     made.considered = made.roots
     while frontier and len(made.issued) < max_tokens:
@@ -222,21 +260,23 @@ def draft(
         node.issued = len(made.issued)
         made.issued.append(node)
         if len(made.issued) < max_tokens:
-            _advance_voters(node, logs)
+            _advance_voters(node, reading)
             node.children = _children(
-                node, node.voters, 0.0, calibration, max_branches, min_probability
+                reading, node, node.voters, 0.0, calibration, max_branches, min_probability
             )
             frontier = frontier + node.children
     return made
 
 
-def score(scored: Draft, committed: Sequence[int], calibration: Calibration, trail: Trail) -> int:
-    """Learn from what was committed after a draft; returns how many issued nodes were right."""
+def score(
+    scored: Draft, committed: Sequence[int], calibration: Calibration, trail: Trail
+) -> list[Source]:
+    """Learn from what was committed after a draft; returns the sources of the right nodes."""
     if scored.places:
         _learn_ranking(scored, committed[0], calibration)
         _lead_with(scored, committed[0], trail)
         scored.places = []
-    num_accepted = 0
+    accepted: list[Source] = []
     for token in committed:
         if scored.considered is None:
             break
@@ -245,8 +285,9 @@ def score(scored: Draft, committed: Sequence[int], calibration: Calibration, tra
             calibration.record(node.context, node.share, hit=node.token == token)
             right = node if node.token == token else right
         scored.considered = right.children if right else None
-        num_accepted += right is not None and right.issued >= 0
-    return num_accepted
+        if right is not None and right.issued >= 0:
+            accepted.append(right.source)
+    return accepted
 
 
 def follow(trail: Trail, logs: Sequence[Log | None], committed: Sequence[int]) -> None:
@@ -282,7 +323,8 @@ def _advanced(
     return Cursor(cursor.log, position, num_matched, misses)
 
 
-def _gather(logs: Sequence[Log | None], trail: Trail, max_candidates: int) -> list[Candidate]:
+def _gather(reading: Reading, trail: Trail, max_candidates: int) -> list[Candidate]:
+    logs = reading.logs
     assert logs[0] is not None
     context = logs[0].tokens
     gathered = []
@@ -306,31 +348,16 @@ def _gather(logs: Sequence[Log | None], trail: Trail, max_candidates: int) -> li
     for number, log in enumerate(logs):
         found = find_candidates(log, number, context, max_candidates) if log is not None else []
         gathered += [c for c in found if (c.log, c.next) not in followed]
-    return gathered
+    return gathered + find_in_corpora(reading, context, max_candidates)
 
 
-def _rank(made: Draft, logs: Sequence[Log | None], trail: Trail, calibration: Calibration) -> None:
+def _rank(made: Draft, reading: Reading, trail: Trail, calibration: Calibration) -> None:
     """Softmax of the places' scores and of the event that none is right."""
     made.longest = max(place.match_length for place in made.places)
     scores = []
     for place in made.places:
-        log = logs[place.log]
-        assert log is not None
-        place.guess = log.at(place.next)
-        anchor = trail.anchors.get(place.log)
-        place.features = Traits(
-            source=place.source,
-            was_said=log.was_said(place.next),
-            match_length=place.match_length,
-            longest=made.longest,
-            rank=place.rank,
-            num_similar=place.num_similar,
-            num_followed=place.num_followed,
-            misses=place.misses,
-            age=log.end - place.next,
-            distance=None if anchor is None else place.next - anchor,
-        ).features()
-        scores.append(calibration.score(place.features))
+        place.features = _traits(place, made.longest, reading, trail).features()
+        scores.append(calibration.score(place.features) + evidence_of(place.place))
     escape = calibration.escape_score(made.longest, len(made.places))
     highest = max([escape, *scores])
     weights = [math.exp(float(value - highest)) for value in scores]
@@ -342,7 +369,45 @@ def _rank(made: Draft, logs: Sequence[Log | None], trail: Trail, calibration: Ca
         place.share = float(np.float32(weight / total))
 
 
+def _traits(place: Candidate, longest: int, reading: Reading, trail: Trail) -> Traits:
+    """What is known of a candidate, whose guess is set."""
+    seen = place.place
+    if seen is not None:
+        place.guess = reading.at(place.log, place.next)
+        return Traits(
+            source=Source.CORPUS,
+            was_said=False,
+            match_length=place.match_length,
+            longest=longest,
+            rank=0,
+            num_similar=place.num_similar,
+            num_followed=0,
+            misses=0,
+            age=0,
+            distance=None,
+            count=seen.count,
+            total=seen.total,
+        )
+    log = reading.logs[place.log]
+    assert log is not None
+    place.guess = log.at(place.next)
+    anchor = trail.anchors.get(place.log)
+    return Traits(
+        source=reading.source(place.log),
+        was_said=log.was_said(place.next),
+        match_length=place.match_length,
+        longest=longest,
+        rank=place.rank,
+        num_similar=place.num_similar,
+        num_followed=place.num_followed,
+        misses=place.misses,
+        age=log.end - place.next,
+        distance=None if anchor is None else place.next - anchor,
+    )
+
+
 def _children(
+    reading: Reading,
     parent: Node | None,
     voters: Sequence[Candidate],
     unlikely: float,
@@ -376,7 +441,7 @@ def _children(
                     token,
                     parent,
                     probability,
-                    best.source,
+                    reading.source(best.log),
                     context,
                     share,
                     reached * probability,
@@ -386,11 +451,14 @@ def _children(
     return children
 
 
-def _advance_voters(node: Node, logs: Sequence[Log | None]) -> None:
+def _advance_voters(node: Node, reading: Reading) -> None:
     for voter in node.voters:
-        log = logs[voter.log]
-        assert log is not None
         voter.next += 1
+        if voter.place is not None:
+            voter.guess = reading.at(voter.log, voter.next)
+            continue
+        log = reading.logs[voter.log]
+        assert log is not None
         if voter.next < log.end:
             voter.guess = log.at(voter.next)
         else:
@@ -412,9 +480,13 @@ def _learn_ranking(scored: Draft, committed: int, calibration: Calibration) -> N
 
 
 def _lead_with(scored: Draft, committed: int, trail: Trail) -> None:
-    """Put the likeliest place that was right first among the cursors, then the likeliest of all."""
-    best = max(scored.places, key=lambda place: place.share)
-    rights = [place for place in scored.places if place.guess == committed]
+    """Put the likeliest place that was right first among the cursors, then the likeliest of all.
+
+    Places of corpora are not followed.
+    """
+    in_logs = [place for place in scored.places if place.place is None]
+    best = max(in_logs, key=lambda place: place.share, default=None)
+    rights = [place for place in in_logs if place.guess == committed]
     right = max(rights, key=lambda place: place.share) if rights else None
     for lead in (best if best is not right else None, right):
         if lead is None:

@@ -11,6 +11,7 @@ it may miss a place that other grams of the bucket hide. Here nothing is missed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -24,18 +25,38 @@ from paceline.caches.reference.drafting import (
     MAX_MATCH,
     Draft,
     Log,
+    Reading,
     Trail,
     draft,
     follow,
     score,
 )
+from paceline.caches.reference.segment import ReferenceSegment
 from paceline.caches.reference.shared_log import SharedLog
+from paceline.caches.tree import Source
 
 _MAX_CONTEXTS_PER_SESSION: Final = 4
 _MIN_SLIDE: Final = 32
 
-Reach = tuple[tuple[int, ...], int]
-"""Scopes that a request reads, and the one it writes."""
+Reach = tuple[int, int, Source]
+"""The scope that a request reads first, the one it writes, what the first is to it; -1: none."""
+_COUNTED: Final = (Source.CONTEXT, Source.WORKLOAD, Source.TENANT, Source.CORPUS)
+
+
+class _Counts:
+    """Drafted and accepted tokens by source."""
+
+    def __init__(self) -> None:
+        self.drafted: Counter[Source] = Counter()
+        self.accepted: Counter[Source] = Counter()
+
+    def as_stats(self) -> dict[str, int]:
+        """Named as the native index names them."""
+        stats: dict[str, int] = {}
+        for name, counts in (("drafted", self.drafted), ("accepted", self.accepted)):
+            stats[name] = counts.total()
+            stats |= {f"{name}_{it.name.lower()}": counts[it] for it in _COUNTED}
+        return stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +75,7 @@ class _Request:
 
     session: int
     reach: Reach
+    reads: dict[int, Source]
     calibration: Calibration
     context: Log
     seam: int
@@ -92,27 +114,33 @@ class ReferenceIndex:
         self._num_requests_ever = 0
         self._kept: list[_Kept] = []
         self._calibrations: dict[Reach, Calibration] = {}
-        self._num_drafted = 0
-        self._num_accepted = 0
+        self._segments: dict[int, list[ReferenceSegment]] = {}
+        self._counts = _Counts()
+        self._scope_counts: dict[int, _Counts] = {}
 
     def scope(self, name: str, *, capacity: int = 0) -> int:
         """Id of the scope called `name`, opened empty on first use."""
         if name not in self._scope_ids:
             self._scope_ids[name] = self._num_scopes_ever
             self._logs[self._num_scopes_ever] = SharedLog(capacity or self._shared_capacity)
+            self._scope_counts[self._num_scopes_ever] = _Counts()
             self._num_scopes_ever += 1
         return self._scope_ids[name]
 
+    def attach_corpora(self, scope_id: int, segments: Sequence[ReferenceSegment]) -> None:
+        """Draft from these segments for the scope's readers, in place of those before."""
+        self._segments[scope_id] = list(segments)
+
     def drop_scope(self, scope_id: int) -> int:
         """Forget everything of a scope; returns the number of tokens forgotten."""
-        dropped = [kept for kept in self._kept if scope_id in (*kept.reach[0], kept.reach[1])]
+        dropped = [kept for kept in self._kept if scope_id in kept.reach[:2]]
         self._kept = [kept for kept in self._kept if kept not in dropped]
         self._scope_ids = {n: known for n, known in self._scope_ids.items() if known != scope_id}
         self._calibrations = {
-            reach: known
-            for reach, known in self._calibrations.items()
-            if scope_id not in (*reach[0], reach[1])
+            reach: known for reach, known in self._calibrations.items() if scope_id not in reach[:2]
         }
+        self._segments.pop(scope_id, None)
+        del self._scope_counts[scope_id]
         num_shared = len(self._logs.pop(scope_id).tokens)
         return num_shared + sum(len(kept.context.tokens) for kept in dropped)
 
@@ -131,14 +159,10 @@ class ReferenceIndex:
     def delete_sequence(self, scope_id: int, key: int) -> int:
         """Forget a sequence and the contexts that may hold it; returns how many tokens."""
         for request in self._requests.values():
-            if scope_id in (*request.reach[0], request.reach[1]):
+            if scope_id in request.reach[:2]:
                 request.is_erased |= request.keys[-1] == key
                 request.is_tainted |= key in request.keys
-        dropped = [
-            kept
-            for kept in self._kept
-            if scope_id in (*kept.reach[0], kept.reach[1]) and key in kept.keys
-        ]
+        dropped = [kept for kept in self._kept if scope_id in kept.reach[:2] and key in kept.keys]
         self._kept = [kept for kept in self._kept if kept not in dropped]
         return self._logs[scope_id].erase(key) + sum(len(kept.context.tokens) for kept in dropped)
 
@@ -156,9 +180,17 @@ class ReferenceIndex:
         key: int = 0,
         share_prompt: bool = False,
         time: float = 0.0,
+        read_sources: npt.NDArray[np.uint8] | None = None,
     ) -> tuple[int, int]:
         """Open a request; returns (handle, num_reused)."""
-        reach = tuple(dict.fromkeys(read_scopes.tolist())), write_scope
+        sources = [Source.WORKLOAD] * len(read_scopes)
+        if read_sources is not None:
+            sources = [Source(source) for source in read_sources.tolist()]
+        reads: dict[int, Source] = {}
+        for scope_id, source in zip(read_scopes.tolist(), sources, strict=True):
+            reads.setdefault(scope_id, source)
+        first, what = next(iter(reads.items()), (-1, Source.WORKLOAD))
+        reach = first, write_scope, what
         prompt = prompt_ids.tolist()
         context, num_prefix, num_slid, keys = self._take(session, reach, prompt)
         num_reused = num_prefix + num_slid
@@ -170,8 +202,9 @@ class ReferenceIndex:
         self._requests[self._num_requests_ever] = _Request(
             session,
             reach,
+            reads,
             Calibration()
-            if reach == ((), -1)
+            if reach[:2] == (-1, -1)
             else self._calibrations.setdefault(reach, Calibration()),
             context,
             seam=num_prefix if num_slid else 0,
@@ -198,11 +231,11 @@ class ReferenceIndex:
             committed = token_ids[offsets[i] : offsets[i + 1]].tolist()
             if not committed:
                 continue
-            self._num_accepted += score(
-                request.draft, committed, request.calibration, request.trail
-            )
+            accepted = score(request.draft, committed, request.calibration, request.trail)
+            for counts in self._counters_of(request):
+                counts.accepted.update(accepted)
             request.context.append(committed, said=True)
-            follow(request.trail, self._logs_of(request), committed)
+            follow(request.trail, self._reading_of(request).logs, committed)
 
     def truncate(self, handle: int, num_tokens: int) -> None:
         """Drop the context's tokens from `num_tokens` on."""
@@ -238,7 +271,7 @@ class ReferenceIndex:
         for handle, most in zip(handles.tolist(), max_tokens.tolist(), strict=True):
             request = self._requests[handle]
             request.draft = draft(
-                self._logs_of(request),
+                self._reading_of(request),
                 request.trail,
                 request.calibration,
                 max_tokens=most,
@@ -247,8 +280,9 @@ class ReferenceIndex:
                 min_probability=self._min_probability,
             )
             issued.append(request.draft.issued)
+            for counts in self._counters_of(request):
+                counts.drafted.update(node.source for node in request.draft.issued)
         nodes = [node for tree in issued for node in tree]
-        self._num_drafted += len(nodes)
         return (
             np.cumsum([0, *map(len, issued)], dtype=np.int64),
             np.array([node.token for node in nodes], np.int32),
@@ -261,7 +295,7 @@ class ReferenceIndex:
         """Close a request; returns (new_tokens, num_prompt)."""
         request = self._requests.pop(handle)
         new_tokens = request.context.tokens[request.new_begin :]
-        read_scopes, write_scope = request.reach
+        write_scope = request.reach[1]
         if write_scope in self._logs and not request.is_erased:
             num_prompt = request.prompt_end - request.new_begin
             num_replied = len(new_tokens) - num_prompt
@@ -271,7 +305,7 @@ class ReferenceIndex:
             num_read = len(unshared) - num_replied
             self._logs[write_scope].append_keyed(unshared, num_read, request.keys[-1], time)
         if not request.is_tainted and all(
-            scope_id in self._logs or scope_id == -1 for scope_id in (*read_scopes, write_scope)
+            scope_id in self._logs or scope_id == -1 for scope_id in request.reach[:2]
         ):
             self._keep(_Kept(request.session, request.reach, request.context, request.keys))
         return np.array(new_tokens, np.int32), request.prompt_end - request.new_begin
@@ -281,7 +315,7 @@ class ReferenceIndex:
         renamed = {old: new for new, old in enumerate(sorted(self._logs))} | {-1: -1}
 
         def reach_of(reach: Reach) -> Reach:
-            return tuple(renamed[scope_id] for scope_id in reach[0]), renamed[reach[1]]
+            return renamed[reach[0]], renamed[reach[1]], reach[2]
 
         made = ReferenceIndex(
             shared_capacity=self._shared_capacity,
@@ -292,6 +326,7 @@ class ReferenceIndex:
         )
         made._scope_ids = {name: renamed[old] for name, old in self._scope_ids.items()}
         made._logs = {renamed[old]: log.copied(log.capacity) for old, log in self._logs.items()}
+        made._scope_counts = {scope_id: _Counts() for scope_id in made._logs}
         made._num_scopes_ever = len(self._logs)
         made._kept = [
             replace(kept, reach=reach_of(kept.reach), context=deepcopy(kept.context))
@@ -303,7 +338,7 @@ class ReferenceIndex:
         return made
 
     def stats(self) -> dict[str, int]:
-        """Counters and sizes; "bytes" is the native index's own affair."""
+        """Counters and sizes; "bytes" and "corpus_tokens" are the native index's own affair."""
         contexts = [kept.context.tokens for kept in self._kept]
         contexts += [request.context.tokens for request in self._requests.values()]
         return {
@@ -313,12 +348,31 @@ class ReferenceIndex:
             "sequences": sum(log.num_sequences for log in self._logs.values()),
             "shared_tokens": sum(len(log.tokens) for log in self._logs.values()),
             "context_tokens": sum(map(len, contexts)),
-            "drafted": self._num_drafted,
-            "accepted": self._num_accepted,
+            "segments": sum(map(len, self._segments.values())),
+            **self._counts.as_stats(),
         }
 
-    def _logs_of(self, request: _Request) -> list[Log | None]:
-        return [request.context, *(self._logs.get(scope_id) for scope_id in request.reach[0])]
+    def scope_stats(self, scope_id: int) -> dict[str, int]:
+        """Counters and sizes of one scope, without those that `stats` leaves out."""
+        return {
+            "sequences": self._logs[scope_id].num_sequences,
+            "shared_tokens": len(self._logs[scope_id].tokens),
+            "segments": len(self._segments.get(scope_id, ())),
+            **self._scope_counts[scope_id].as_stats(),
+        }
+
+    def _reading_of(self, request: _Request) -> Reading:
+        reads = request.reads
+        segments = [it for scope_id in reads for it in self._segments.get(scope_id, ())]
+        return Reading(
+            [request.context, *map(self._logs.get, reads)],
+            [Source.CONTEXT, *reads.values()],
+            [it for i, it in enumerate(segments) if all(it is not other for other in segments[:i])],
+        )
+
+    def _counters_of(self, request: _Request) -> list[_Counts]:
+        first = request.reach[0]
+        return [self._counts, *([self._scope_counts[first]] if first in self._logs else [])]
 
     def _take(
         self, session: int, reach: Reach, prompt: list[int]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.caches.corpus import CorpusStore
+from paceline.caches.tokenizer import TextTokenizer
 from paceline.errors import EngineError
+from waiting import wait_until
 
 if TYPE_CHECKING:
     from paceline.adapters.embedded.engine import EmbeddedEngine
@@ -89,6 +93,33 @@ def test_the_second_identical_request_takes_far_fewer_rounds(target: Target) -> 
     first, second, foreign = rounds
     assert second < first / 2
     assert foreign == first
+
+
+def test_a_corpus_is_drafted_before_anybody_said_it(
+    target: Target, target_folder: Path, tmp_path: Path
+) -> None:
+    """Text added with the command's tokenizer is drafted by the engine, and changes no token."""
+    from paceline.adapters.embedded.__main__ import corpus_feed, fingerprint_of
+
+    plain = make_engine(target)
+    expected = run(plain, PROMPTS[2], max_tokens=32)
+    tokenizer = TextTokenizer(str(target_folder))
+    store = CorpusStore(tmp_path)
+    with store.writing("tenant:t", "n") as writer:
+        for ids in tokenizer.encode([f"{PROMPTS[2]}{text(expected)}"]):
+            writer.add(ids)
+        store.publish(writer, scope="tenant:t", name="n", tokenizer=tokenizer.digest)
+    speculator = Speculator()
+    assert corpus_feed(None, speculator, fingerprint_of(target, "m")) is None
+    feed = corpus_feed(str(tmp_path), speculator, fingerprint_of(target, "m"))
+    assert feed is not None
+    feed.scope_id("tenant:t")
+    wait_until(lambda: speculator.stats()["segments"] == 1)
+    engine = make_engine(target, speculator)
+    assert tokens(run(engine, PROMPTS[2], max_tokens=32)) == tokens(expected)
+    assert speculator.stats()["accepted_corpus"] > 8
+    assert engine.counts.rounds < plain.counts.rounds / 2
+    feed.close()
 
 
 def test_requests_that_ask_for_it_are_not_drafted_for(target: Target) -> None:

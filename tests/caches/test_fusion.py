@@ -149,10 +149,10 @@ def test_a_chain_begins_in_one_source_and_goes_on_in_the_other() -> None:
         (ROOT, 0, [(7, 0.9), (8, 0.05), (9, 0.01)]),
         (0, 7, [(5, 0.95), (6, 0.01), (4, 0.01)]),
     ])  # fmt: skip
-    memory = Retrieved([(7, ROOT, 0.9, int(Source.SHARED)), (3, 0, 0.1, int(Source.SHARED))])
+    memory = Retrieved([(7, ROOT, 0.9, int(Source.WORKLOAD)), (3, 0, 0.1, int(Source.WORKLOAD))])
     (chain,), _ = fuse(Fusion(), [(memory, view)], max_tokens=4, max_branches=1)
     assert chain.paths == [(7,), (7, 5)]
-    assert chain.sources == [Source.SHARED, Source.MODEL]
+    assert chain.sources == [Source.WORKLOAD, Source.MODEL]
 
 
 def test_a_branch_that_the_drafter_finds_implausible_goes() -> None:

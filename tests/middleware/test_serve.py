@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 
+from paceline.middleware.serve import corpus_folder
 from paceline.policies.tenants import new_key
 from serving import Serving
 from waiting import wait_until
@@ -177,6 +178,8 @@ def test_the_second_identical_request_drafts_from_the_first(
     assert second == first
     assert accepted > 24
     assert second_rounds < first_rounds / 2
+    assert serving.memory_metric("accepted_tokens") >= accepted
+    assert serving.memory_metric("drafted_tokens") >= serving.memory_metric("accepted_tokens")
 
 
 def test_a_client_that_leaves_frees_the_engine(api: openai.OpenAI, serving: Serving) -> None:
@@ -215,3 +218,16 @@ def test_keys_guard_it_and_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         assert serving.interrupt() == 0
         assert serving.output.rstrip().endswith("stopped")
         wait_until(lambda: serving.num_children == 0)
+
+
+def test_engines_look_for_corpora_where_the_command_puts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the user's folder, in the one that the environment names, or nowhere."""
+    monkeypatch.delenv("PACELINE_CORPUS_DIR", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert corpus_folder() == str(tmp_path / "paceline" / "corpus")
+    monkeypatch.setenv("PACELINE_CORPUS_DIR", "/elsewhere")
+    assert corpus_folder() == "/elsewhere"
+    monkeypatch.setenv("PACELINE_CORPUS_DIR", "")
+    assert corpus_folder() == ""

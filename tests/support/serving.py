@@ -64,14 +64,21 @@ class Serving:
 
     def engine_metric(self, name: str) -> float:
         """A counter of the embedded engine."""
+        return self._metric(rf"paceline_engine_{name}_total")
+
+    def memory_metric(self, name: str) -> float:
+        """A counter of the engine's draft memory, over all scopes and tiers."""
+        return self._metric(rf"paceline_memory_{name}_total\{{[^\n]*\}}")
+
+    def _metric(self, pattern: str) -> float:
         engine = next(c for c in self._children if "paceline.adapters.embedded" in c.cmdline())
         command = engine.cmdline()
         url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/metrics"
         with urllib.request.urlopen(url, timeout=10) as response:
             text = response.read().decode()
-        found = re.search(rf"^paceline_engine_{name}_total (\S+)$", text, re.MULTILINE)
+        found = re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE)
         assert found, text
-        return float(found[1])
+        return sum(map(float, found))
 
     def interrupt(self) -> int:
         """Ctrl-C; returns its exit code."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
+
+import numpy as np
 
 from paceline.benchmarks.peers.arctic import SuffixCache, SuffixCacheClass
 from paceline.benchmarks.replay.base import Draft, Memory, TokenIds
@@ -21,14 +24,30 @@ class ArcticDrafter:
         cache_class: `SuffixDecodingCache`.
         depth: deepest level of the trees, and the tokens that a match may reach back.
         factor: most tokens drafted, per matched token.
+        max_cached_requests: replies that the shared tree keeps, -1 for all.
     """
 
-    def __init__(self, cache_class: SuffixCacheClass, *, depth: int, factor: float) -> None:
+    def __init__(
+        self,
+        cache_class: SuffixCacheClass,
+        *,
+        depth: int,
+        factor: float,
+        max_cached_requests: int = MAX_CACHED_REQUESTS,
+    ) -> None:
         self._depth = depth
         self._factor = factor
         self._num_tokens = 0
-        self._cache: SuffixCache = cache_class(depth, MAX_CACHED_REQUESTS)
+        self._cache: SuffixCache = cache_class(depth, max_cached_requests)
         self._contexts: dict[int, Context] = {}
+
+    def remember(self, sequences: Iterable[TokenIds]) -> None:
+        """Add sequences to the shared tree as replies of earlier requests."""
+        for number, sequence in enumerate(sequences):
+            name = f"earlier-{number}"
+            self._cache.start_request(name, np.array([], np.int32))
+            self._cache.add_active_response(name, sequence.tolist())
+            self._cache.stop_request(name)
 
     def start(self, request_id: int, session_id: str, scope: str, prompt_ids: TokenIds) -> None:
         """Build the tree of the prompt."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 
 from paceline.benchmarks.replay.base import Draft, Memory, TokenIds
-from paceline.caches._native import DraftIndex
+from paceline.caches._native import CorpusSegment, DraftIndex
 
 SESSION_BITS: Final = 62
 
@@ -19,16 +20,32 @@ class PacelineDrafter:
     Args:
         min_probability: where a path stops, in (0, 1].
         max_branches: most nodes that continue one node; 1 for chains.
+        segments: corpora of the scope.
     """
 
-    def __init__(self, *, min_probability: float, max_branches: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        min_probability: float,
+        max_branches: int = 1,
+        segments: Sequence[CorpusSegment] = (),
+    ) -> None:
         self._max_branches = max_branches
         self._index = DraftIndex(min_probability=min_probability)
+        self._segments = segments
         self._handles: dict[int, int] = {}
+
+    def remember(self, scope: str, sequences: Iterable[TokenIds], *, capacity: int) -> None:
+        """Add sequences to the scope's log, which holds `capacity` tokens, before anything else."""
+        scope_id = self._index.scope(scope, capacity=capacity)
+        for sequence in sequences:
+            self._index.append_shared(scope_id, sequence)
 
     def start(self, request_id: int, session_id: str, scope: str, prompt_ids: TokenIds) -> None:
         """Index what the session's earlier requests did not hold."""
         scope_id = self._index.scope(scope)
+        if self._segments:
+            self._index.attach_corpora(scope_id, self._segments)
         self._handles[request_id], _ = self._index.begin(
             prompt_ids,
             read_scopes=np.array([scope_id], np.int32),

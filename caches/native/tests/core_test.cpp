@@ -173,11 +173,39 @@ void test_a_fresh_ranking_prefers_long_matches() {
     expect(score > previous, "a longer match leaves less to the case that no place is right");
     previous = score;
   }
-  const PlaceTraits extreme{.source = Source::kShared, .match_length = 0, .longest = kMaxMatch, .rank = 1000,
+  const PlaceTraits extreme{.source = Source::kWorkload, .match_length = 0, .longest = kMaxMatch, .rank = 1000,
                             .num_similar = kMaxSimilar, .num_followed = 100'000, .misses = kMaxMisses,
                             .age = 0xFFFFFFFFu, .has_anchor = true, .distance = -5'000'000};
   for (const std::uint16_t feature : features_of(extreme)) {
     expect(feature < calibration.state().size(), "the most extreme traits have weights");
+  }
+}
+
+// Each source that is ranked has weights of its own; before anything was learned the tenant's are the workload's.
+void test_sources_have_weights_of_their_own() {
+  Calibration calibration;
+  const auto features = [](Source source) {
+    return features_of({.source = source, .match_length = 9, .longest = 20, .rank = 2, .num_similar = 3, .age = 900});
+  };
+  expect(calibration.score(features(Source::kTenant)) == calibration.score(features(Source::kWorkload)),
+         "a tenant's place counts as a workload's at first");
+  expect(calibration.score(features(Source::kContext)) != calibration.score(features(Source::kWorkload)),
+         "the context has been fitted apart");
+  const float before = calibration.score(features(Source::kWorkload));
+  calibration.shift(features(Source::kTenant), 1.0);
+  calibration.shift(features(Source::kCorpus), 1.0);
+  expect(calibration.score(features(Source::kWorkload)) == before, "what is learned of one source stays with it");
+  expect(calibration.score(features(Source::kTenant)) > before + 5.9f, "every trait has learned");
+}
+
+// The traits of a corpus's places: whatever the counts, there is a weight, and more evidence has another.
+void test_evidence_of_corpora() {
+  const Calibration calibration;
+  for (const std::uint32_t total : {1u, 2u, 5u, 31u, 255u, 0xFFFFFFFFu}) {
+    const auto certain = features_of({.source = Source::kCorpus, .count = total, .total = total});
+    const auto open = features_of({.source = Source::kCorpus, .count = 1, .total = total});
+    for (const std::uint16_t feature : certain) expect(feature < calibration.state().size(), "there is a weight");
+    expect(total == 1 || certain != open, "a part of the places is told from all of them");
   }
 }
 
@@ -213,6 +241,8 @@ int main() {
   test_the_map_forgets();
   test_a_fresh_map_rises();
   test_a_fresh_ranking_prefers_long_matches();
+  test_sources_have_weights_of_their_own();
+  test_evidence_of_corpora();
   test_state_round_trip();
   std::puts("all core tests passed");
   return 0;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "draft_index.hpp"
+#include "segments.hpp"
 #include "testing.hpp"
 
 namespace paceline {
@@ -23,6 +24,7 @@ class Player {
   explicit Player(std::uint32_t seed)
       : random_(seed),
         index_({.shared_capacity = 50 + below(random_, 3'000), .max_sessions = 5, .max_session_tokens = 2'000}) {
+    for (const std::size_t length : {10, 300, 2'000}) segments_.push_back(some_segment(random_, kVocabulary, length));
   }
 
   void play(std::int64_t num_operations) {
@@ -40,7 +42,7 @@ class Player {
   };
 
   void step() {
-    switch (below(random_, 16)) {
+    switch (below(random_, 17)) {
       case 0:
       case 1: return index_.append_shared(scope(), tokens(60), key(), time());
       case 2: return begin();
@@ -56,6 +58,7 @@ class Player {
       case 8:
         if (below(random_, 40) == 0) restore();
         return;
+      case 9: return attach();
       default: return decode();
     }
   }
@@ -73,11 +76,16 @@ class Player {
     if (below(random_, 4) == 0 && prompt.size() > 80) prompt.erase(prompt.begin() + 20, prompt.begin() + 30);
     const Tokens more = tokens(40);
     prompt.insert(prompt.end(), more.begin(), more.end());
-    const std::vector<ScopeId> reads(static_cast<std::size_t>(below(random_, 3)), scope());
+    std::vector<ScopeId> reads(static_cast<std::size_t>(below(random_, 3)));
+    std::vector<std::uint8_t> sources;
+    for (ScopeId& read : reads) {
+      read = scope();
+      sources.push_back(static_cast<std::uint8_t>(below(random_, 2) == 0 ? Source::kWorkload : Source::kTenant));
+    }
     const ScopeId writes = below(random_, 4) == 0 ? -1 : scope();
     const auto session = static_cast<SessionKey>(below(random_, 4));
     open_.push_back({index_.begin(prompt, reads, writes, session, key(),
-                                   {.is_early = below(random_, 3) == 0, .time = time()})
+                                   {.is_early = below(random_, 3) == 0, .time = time()}, sources)
                          .handle,
                      prompt});
   }
@@ -103,6 +111,16 @@ class Player {
     index_.drop_scope(index_.scope(scopes_[which]));
     scopes_[which] = "scope " + std::to_string(num_scopes_++);
     index_.scope(scopes_[which], below(random_, 2) == 0 ? 0 : 40);
+  }
+
+  // Corpora come, are replaced and go, under open requests too.
+  void attach() {
+    CorpusSegments segments;
+    for (Token left = below(random_, 3); left > 0; --left) segments.push_back(segments_[pick(segments_.size())]);
+    const std::size_t num_segments = segments.size();
+    const ScopeId where = scope();
+    index_.attach_corpora(where, std::move(segments));
+    expect(index_.scope_stats(where).segments == num_segments, "a scope has the segments attached last");
   }
 
   // Everything goes through a snapshot; what is restored is as large as what was saved, but for what was deleted.
@@ -143,6 +161,7 @@ class Player {
   Random random_;
   DraftIndex index_;
   std::vector<std::string> scopes_{"a", "b"};
+  CorpusSegments segments_;
   std::vector<Open> open_;
   Tokens said_;
   int num_scopes_ = 0;

@@ -1,7 +1,5 @@
 // Tests of corpus segments without Python, built under AddressSanitizer and UndefinedBehaviorSanitizer: files damaged in
 // every way, checksums included, must be refused or be harmless.
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -21,19 +19,13 @@
 #include <vector>
 
 #include "segment.hpp"
+#include "segments.hpp"
+#include "testing.hpp"
 
 namespace paceline {
 namespace {
 
-using Tokens = std::vector<Token>;
 using Bytes = std::vector<char>;
-using Random = std::mt19937;
-
-void expect(bool holds, const char* what, std::source_location where = std::source_location::current()) {
-  if (holds) return;
-  std::fprintf(stderr, "%s:%u: expected that %s\n", where.file_name(), static_cast<unsigned>(where.line()), what);
-  std::exit(1);
-}
 
 template <typename Error>
 void expect_throws(const std::function<void()>& act, std::source_location where = std::source_location::current()) {
@@ -44,27 +36,6 @@ void expect_throws(const std::function<void()>& act, std::source_location where 
   }
   expect(false, "an error is thrown", where);
 }
-
-// A folder that goes away with its files.
-class Folder {
- public:
-  Folder() : path_(std::filesystem::temp_directory_path() / ("paceline-segment-" + std::to_string(::getpid()))) {
-    std::filesystem::create_directory(path_);
-  }
-  ~Folder() { std::filesystem::remove_all(path_); }
-  std::string file(const char* name) const { return path_ / name; }
-  bool holds_only(const char* name) const {
-    for (const auto& entry : std::filesystem::directory_iterator(path_)) {
-      if (entry.path().filename() != name) return false;
-    }
-    return true;
-  }
-
- private:
-  std::filesystem::path path_;
-};
-
-Token below(Random& random, Token limit) { return std::uniform_int_distribution<Token>(0, limit - 1)(random); }
 
 // Sequences over few tokens, so that everything repeats, with some runs long enough to reach kMaxSegmentMatch.
 Tokens some_text(Random& random, Token vocabulary, std::size_t length) {
@@ -81,21 +52,6 @@ Tokens some_text(Random& random, Token vocabulary, std::size_t length) {
   }
   text.push_back(kBorder);
   return text;
-}
-
-std::vector<Position> sorted_places(const Tokens& text) {
-  std::vector<Position> places;
-  for (Position at = 1; at < text.size(); ++at) {
-    if (text[at] != kBorder && text[at - 1] != kBorder) places.push_back(at);
-  }
-  std::ranges::sort(places, [&](Position a, Position b) {
-    const unsigned length = shared_length(text, a, b, kMaxSegmentMatch);
-    if (length == kMaxSegmentMatch) return a < b;
-    const Token x = text[a - 1 - length];
-    const Token y = text[b - 1 - length];
-    return x != y ? x < y : a < b;
-  });
-  return places;
 }
 
 // Tokens before `place` that agree with the end of the context.
@@ -146,6 +102,42 @@ void test_find() {
       for (const SegmentPlace& place : found) {
         expect(place.match_length <= agreement(text, place.next, context), "a place matches as far as it says");
         expect(tokens.insert(segment.at(place.next)).second, "a next token is given once");
+      }
+    }
+  }
+}
+
+// Places that stand for others: of each match length in proportion to true counts, as many as they say, none twice.
+void test_spread() {
+  const Folder folder;
+  Random random(8);
+  for (int round = 0; round < 60; ++round) {
+    const Token vocabulary = 1 + below(random, 6);
+    const Tokens text = some_text(random, vocabulary, static_cast<std::size_t>(2 + below(random, 1500)));
+    write_segment(folder.file("s"), text, sorted_places(text));
+    const CorpusSegment segment(folder.file("s"));
+    for (int query = 0; query < 40; ++query) {
+      Tokens context(static_cast<std::size_t>(1 + below(random, 6)));
+      for (Token& token : context) token = below(random, vocabulary);
+      const auto most = static_cast<unsigned>(below(random, 30));
+      std::vector<SegmentPlace> found;
+      segment.spread(context, most, found);
+      expect(found.size() <= most, "no more places are given than asked for");
+      std::set<Position> positions;
+      std::map<Token, unsigned> lengths;
+      for (const SegmentPlace& place : found) {
+        const Token token = segment.at(place.next);
+        expect(token != kBorder && positions.insert(place.next).second, "a place has a token and is given once");
+        expect(agreement(text, place.next, context) >= place.match_length, "a place matches as far as it says");
+        expect(lengths.try_emplace(token, place.match_length).first->second == place.match_length,
+               "a token is given for its longest match");
+        expect(place.count <= place.total && place.num_alike <= place.count, "it stands for no fewer than are given");
+        const auto alike = std::ranges::count_if(found, [&](const SegmentPlace& other) {
+          return segment.at(other.next) == token;
+        });
+        expect(alike == place.num_alike, "as many are given for a token as they say");
+        const double part = static_cast<double>(place.count) / place.total;
+        expect(place.num_alike <= part * CorpusSegment::kPlacesPerMatch + 0.51, "in proportion to the counts");
       }
     }
   }
@@ -317,6 +309,7 @@ void test_readers() {
 int main() {
   using namespace paceline;
   test_find();
+  test_spread();
   test_extend();
   test_damage_is_noticed();
   test_lies_are_harmless();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "draft_index.hpp"
+#include "segments.hpp"
 #include "testing.hpp"
 
 namespace paceline {
@@ -54,7 +55,7 @@ void test_threads() {
   for (std::thread& thread : threads) thread.join();
   expect_whole(index.check());
   expect(index.stats().requests == 0, "every request was finished");
-  expect(index.stats().accepted > 0, "drafts were accepted");
+  expect(index.stats().drafts.accepted[static_cast<std::size_t>(Source::kWorkload)] > 0, "drafts were accepted");
 }
 
 // A ring wraps under requests that draft from it, and its chain gets more heads, while nothing waits.
@@ -82,6 +83,36 @@ void test_readers_of_a_wrapping_ring() {
   }
 }
 
+// Corpora are replaced under requests that draft from them; what was detached is freed, the rest is drafted from.
+void test_readers_of_changing_corpora() {
+  DraftIndex index({});
+  const ScopeId scope = index.scope("corpora");
+  Random random(10);
+  std::atomic<bool> is_over{false};
+  std::thread changer([&] {
+    Random own(11);
+    for (int i = 0; i < 60; ++i) {
+      CorpusSegments segments;
+      for (int left = i % 3; left > 0; --left) segments.push_back(some_segment(own, 4, 500));
+      index.attach_corpora(scope, std::move(segments));
+    }
+    is_over = true;
+  });
+  const std::vector handles{index.begin(Tokens{1, 2, 3}, std::vector{scope}, -1, 0).handle};
+  index.attach_corpora(scope, {some_segment(random, 4, 500)});
+  while (!is_over) {
+    const DraftBatch batch = index.propose(handles, std::vector<std::int32_t>{16});
+    expect(std::ranges::all_of(batch.token_ids, [](Token token) { return token >= 0 && token < 4; }),
+           "only tokens of the corpora are drafted");
+    const Tokens committed = some_tokens(random, 3, 4);
+    index.commit(handles, committed, std::vector{std::int64_t{0}, std::ssize(committed)});
+    expect(index.scope_stats(scope).segments <= 2, "a scope has the segments attached last");
+  }
+  changer.join();
+  expect_whole(index.check());
+  expect(index.stats().drafts.drafted[static_cast<std::size_t>(Source::kCorpus)] > 0, "corpora were drafted from");
+}
+
 // Proposals share the index's lock, so two may meet in one request: both get its draft.
 void test_two_draft_for_one_request() {
   DraftIndex index({});
@@ -106,6 +137,7 @@ int main() {
   using namespace paceline;
   test_threads();
   test_readers_of_a_wrapping_ring();
+  test_readers_of_changing_corpora();
   test_two_draft_for_one_request();
   std::puts("all thread tests passed");
   return 0;

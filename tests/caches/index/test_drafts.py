@@ -52,6 +52,11 @@ def test_every_method_works_with_its_defaults() -> None:
     stats = index.stats()
     assert stats.pop("bytes") > 0
     assert stats.pop("drafted") > 0
+    assert stats.pop("drafted_context") > 0
+    assert not any(stats.pop(f"drafted_{it}") for it in ("workload", "tenant", "corpus"))
+    assert not any(
+        stats.pop(f"accepted_{it}") for it in ("context", "workload", "tenant", "corpus")
+    )
     assert stats == {
         "requests": 1,
         "sessions": 0,
@@ -59,8 +64,12 @@ def test_every_method_works_with_its_defaults() -> None:
         "sequences": 1,
         "shared_tokens": 4,
         "context_tokens": 4,
+        "segments": 0,
+        "corpus_tokens": 0,
         "accepted": 0,
     }
+    assert index.scope_stats(scope)["shared_tokens"] == 4
+    index.attach_corpora(scope, [])
     new_tokens, num_prompt = index.finish(handle)
     assert (new_tokens.tolist(), num_prompt) == ([7, 8, 9, 7], 4)
     assert index.drop_scope(scope) == 4
@@ -97,7 +106,7 @@ def test_a_request_drafts_from_the_scopes_it_reads() -> None:
     index.append_shared(scope, i32(9, 9, 9))
     tree = propose(index, begin(index, [1, 2, 3, 4], scope))
     assert tree.token_ids.tolist() == [5, 6]
-    assert set(tree.source.tolist()) == {Source.SHARED}
+    assert set(tree.source.tolist()) == {Source.WORKLOAD}
 
 
 def test_the_longest_match_wins() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -10,20 +12,24 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from paceline.caches import DraftIndex
+from paceline.caches import CorpusSegment, DraftIndex, Source
 from paceline.caches.reference import ReferenceIndex
+from paceline.caches.reference.segment import ReferenceSegment
+from paceline.caches.segment import build_segment
 
 # Few different tokens, so that everything matches something.
 texts = st.lists(st.integers(0, 3), max_size=12)
 loops = st.tuples(texts, st.integers(1, 6)).map(lambda drawn: drawn[0] * drawn[1])
 keys = st.integers(0, 5)  # of sequences; several may share one, 0 is none
 times = st.integers(0, 9).map(float)
+sources = st.sampled_from([Source.WORKLOAD, Source.WORKLOAD, Source.TENANT])
 choices = st.integers(0, 99)  # of one of the open requests, earlier ones or scopes
 # With 16 candidates a log of 256 tokens is drafted from exactly. Contexts stay below this and the
 # few tokens that a slid window keeps beside them.
 MAX_CONTEXT = 150
 MAX_SHARED = 200
 NUM_REQUESTS = 4
+Reach = tuple[list[tuple[int, Source]], int]  # what a request reads, and as what, and its session
 
 
 def i32(values: list[int]) -> np.ndarray:
@@ -32,6 +38,18 @@ def i32(values: list[int]) -> np.ndarray:
 
 def i64(values: list[int]) -> np.ndarray:
     return np.array(values, np.int64)
+
+
+def make_corpora() -> list[tuple[CorpusSegment, ReferenceSegment]]:
+    """Short texts, one without any place, and one whose places are too many to be counted."""
+    rng = np.random.default_rng(5)
+    texts = [rng.integers(-1, most, size).tolist() for most, size in ((3, 20), (4, 80), (2, 150))]
+    texts += [[0, 1, 2] * 20, [3, 2, 1, 0, -1, 2, 1, 0, 3, 3] * 4, [2], [0, 0, 1] * 150]
+    with TemporaryDirectory() as folder:
+        return [(build_segment(Path(folder) / "s", text), ReferenceSegment(text)) for text in texts]
+
+
+CORPORA = make_corpora()
 
 
 class NativeAgainstReference(RuleBasedStateMachine):
@@ -53,11 +71,11 @@ class NativeAgainstReference(RuleBasedStateMachine):
         self.reference = ReferenceIndex(**chosen)
         self.scopes: list[int] = []
         self.context: dict[int, list[int]] = {}  # of each open request
-        self.reach: dict[int, tuple[list[int], int]] = {}  # the scopes it reads, and its session
-        self.finished: list[tuple[list[int], tuple[list[int], int]]] = []
+        self.reach: dict[int, Reach] = {}
+        self.finished: list[tuple[list[int], Reach]] = []
         for name in "ab":
             self.open_scope(name)
-        self.begin([0, 1, 2] * 15, self.scopes, 1)
+        self.begin([0, 1, 2] * 15, [(scope, Source.WORKLOAD) for scope in self.scopes], 1)
 
     def both(self, call: Callable[[Any], Any]) -> Any:
         """What the call returns, the same from both indexes."""
@@ -99,20 +117,35 @@ class NativeAgainstReference(RuleBasedStateMachine):
         scope = self.scopes[choice % len(self.scopes)]
         self.both(lambda index: index.evict_before(scope, time))
 
+    @rule(choice=choices, also=choices, numbers=st.lists(choices, max_size=2))
+    def attach_corpora(self, choice: int, also: int, numbers: list[int]) -> None:
+        """Attach segments to one scope or two, which then share them."""
+        segments = [CORPORA[number % len(CORPORA)] for number in numbers]
+        for scope in {self.scopes[which % len(self.scopes)] for which in (choice, also)}:
+            self.native.attach_corpora(scope, [native for native, _ in segments])
+            self.reference.attach_corpora(scope, [reference for _, reference in segments])
+
     def begin(
-        self, prompt: list[int], reads: list[int], session: int, key: int = 0, early: bool = False
+        self,
+        prompt: list[int],
+        reads: list[tuple[int, Source]],
+        session: int,
+        key: int = 0,
+        early: bool = False,
     ) -> None:
         """Open a request that writes to the first scope it reads."""
-        reads = [scope for scope in reads if scope in self.scopes]
+        reads = [(scope, source) for scope, source in reads if scope in self.scopes]
+        read_sources = np.array([source for _, source in reads], np.uint8)
         handle, _ = self.both(
             lambda index: index.begin(
                 i32(prompt),
-                read_scopes=i32(reads),
-                write_scope=reads[0] if reads else -1,
+                read_scopes=i32([scope for scope, _ in reads]),
+                write_scope=reads[0][0] if reads else -1,
                 session=session,
                 key=key,
                 share_prompt=early,
                 time=5.0,
+                read_sources=read_sources,
             )
         )
         self.context[handle] = prompt
@@ -121,15 +154,20 @@ class NativeAgainstReference(RuleBasedStateMachine):
     @precondition(has_room)
     @rule(
         prompt=loops,
-        reads=st.lists(choices, max_size=3),
+        reads=st.lists(st.tuples(choices, sources), max_size=3),
         session=st.sampled_from([1, 2, 0]),
         key=keys,
         early=st.booleans(),
     )
     def begin_conversation(
-        self, prompt: list[int], reads: list[int], session: int, key: int, early: bool
+        self,
+        prompt: list[int],
+        reads: list[tuple[int, Source]],
+        session: int,
+        key: int,
+        early: bool,
     ) -> None:
-        scopes = [self.scopes[read % len(self.scopes)] for read in reads]
+        scopes = [(self.scopes[read % len(self.scopes)], source) for read, source in reads]
         self.begin(prompt, scopes, session, key, early)
 
     @rule(
@@ -164,20 +202,23 @@ class NativeAgainstReference(RuleBasedStateMachine):
     def commit(self, first: int, second: int, said: list[int], also: list[int]) -> None:
         self.commit_rows([self.request(first), self.request(second)], [said, also])
 
-    def draft(self, batch: list[int], most: list[int]) -> list[int]:
-        """Returns the last draft of the batch."""
+    def draft(self, batch: list[int], most: list[int], max_branches: int = 1) -> list[int]:
+        """Returns the last draft of the batch, where that is a chain."""
         handles, limits = i64([self.request(choice) for choice in batch]), i32(most)
         offsets, said, parent, prob, source = self.both(
-            lambda index: index.propose(handles, limits)
+            lambda index: index.propose(handles, limits, max_branches=max_branches)
         )
         assert (offsets.dtype, said.dtype, parent.dtype) == (np.int64, np.int32, np.int32)
         assert (prob.dtype, source.dtype) == (np.float32, np.uint8)
         last: list[int] = said[offsets[-2] :].tolist() if batch else []
         return last
 
-    @rule(batch=st.lists(st.tuples(choices, st.sampled_from([0, 1, 5, 30])), max_size=3))
-    def propose(self, batch: list[tuple[int, int]]) -> None:
-        self.draft([choice for choice, _ in batch], [most for _, most in batch])
+    @rule(
+        batch=st.lists(st.tuples(choices, st.sampled_from([0, 1, 5, 30])), max_size=3),
+        max_branches=st.sampled_from([1, 3]),
+    )
+    def propose(self, batch: list[tuple[int, int]], max_branches: int) -> None:
+        self.draft([choice for choice, _ in batch], [most for _, most in batch], max_branches)
 
     @rule(
         choice=choices,
@@ -225,16 +266,21 @@ class NativeAgainstReference(RuleBasedStateMachine):
         self.native, self.reference = fresh, self.reference.restored()
         self.finished = []  # they name scopes by their old ids
         self.scopes = list(range(len(self.scopes)))
-        self.begin([0, 1, 2] * 15, self.scopes, 1)
+        reads = [(scope, Source.WORKLOAD) for scope in self.scopes]
+        self.begin([0, 1, 2] * 15, reads, 1)
         self.close(self.request(0), 0.0)
-        self.begin([0, 1, 2] * 16, self.scopes, 1)
+        self.begin([0, 1, 2] * 16, reads, 1)
 
     @invariant()
     def agree(self) -> None:
         self.native.check_integrity()
         stats = self.native.stats()
-        del stats["bytes"]
+        del stats["bytes"], stats["corpus_tokens"]
         assert stats == self.reference.stats()
+        for scope in self.scopes:
+            stats = self.native.scope_stats(scope)
+            del stats["bytes"], stats["corpus_tokens"]
+            assert stats == self.reference.scope_stats(scope)
         for handle, context in self.context.items():
             assert self.both(lambda index, h=handle: index.num_tokens(h)) == len(context)
 

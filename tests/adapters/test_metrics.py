@@ -1,0 +1,88 @@
+"""What Prometheus is told about the draft memory."""
+
+from __future__ import annotations
+
+import urllib.request
+
+from prometheus_client import CollectorRegistry
+
+from paceline.adapters.metrics import MemoryCollector, registry_of, serve_metrics
+from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.errors import DraftError
+from paceline.processes import free_port
+
+TEXT = list(range(100, 140))
+
+
+def serve(speculator: Speculator, name: str, **who: str) -> None:
+    """One request that says `TEXT`, drafted for once."""
+    speculator.begin(RequestInfo(request_id=name, **who), TEXT[:8])  # type: ignore[arg-type]
+    speculator.propose([name])
+    speculator.commit(name, TEXT[8:])
+    speculator.finish(name)
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
+    found = registry.get_sample_value(name, labels)
+    if found is None:
+        raise DraftError(f"{name} of {labels} is not told")
+    return found
+
+
+def test_drafts_are_told_by_scope_and_tier() -> None:
+    """Who drafted from what, how much of it was right, and how much is held."""
+    speculator = Speculator()
+    for number, session in enumerate("stu"):
+        serve(speculator, f"a{number}", tenant="a", workload="w", session=session)
+    serve(speculator, "a3", tenant="a", workload="v", session="x")
+    serve(speculator, "b", tenant="b")
+    registry = registry_of(MemoryCollector(speculator))
+    drafted = {
+        tier: value(registry, "paceline_memory_drafted_tokens_total", scope="tenant:a", tier=tier)
+        for tier in ("session", "workload", "tenant", "corpus")
+    }
+    assert drafted["workload"] > 0
+    assert drafted["tenant"] > 0
+    assert drafted["corpus"] == 0
+    told = sum(drafted.values())
+    assert told == speculator.stats()["drafted"]
+    for tier, count in drafted.items():
+        accepted = value(
+            registry, "paceline_memory_accepted_tokens_total", scope="tenant:a", tier=tier
+        )
+        assert accepted == count
+    held = value(registry, "paceline_memory_tokens", scope="tenant:a")
+    held += value(registry, "paceline_memory_tokens", scope="tenant:b")
+    assert held == speculator.stats()["shared_tokens"]
+    assert value(registry, "paceline_memory_bytes") > 0
+
+
+def test_what_was_forgotten_is_told() -> None:
+    """Counters of dropped logs go on, and the journal's numbers are passed on."""
+    speculator = Speculator()
+    serve(speculator, "a", tenant="a", session="s")
+    serve(speculator, "b", tenant="a", session="s")
+    stats = {"published": 3, "queued": 2}
+    registry = registry_of(MemoryCollector(speculator, lambda: stats))
+    name, labels = "paceline_memory_drafted_tokens_total", {"scope": "tenant:a", "tier": "workload"}
+    before = value(registry, name, **labels)
+    assert before > 0
+    speculator.memory.drop("tenant:a")
+    assert value(registry, name, **labels) == before
+    assert value(registry, "paceline_memory_tokens", scope="tenant:a") == 0
+    assert value(registry, "paceline_journal_events_total", event="published") == 3
+    assert value(registry, "paceline_journal_queued") == 2
+
+
+def test_metrics_can_be_fetched() -> None:
+    """Over HTTP while it is served."""
+    speculator = Speculator()
+    serve(speculator, "a", tenant="a")
+    port = free_port()
+    stop = serve_metrics(MemoryCollector(speculator), host="127.0.0.1", port=port)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            body = answer.read().decode()
+    finally:
+        stop()
+    assert 'paceline_memory_tokens{scope="tenant:a"}' in body
