@@ -19,7 +19,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.forgetting import Owner, SequenceOwners
 from paceline.caches import DraftIndex, SequenceRecord, TokenTree, TreeBatch
+from paceline.caches.tombstones import Tombstone
 from paceline.errors import DraftError
 
 TokenIds = Sequence[int] | npt.NDArray[np.int32]
@@ -71,6 +73,12 @@ class RecordSink(Protocol):
 class _OpenRequest:
     info: RequestInfo
     handle: int
+    started_at: float
+    is_forgotten: bool = False
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.info.tenant, self.info.scope, self.info.session)
 
 
 class Speculator:
@@ -101,6 +109,7 @@ class Speculator:
         self._clock = clock
         self._open: dict[str, _OpenRequest] = {}
         self._lock = threading.Lock()
+        self._owners = SequenceOwners(self.index.shared_capacity)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._open
@@ -128,6 +137,7 @@ class Speculator:
             raise DraftError(
                 f"request {info.request_id!r} is open already; finish it or use a new id"
             )
+        started_at = self._clock()
         scope_id = self.index.scope(info.scope) if info.scope else -1
         handle, _ = self.index.begin(
             _as_tokens(prompt_ids),
@@ -137,7 +147,7 @@ class Speculator:
             key=_digest(info.request_id),
         )
         with self._lock:
-            self._open[info.request_id] = _OpenRequest(info, handle)
+            self._open[info.request_id] = _OpenRequest(info, handle, started_at)
 
     def num_tokens(self, request_id: str) -> int:
         """Tokens known of an open request, prompt included."""
@@ -210,13 +220,30 @@ class Speculator:
         Unknown ids are ignored: an engine may report an end twice.
         """
         with self._lock:
-            request = self._open.pop(request_id, None)
+            request = self._open.get(request_id)
         if request is None:
             return
         finished_at = self._clock()
-        new_tokens, num_prompt = self.index.finish(request.handle, time=finished_at)
         info = request.info
-        if self._journal is None or not (info.record and info.scope and len(new_tokens)):
+        is_shared = info.record and bool(info.scope)
+        if is_shared:
+            # before it leaves the table: a tombstone finds it in one or the other
+            self._owners.note(
+                info.scope,
+                request.owner,
+                key=_digest(info.request_id),
+                begun_at=request.started_at,
+                finished_at=finished_at,
+                is_own=True,
+            )
+        with self._lock:
+            if self._open.pop(request_id, None) is None:
+                return
+        new_tokens, num_prompt = self.index.finish(request.handle, time=finished_at)
+        if not is_shared:
+            return
+        self._owners.grew(info.scope, len(new_tokens))
+        if self._journal is None or request.is_forgotten or not len(new_tokens):
             return
         self._journal.publish(
             SequenceRecord(
@@ -229,6 +256,7 @@ class Speculator:
                 token_ids=new_tokens,
                 num_prompt=num_prompt,
                 finished_at=finished_at,
+                started_at=request.started_at,
             )
         )
 
@@ -237,13 +265,49 @@ class Speculator:
 
         O(tokens).
         """
+        key = _digest(record.request_id)
+        self._owners.note(
+            record.scope,
+            Owner(record.tenant, record.scope, record.session),
+            key=key,
+            # a clock that runs ahead elsewhere must not hide from a tombstone what is here already
+            begun_at=min(record.begun_at, self._clock()),
+            finished_at=record.finished_at,
+            is_own=False,
+        )
+        self._owners.grew(record.scope, len(record.token_ids))
         self.index.append_shared(
             self.index.scope(record.scope),
             record.token_ids,
-            key=_digest(record.request_id),
+            key=key,
             time=record.finished_at,
             num_prompt=record.num_prompt,
         )
+
+    def absorb_again(self, record: SequenceRecord) -> None:
+        """Make a record absorbed before the newest of its log. O(tokens + sequences of the log)."""
+        self.index.delete_sequence(self.index.scope(record.scope), _digest(record.request_id))
+        self.absorb(record)
+
+    def forget_subject(self, tombstone: Tombstone) -> int:
+        """Draft no more from what a tombstone covers, whoever served it.
+
+        Requests of the subject that are open go on, but nothing of them is kept or published.
+        Returns the number of sequences and open requests forgotten. See `SequenceOwners.erase`.
+        """
+        with self._lock:
+            covered = [
+                request
+                for request in self._open.values()
+                if request.started_at <= tombstone.before and request.owner.falls_under(tombstone)
+            ]
+            for request in covered:
+                request.is_forgotten = True
+        for request in covered:
+            if request.info.scope:
+                scope_id = self.index.scope(request.info.scope)
+                self.index.delete_sequence(scope_id, _digest(request.info.request_id))
+        return len(covered) + self._owners.erase(self.index, tombstone)
 
     def forget(self, scope: str, request_id: str) -> int:
         """Draft no more from what one request of a scope said and read, wherever it was served.

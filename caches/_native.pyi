@@ -42,6 +42,10 @@ class DraftIndex:
         max_candidates: int = 16,
         min_probability: float = 0.1,
     ) -> None: ...
+    @property
+    def shared_capacity(self) -> int:
+        """Tokens that a shared log keeps unless its scope was opened with another capacity."""
+
     def scope(self, name: str, *, capacity: int = 0) -> int:
         """Id (>= 0) of the scope called `name`, opened empty on first use. O(1).
 

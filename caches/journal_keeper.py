@@ -335,9 +335,12 @@ def _evict_oldest(
             oldest.append((page[0].entry_id[0], shelf, None, page))
     if not oldest:
         return Sizes()
-    _, shelf, segment, page = min(oldest, key=lambda found: found[:2])
+    oldest.sort(key=lambda found: found[:2])
+    _, shelf, segment, page = oldest[0]
     if segment is None:
-        return store.cut(shelf, _enough(page, num_tokens, num_bytes))
+        latest = oldest[1][0] if len(oldest) > 1 else page[-1].entry_id[0]
+        until_then = [page[0], *(e for e in page[1:] if e.entry_id[0] <= latest)]
+        return store.cut(shelf, _enough(until_then, num_tokens, num_bytes))
     share = max(num_tokens / max(segment.num_tokens, 1), num_bytes / max(segment.num_bytes, 1))
     if share < 1:
         return drop_oldest(store, shelf, segment, num_tokens=int(share * segment.num_tokens) + 1)

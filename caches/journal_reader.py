@@ -73,9 +73,9 @@ class JournalReader:
         *,
         origin: str,
         known: RecentRequests,
-        on_record: Callable[[SequenceRecord], None],
-        on_again: Callable[[SequenceRecord], None] | None,
-        on_forget: Callable[[Tombstone], None],
+        on_record: Callable[[SequenceRecord], object],
+        on_again: Callable[[SequenceRecord], object] | None,
+        on_forget: Callable[[Tombstone], object],
         on_failure: Callable[[Exception], None],
         counts: MutableMapping[str, int],
         clock: Callable[[], float] = time.monotonic,
@@ -249,7 +249,7 @@ class JournalReader:
             self._counts["forgotten"] += 1
             self._call(self._on_forget, tombstone)
 
-    def _call(self, callback: Callable[..., None], argument: object) -> bool:
+    def _call(self, callback: Callable[..., object], argument: object) -> bool:
         try:
             callback(argument)
         except Exception as error:  # noqa: BLE001  counted by on_failure: one bad record must not stop the reading

@@ -176,13 +176,9 @@ return done
 
 ENTOMB: Final = """
 -- KEYS: forgotten, control
--- ARGV: subject, time in seconds ('' for now), control's length
+-- ARGV: subject, time in seconds, control's length
 -- Answers the time that the tombstone reaches to: never earlier than one of its subject before it.
 local before = ARGV[2]
-if before == '' then
-  local now = redis.call('TIME')
-  before = string.format('%d.%06d', now[1], now[2])
-end
 local old = redis.call('HGET', KEYS[1], ARGV[1])
 if old and tonumber(old) > tonumber(before) then before = old end
 redis.call('HSET', KEYS[1], ARGV[1], before)

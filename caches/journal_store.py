@@ -252,11 +252,10 @@ class JournalStore:
         answer = self.client.hgetall(self.keys.forgotten)
         return [Tombstone(name.decode(), float(before)) for name, before in answer.items()]
 
-    def entomb(self, subject: str, before: float | None) -> float:
-        """Set a tombstone, None for now by Redis's clock; returns the time it reaches to."""
-        time = "" if before is None else repr(before)
+    def entomb(self, subject: str, before: float) -> float:
+        """Set a tombstone; returns the time it reaches to, later if one stood there that does."""
         keys = [self.keys.forgotten, self.keys.control]
-        return float(self._run(scripts.ENTOMB, keys, [subject, time, CONTROL_ENTRIES]))
+        return float(self._run(scripts.ENTOMB, keys, [subject, repr(before), CONTROL_ENTRIES]))
 
     def wither(self, before: float) -> int:
         """Drop tombstones that no record can be older than any more; returns how many."""

@@ -15,13 +15,13 @@ from paceline.caches.journal_store import (
 )
 from paceline.caches.keys import Shelf
 from paceline.caches.record_block import StoredRecord, decode_block, encode_block
-from paceline.caches.records import SequenceRecord, decode_record
+from paceline.caches.records import decode_record
 from paceline.errors import RecordError
 
 MOST_ATTEMPTS: Final = 100
 """Times that another changes a segment under us before something must be wrong."""
 
-Doomed = Callable[[SequenceRecord], bool]
+Doomed = Callable[[StoredRecord], bool]
 """Whether a record goes."""
 
 
@@ -67,7 +67,7 @@ def remove_from_segment(
     """Write a segment anew without the doomed; returns what is gone."""
     for _ in range(MOST_ATTEMPTS):
         data = store.block(shelf, segment)
-        kept = [item for item in _readable(data) if not doomed(item.record)]
+        kept = [item for item in _readable(data) if not doomed(item)]
         if len(kept) == segment.num_records:
             return Sizes()
         removed = _keep_only(store, shelf, segment, kept)
@@ -132,6 +132,6 @@ def _readable(data: bytes | None) -> list[StoredRecord]:
 
 def _is_doomed(entry: Entry, doomed: Doomed) -> bool:
     try:
-        return doomed(decode_record(entry.data))
+        return doomed(StoredRecord(entry.entry_id, decode_record(entry.data)))
     except RecordError:
         return True

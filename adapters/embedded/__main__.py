@@ -80,7 +80,14 @@ def _journal(
     if not redis_url or speculator is None:
         return None
     fingerprint = ModelFingerprint(model=name, tokenizer=tokenizer_digest(tokenizer.get_vocab()))
-    journal = Journal(redis_url, fingerprint, origin=speculator.origin, on_record=speculator.absorb)
+    journal = Journal(
+        redis_url,
+        fingerprint,
+        origin=speculator.origin,
+        on_record=speculator.absorb,
+        on_again=speculator.absorb_again,
+        on_forget=speculator.forget_subject,
+    )
     journal.start()
     speculator.attach_journal(journal)
     return journal

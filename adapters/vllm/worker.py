@@ -110,6 +110,8 @@ def open_journal(
             fingerprint(model_config),
             origin=speculator.origin,
             on_record=speculator.absorb,
+            on_again=speculator.absorb_again,
+            on_forget=speculator.forget_subject,
             warm_up_tokens=settings.warm_up_tokens,
         )
         journal.start()

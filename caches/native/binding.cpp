@@ -216,6 +216,7 @@ NB_MODULE(_native, module) {
       .def("finish", &finish, "handle"_a, nb::kw_only(), "time"_a = 0.0)
       .def("snapshot", &snapshot)
       .def("restore", &restore, "data"_a)
+      .def_prop_ro("shared_capacity", [](const DraftIndex& self) { return self.settings().shared_capacity; })
       .def("stats", &stats)
       .def("check_integrity", &check_integrity);
   bind_segment(module);
