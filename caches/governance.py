@@ -7,16 +7,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from paceline.caches.journal_client import Client
+from paceline.caches.journal_migration import migrate
 from paceline.caches.journal_store import BEGINNING, JournalStore, Sizes
-from paceline.caches.keys import MODELS_KEY, JournalKeys, Shelf
+from paceline.caches.keys import MODELS_KEY, JournalKeys, LegacyKeys, Shelf
 from paceline.caches.record_block import StoredRecord
-from paceline.caches.records import SequenceRecord
+from paceline.caches.records import ModelFingerprint, SequenceRecord
 from paceline.caches.shelf_editing import add_sizes, remove_from_shelf
 from paceline.caches.shelf_reading import RecordDecoder, records_after
 from paceline.caches.tombstones import Forgotten, Tombstone, subject_of, subjects
 from paceline.errors import JournalError
+
+UNKNOWN_MODEL: Final = "(a model of an older Paceline)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +71,14 @@ class MemoryGovernor:
     def stats(self, tenant: str) -> list[ModelMemory]:
         """What the tenant has, one entry for each model that holds something of it."""
         found: list[ModelMemory] = []
-        for store, described in self._stores():
+        for store, fingerprint in self._stores():
             shelves = store.shelves_of(tenant)
             if not shelves:
                 continue
             found.append(
                 ModelMemory(
-                    model=described["model"],
-                    tokenizer=described["tokenizer"],
+                    model=fingerprint.model,
+                    tokenizer=fingerprint.tokenizer,
                     scopes=tuple(sorted({shelf.scope for shelf in shelves})),
                     sizes=store.tenant_sizes(tenant),
                     num_segments=sum(len(store.segments(shelf)) for shelf in shelves),
@@ -82,17 +86,19 @@ class MemoryGovernor:
             )
         return found
 
-    def export(self, tenant: str, *, session: str = "") -> Iterator[tuple[str, SequenceRecord]]:
-        """Every readable record of the tenant, or of one session, with its model's name.
+    def export(
+        self, tenant: str, *, session: str = ""
+    ) -> Iterator[tuple[ModelFingerprint, SequenceRecord]]:
+        """Every readable record of the tenant, or of one session, with whose tokens they are.
 
         Oldest first within a scope. Records that are forgotten already are left out.
         """
-        for store, described in self._stores():
+        for store, fingerprint in self._stores():
             forgotten = Forgotten(store.tombstones())
             for shelf in store.shelves_of(tenant):
                 for _, record in records_after(store, shelf, BEGINNING, RecordDecoder(Counter())):
                     if session in ("", record.session) and not forgotten.covers(record):
-                        yield described["model"], record
+                        yield fingerprint, record
 
     def forget(
         self,
@@ -131,9 +137,30 @@ class MemoryGovernor:
                 removed = add_sizes(removed, remove_from_shelf(store, shelf, doomed))
         return ForgetReceipt(before=time or 0.0, num_models=num_models, removed=removed)
 
-    def _stores(self) -> Iterator[tuple[JournalStore, dict[str, str]]]:
-        for namespace, described in sorted(self._client.hgetall(MODELS_KEY).items()):
-            yield JournalStore(self._client, JournalKeys(namespace.decode())), json.loads(described)
+    def _stores(self) -> Iterator[tuple[JournalStore, ModelFingerprint]]:
+        """Every model's journal, those included that only an older Paceline has written to.
+
+        Records of layout 1 are moved into today's first, so that nothing is overlooked.
+        """
+        described = {
+            name.decode(): json.loads(text)
+            for name, text in self._client.hgetall(MODELS_KEY).items()
+        }
+        for namespace in sorted({*described, *self._legacy_namespaces()}):
+            fields = described.get(namespace, {})
+            store = JournalStore(self._client, JournalKeys(namespace))
+            migrate(store, lambda _tenant: 0.0)
+            yield (
+                store,
+                ModelFingerprint(
+                    model=fields.get("model", UNKNOWN_MODEL), tokenizer=fields.get("tokenizer", "")
+                ),
+            )
+
+    def _legacy_namespaces(self) -> Iterator[str]:
+        """Namespaces that have streams of layout 1. O(keys in Redis)."""
+        for key in self._client.scan_iter(match=LegacyKeys("*").scopes, count=1000):
+            yield key.decode().partition("{")[2].partition("}")[0]
 
 
 def _is_doomed(tombstone: Tombstone, stored: StoredRecord, *, by_entry: bool) -> bool:
