@@ -20,6 +20,7 @@ from paceline.caches.shelf_reading import RecordDecoder, records_after
 from paceline.caches.tombstones import Forgotten, Tombstone, subject_of, subjects
 from paceline.errors import JournalError
 
+CLOCK_SLACK_SECONDS: Final = 5.0
 UNKNOWN_MODEL: Final = "(a model of an older Paceline)"
 
 
@@ -120,7 +121,7 @@ class MemoryGovernor:
             before: Unix time; what had begun by then is forgotten. None for now.
 
         Raises:
-            JournalError: not exactly one of tenant and scope is given.
+            JournalError: not exactly one of tenant and scope is given, or `before` is yet to come.
         """
         if bool(tenant) == bool(scope):
             raise JournalError(
@@ -130,7 +131,13 @@ class MemoryGovernor:
         time, removed, num_models = before, Sizes(), 0
         for store, _ in self._stores():
             num_models += 1
-            time = store.now() if time is None else time  # one for all models
+            now = store.now()
+            time = now if time is None else time  # one for all models
+            if time > now + CLOCK_SLACK_SECONDS:
+                raise JournalError(
+                    f"before is {time:.0f}, {time - now:.0f} s after Redis's clock; what is yet to "
+                    "be said cannot be forgotten: give a time that has passed"
+                )
             reaches_to = store.entomb(subject, time)
             doomed = partial(_is_doomed, Tombstone(subject, reaches_to), by_entry=before is None)
             for shelf in _shelves(store, tenant, scope):

@@ -22,7 +22,7 @@ from paceline.caches.records import SequenceRecord
 from paceline.caches.shelf_reading import RecordDecoder, records_after, records_backwards
 from paceline.caches.tombstones import Forgotten, Tombstone
 
-BLOCK_MILLISECONDS: Final = 100
+BLOCK_MILLISECONDS: Final = 400
 REMEMBERED_REQUESTS: Final = 65_536
 STALL_SECONDS: Final = 20.0
 """A reader that was away for longer reads segments too: its place in a tail may be sealed."""
@@ -159,10 +159,15 @@ class JournalReader:
         self._last_look = self._clock()
         self._take_tombstones(tombstones)
         shelves: dict[Shelf, None] = {}
-        for position, shelf in rung:
+        for position, ring in rung:
             self._bell = position
-            if shelf is not None:
-                shelves[shelf] = None
+            if ring is None or ring.shelf in shelves:
+                continue
+            if ring.origin == self._origin and ring.after == self._position(ring.shelf):
+                self._positions[ring.shelf] = ring.last  # nothing but our own: no need to read it
+                self._counts["skipped_own"] += ring.num_records
+            else:
+                shelves[ring.shelf] = None
         waiting = list(shelves)
         while waiting:
             waiting = self._read_tails(store, waiting[:SHELVES_AT_ONCE]) + waiting[SHELVES_AT_ONCE:]

@@ -17,7 +17,7 @@ APPEND: Final = """
 --   tokens and bytes of the tail, tokens and bytes of the shelf, tokens and bytes of the tenant.
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
-local answers, rung = {}, {}
+local answers, rung, names = {}, {}, {}
 local key, arg = 4, 2
 while key <= #KEYS do
   local tail, shelf, tenant, owned, seen, source =
@@ -38,7 +38,16 @@ while key <= #KEYS do
     status = 0
   end
   if status == 1 then
-    redis.call('XADD', tail, '*', 'r', record, 'n', tokens, 'o', origin)
+    local id = redis.call('XADD', tail, '*', 'r', record, 'n', tokens, 'o', origin)
+    local ring = rung[name]
+    if not ring then
+      ring = {origin = origin, after = redis.call('HGET', shelf, 'last') or '0-0', records = 0}
+      rung[name] = ring
+      names[#names + 1] = name
+    end
+    if ring.origin ~= origin then ring.origin = '' end
+    ring.records, ring.last = ring.records + 1, id
+    redis.call('HSET', shelf, 'last', id)
     -- An epoch is never used twice, not even by a shelf that was emptied and began anew.
     redis.call('HSETNX', shelf, 'epoch', ms * 1000)
     redis.call('HINCRBY', shelf, 'tail_records', 1)
@@ -56,15 +65,16 @@ while key <= #KEYS do
     else redis.call('PERSIST', tail) end
     redis.call('ZADD', KEYS[2], ms, name)
     redis.call('SADD', owned, name)
-    if not rung[name] then
-      rung[name] = true
-      redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 's', name)
-    end
     answers[#answers + 1] = answer
   else
     answers[#answers + 1] = {status}
   end
   key, arg = key + 6, arg + 12
+end
+for _, name in ipairs(names) do
+  local ring = rung[name]
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 's', name, 'o', ring.origin,
+             'after', ring.after, 'last', ring.last, 'n', ring.records)
 end
 return answers
 """

@@ -54,6 +54,25 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Ring:
+    """One entry of the bell: a shelf got something new.
+
+    Attributes:
+        shelf: which.
+        origin: who wrote all of it, "" for several.
+        after: the tail's last entry before.
+        last: the last of the new ones.
+        num_records: how many they are.
+    """
+
+    shelf: Shelf
+    origin: str
+    after: EntryId
+    last: EntryId
+    num_records: int
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentInfo:
     """What the index says of one segment.
 
@@ -226,7 +245,7 @@ class JournalStore:
 
     def wait(
         self, bell: EntryId, control: EntryId, *, block_milliseconds: int | None
-    ) -> tuple[list[tuple[EntryId, Shelf | None]], list[tuple[EntryId, Tombstone | None]]]:
+    ) -> tuple[list[tuple[EntryId, Ring | None]], list[tuple[EntryId, Tombstone | None]]]:
         """Shelves with something new, and tombstones, after two positions; waits for the first.
 
         None stands for an entry that is neither.
@@ -236,7 +255,7 @@ class JournalStore:
             count=BELL_ENTRIES,
             block=block_milliseconds,
         )
-        rung: list[tuple[EntryId, Shelf | None]] = []
+        rung: list[tuple[EntryId, Ring | None]] = []
         tombstones: list[tuple[EntryId, Tombstone | None]] = []
         for stream, entries in _pairs(answer):
             for entry_id, fields in entries:
@@ -244,7 +263,7 @@ class JournalStore:
                 if stream.decode() == self.keys.control:
                     tombstones.append((position, _tombstone(fields)))
                 else:
-                    rung.append((position, _shelf(fields.get(SHELF_FIELD, b""))))
+                    rung.append((position, _ring(fields)))
         return rung, tombstones
 
     def tombstones(self) -> list[Tombstone]:
@@ -409,6 +428,17 @@ def _shelf(name: bytes) -> Shelf | None:
         return Shelf.parse(name.decode())
     except (RecordError, UnicodeDecodeError):
         return None
+
+
+def _ring(fields: Mapping[bytes, bytes]) -> Ring | None:
+    shelf = _shelf(fields.get(SHELF_FIELD, b""))
+    if shelf is None:
+        return None
+    try:
+        after, last = (parse_id(fields[name].decode()) for name in (b"after", b"last"))
+        return Ring(shelf, fields[ORIGIN_FIELD].decode(), after, last, _number(fields[b"n"]))
+    except (KeyError, ValueError):
+        return Ring(shelf, "", BEGINNING, BEGINNING, 0)
 
 
 def _tombstone(fields: Mapping[bytes, bytes]) -> Tombstone | None:

@@ -238,6 +238,8 @@ def test_nothing_or_everything_is_not_a_subject(governor: MemoryGovernor) -> Non
         governor.forget()
     with pytest.raises(JournalError, match="exactly one"):
         governor.forget(tenant="a", scope="s")
+    with pytest.raises(JournalError, match="a time that has passed"):
+        governor.forget(tenant="a", before=time.time() + 3600)
 
 
 def test_old_tombstones_wither(store: JournalStore, governor: MemoryGovernor) -> None:
