@@ -29,7 +29,7 @@ from paceline.benchmarks.index_text import load_text, tokenize_traces
 from paceline.benchmarks.report import Report, write_report
 from paceline.caches import DraftIndex, ModelFingerprint, SequenceRecord
 from paceline.caches.embedded_store import EmbeddedStore
-from paceline.caches.journal import Journal
+from paceline.caches.journal import KEEPER_SECONDS, Journal
 from paceline.caches.journal_client import RedisAddress
 from paceline.caches.journal_keeper import StoreLimits
 from paceline.caches.journal_store import JournalStore
@@ -161,11 +161,9 @@ def _publish(
         journal.warmed_up.wait(TIMEOUT_SECONDS)
         time.sleep(SETTLE_SECONDS)
         started, cpu = time.perf_counter(), time.process_time()
-        due = started
-        while due < started + settings.seconds:
-            time.sleep(max(due - time.perf_counter(), 0))
+        for number in range(round(settings.seconds / interval)):
+            time.sleep(max(started + number * interval - time.perf_counter(), 0))
             journal.publish(records.next())
-            due += interval
         _flush(journal)
         share = (time.process_time() - cpu) / (time.perf_counter() - started)
         time.sleep(SETTLE_SECONDS)
@@ -243,7 +241,7 @@ def _wait_for_sealing(journal: Journal) -> None:
     sealed = -1
     while (now := journal.stats()["sealed"]) != sealed:
         sealed = now
-        time.sleep(2 * SETTLE_SECONDS + 1)
+        time.sleep(KEEPER_SECONDS + 1)
 
 
 def _start(redis_url: str, model: ModelFingerprint, size: int, pipe: Connection[Any, Any]) -> None:
