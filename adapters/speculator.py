@@ -20,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.forgetting import Owner, SequenceOwners
+from paceline.adapters.phrases import LoadedPhrases
 from paceline.caches import DraftIndex, SequenceRecord, TokenTree, TreeBatch
+from paceline.caches.phrases import PhraseSet
 from paceline.caches.tombstones import Tombstone
 from paceline.errors import DraftError
 
@@ -110,6 +112,7 @@ class Speculator:
         self._open: dict[str, _OpenRequest] = {}
         self._lock = threading.Lock()
         self._owners = SequenceOwners(self.index.shared_capacity)
+        self._phrases = LoadedPhrases(self.index)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._open
@@ -289,12 +292,21 @@ class Speculator:
         self.index.delete_sequence(self.index.scope(record.scope), _digest(record.request_id))
         self.absorb(record)
 
+    def absorb_phrases(self, found: PhraseSet) -> None:
+        """Draft from what a workload says most until the journal is read. O(tokens)."""
+        self._phrases.add(found.shelf.scope, found)
+
+    def drop_phrases(self) -> None:
+        """The journal is read: draft from what was said itself."""
+        self._phrases.end()
+
     def forget_subject(self, tombstone: Tombstone) -> int:
         """Draft no more from what a tombstone covers, whoever served it.
 
         Requests of the subject that are open go on, but nothing of them is kept or published.
         Returns the number of sequences and open requests forgotten. See `SequenceOwners.erase`.
         """
+        self._phrases.clear()  # counts of all sessions together: whose they are nobody can say
         with self._lock:
             covered = [
                 request

@@ -283,6 +283,8 @@ def _journal(
         on_record=absorb or speculator.absorb,
         on_again=speculator.absorb_again,
         on_forget=speculator.forget_subject,
+        on_phrases=speculator.absorb_phrases,
+        on_warmed_up=speculator.drop_phrases,
         **options,
     )
     journal.start()

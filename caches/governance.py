@@ -13,6 +13,7 @@ from paceline.caches.journal_client import Client
 from paceline.caches.journal_migration import migrate
 from paceline.caches.journal_store import BEGINNING, JournalStore, Sizes
 from paceline.caches.keys import MODELS_KEY, JournalKeys, LegacyKeys, Shelf
+from paceline.caches.phrase_store import drop_phrases
 from paceline.caches.record_block import StoredRecord
 from paceline.caches.records import ModelFingerprint, SequenceRecord
 from paceline.caches.shelf_editing import add_sizes, remove_from_shelf
@@ -138,6 +139,9 @@ class MemoryGovernor:
                     f"before is {time:.0f}, {time - now:.0f} s after Redis's clock; what is yet to "
                     "be said cannot be forgotten: give a time that has passed"
                 )
+            # Statistics go before the tombstone too: an engine that starts in between reads none.
+            for shelf in _shelves(store, tenant, scope):
+                drop_phrases(store, shelf)
             reaches_to = store.entomb(subject, time)
             doomed = partial(_is_doomed, Tombstone(subject, reaches_to), by_entry=before is None)
             for shelf in _shelves(store, tenant, scope):

@@ -27,6 +27,8 @@ from paceline.caches.journal_keeper import (
 from paceline.caches.journal_reader import JournalReader, RecentRequests
 from paceline.caches.journal_store import KNOWN, RECORDED, REFUSED, Appending, JournalStore
 from paceline.caches.keys import JournalKeys, namespace_of
+from paceline.caches.phrase_store import PhraseStore
+from paceline.caches.phrases import PhraseSet, PhraseSettings
 from paceline.caches.records import ModelFingerprint, SequenceRecord, encode_record
 from paceline.caches.tombstones import Tombstone
 from paceline.errors import JournalError, RecordError
@@ -45,11 +47,13 @@ five times the CPU for it. Together they bound the lag that is of our making.
 LOG_INTERVAL_SECONDS: Final = 60.0
 KEEPER_SECONDS: Final = 2.0
 """Time between two looks at the tails that `publish` found full: they may have been too young."""
+COUNT_SECONDS: Final = 8.0
+"""Longest time between two writings of what has been counted."""
 COUNTERS: Final = (
     *("published", "dropped", "unpublishable", "refused_forgotten", "refused_duplicate"),
     *("received", "warmed_up", "forgotten", "skipped_own", "skipped_duplicate"),
     *("skipped_forgotten", "skipped_newer", "skipped_malformed", "delivery_failures"),
-    *("sealed", "evicted_tokens", "migrated", "sweeps", "disconnections", "connected"),
+    *("sealed", "evicted_tokens", "phrases", "migrated", "sweeps", "disconnections", "connected"),
 )
 
 
@@ -68,7 +72,11 @@ class Journal:
             anew. None delivers strictly oldest first, and the newest last.
         on_forget: called from the reader's thread with every tombstone, the standing ones before
             any record.
+        on_phrases: called at the start, before any record, with what each workload says most.
+        on_warmed_up: called when the records that were in Redis at the start are delivered: those
+            phrases are among them, or too old for the budget.
         limits: how much Redis keeps.
+        phrases: which phrases are counted.
         quota_of: quota of a tenant; none by default.
         warm_up_tokens: most tokens read back at the start.
         head_tokens: how many of them, the newest, are delivered first.
@@ -89,7 +97,10 @@ class Journal:
         on_record: Callable[[SequenceRecord], object],
         on_again: Callable[[SequenceRecord], object] | None = None,
         on_forget: Callable[[Tombstone], object] | None = None,
+        on_phrases: Callable[[PhraseSet], object] | None = None,
+        on_warmed_up: Callable[[], object] | None = None,
         limits: StoreLimits | None = None,
+        phrases: PhraseSettings | None = None,
         quota_of: QuotaOf = no_quota,
         warm_up_tokens: int = 4_194_304,
         head_tokens: int = 262_144,
@@ -108,12 +119,15 @@ class Journal:
         self._clock = clock
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._known = RecentRequests()
+        self._phrases = phrases or PhraseSettings()
+        self._on_warmed_up = on_warmed_up
         self._reader = JournalReader(
             origin=origin,
             known=self._known,
             on_record=on_record,
             on_again=on_again,
             on_forget=on_forget or _ignore,
+            on_phrases=on_phrases or _ignore,
             on_failure=self._delivery_failed,
             counts=self._counts,
             clock=clock,
@@ -123,6 +137,7 @@ class Journal:
             limits=limits or StoreLimits(),
             quota_of=quota_of,
             counts=self._counts,
+            phrases=self._phrases,
             clock=clock,
         )
         self._upkeep_due = threading.Event()
@@ -248,6 +263,8 @@ class Journal:
             self._counts["published"] += appended.status == RECORDED
             self._counts["refused_forgotten"] += appended.status == REFUSED
             self._counts["refused_duplicate"] += appended.status == KNOWN
+            if appended.status == RECORDED:
+                self._keeper.count(item.record)
             if self._keeper.note(item.shelf, appended):
                 self._upkeep_due.set()
         return num_taken
@@ -271,10 +288,13 @@ class Journal:
             if self.warmed_up.is_set():
                 self._reader.catch_up(store)
             else:
+                self._reader.read_phrases(store, PhraseStore(store, self._phrases))
                 self._reader.warm_up(
                     store, max_tokens=self._warm_up_tokens, head_tokens=self._head_tokens
                 )
                 self.warmed_up.set()
+                if self._on_warmed_up is not None:
+                    self._on_warmed_up()
             self._counts["connected"] = 1
             backoff.reset()
             while not self._stopping.is_set():
@@ -292,7 +312,7 @@ class Journal:
             self._keeper.work(store)
             backoff.reset()
             self._stopping.wait(KEEPER_SECONDS)
-            self._upkeep_due.wait(max(next_sweep - self._clock(), 0))
+            self._upkeep_due.wait(min(max(next_sweep - self._clock(), 0), COUNT_SECONDS))
             self._upkeep_due.clear()
 
     def _delivery_failed(self, error: Exception) -> None:
@@ -314,5 +334,5 @@ class Journal:
             logger.warning("%s: %s: %s", message, type(error).__name__, error)
 
 
-def _ignore(_tombstone: Tombstone) -> None:
-    """No memory to forget from."""
+def _ignore(_delivered: object) -> None:
+    """Nobody wants it."""

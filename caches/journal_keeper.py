@@ -24,8 +24,10 @@ from paceline.caches.journal_store import (
     Sizes,
 )
 from paceline.caches.keys import Shelf
+from paceline.caches.phrase_store import PhraseStore
+from paceline.caches.phrases import PhraseCounter, PhraseSettings
 from paceline.caches.record_block import StoredRecord, decode_block, encode_block
-from paceline.caches.records import NewerSchemaError, decode_record
+from paceline.caches.records import NewerSchemaError, SequenceRecord, decode_record
 from paceline.caches.shelf_editing import drop_oldest
 from paceline.errors import JournalError, RecordError
 
@@ -99,13 +101,15 @@ def no_quota(_tenant: str) -> Quota:
 
 
 class JournalKeeper:
-    """Does one engine's share of the upkeep; `note` from any thread, `work` from one.
+    """Does one engine's share of the upkeep; `count` and `note` from any thread, `work` from one.
 
     Args:
         holder: this engine's id in leases.
         limits: of shelves and segments.
         quota_of: quota of a tenant.
-        counts: counters to increase: sealed, evicted_tokens, migrated, sweeps.
+        counts: counters to increase: sealed, evicted_tokens, phrases, migrated,
+            sweeps.
+        phrases: which phrases are counted.
         clock: monotonic seconds.
     """
 
@@ -116,17 +120,25 @@ class JournalKeeper:
         limits: StoreLimits,
         quota_of: QuotaOf,
         counts: MutableMapping[str, int],
+        phrases: PhraseSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._holder = holder
         self._limits = limits
         self._quota_of = quota_of
         self._counts = counts
+        self._phrases = phrases or PhraseSettings()
+        self._counter = PhraseCounter(self._phrases)
         self._clock = clock
         self._leases = 0
         self._young_until: dict[Shelf, float] = {}
         self._noted: dict[Shelf, None] = {}
-        self._lock = threading.Lock()  # held for a dict operation, never while anything waits
+        self._lock = threading.Lock()  # held to count a record, never while anything waits
+
+    def count(self, record: SequenceRecord) -> None:
+        """Count the phrases of a record that has been recorded. O(tokens)."""
+        with self._lock:
+            self._counter.add(record)
 
     def note(self, shelf: Shelf, appended: Appended) -> bool:
         """Look at what an append left behind; True if there is something to do. O(1)."""
@@ -145,7 +157,8 @@ class JournalKeeper:
         return is_full
 
     def work(self, store: JournalStore) -> None:
-        """Seal and evict where `note` found it due."""
+        """Write what was counted; seal and evict where `note` found it due."""
+        self._write_phrases(store)
         with self._lock:
             noted, self._noted = self._noted, {}
         shelves = list(noted)
@@ -171,6 +184,16 @@ class JournalKeeper:
                 self._retire(store, shelf, now)
         store.wither(now - TOMBSTONE_SECONDS)
         return True
+
+    def _write_phrases(self, store: JournalStore) -> None:
+        """A connection that is lost on the way loses the counts that were not written yet."""
+        with self._lock:
+            counted = self._counter.take()
+        phrases = PhraseStore(store, self._phrases)
+        for owner, counts in counted.items():
+            retention = self._retention_seconds(owner.shelf.tenant)
+            if phrases.add(owner, counts, retention_seconds=retention):
+                self._counts["phrases"] += counts.counts.total()
 
     def _retention_seconds(self, tenant: str) -> float:
         return self._quota_of(tenant).retention_seconds or 0.0

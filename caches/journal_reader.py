@@ -17,6 +17,8 @@ from paceline.caches.journal_store import (
     JournalStore,
 )
 from paceline.caches.keys import Shelf
+from paceline.caches.phrase_store import PhraseStore
+from paceline.caches.phrases import PhraseSet
 from paceline.caches.record_block import StoredRecord
 from paceline.caches.records import SequenceRecord
 from paceline.caches.shelf_reading import RecordDecoder, records_after, records_backwards
@@ -26,6 +28,7 @@ BLOCK_MILLISECONDS: Final = 400
 REMEMBERED_REQUESTS: Final = 65_536
 STALL_SECONDS: Final = 20.0
 """A reader that was away for longer reads segments too: its place in a tail may be sealed."""
+PHRASE_SHELVES: Final = 64
 SHELVES_AT_ONCE: Final = 128
 LAST_SEQUENCE: Final = 2**63 - 1
 CONTROL_INTERVAL: Final = 256
@@ -62,6 +65,7 @@ class JournalReader:
         on_again: takes records delivered before that are the newest after all (see `warm_up`);
             None delivers everything oldest first.
         on_forget: takes each tombstone, before any record that it does not cover.
+        on_phrases: takes what a workload says most.
         on_failure: told of an exception that a callback raised; reading goes on.
         counts: counters to increase: received, warmed_up, forgotten, skipped_own,
             skipped_duplicate, skipped_forgotten, skipped_newer, skipped_malformed.
@@ -76,6 +80,7 @@ class JournalReader:
         on_record: Callable[[SequenceRecord], object],
         on_again: Callable[[SequenceRecord], object] | None,
         on_forget: Callable[[Tombstone], object],
+        on_phrases: Callable[[PhraseSet], object],
         on_failure: Callable[[Exception], None],
         counts: MutableMapping[str, int],
         clock: Callable[[], float] = time.monotonic,
@@ -85,6 +90,7 @@ class JournalReader:
         self._on_record = on_record
         self._on_again = on_again
         self._on_forget = on_forget
+        self._on_phrases = on_phrases
         self._on_failure = on_failure
         self._counts = counts
         self._clock = clock
@@ -105,6 +111,12 @@ class JournalReader:
         for tombstone in store.tombstones():
             self._forget(tombstone)
         self._last_look = self._clock()
+
+    def read_phrases(self, store: JournalStore, phrases: PhraseStore) -> None:
+        """Deliver the phrases of the shelves written to last; O(phrases)."""
+        for shelf, _ in store.shelves()[:PHRASE_SHELVES]:
+            for found in phrases.read(shelf):
+                self._call(self._on_phrases, found)
 
     def warm_up(self, store: JournalStore, *, max_tokens: int, head_tokens: int) -> None:
         """Deliver the newest records of all shelves, at most `max_tokens` tokens.

@@ -219,3 +219,30 @@ redis.call('DEL', KEYS[1])
 redis.call('SREM', KEYS[2], ARGV[1])
 return 1
 """
+
+COUNT: Final = """
+-- KEYS: phrases, workloads, forgotten
+-- ARGV: workload, logarithm of the weight of one occurrence now,
+--   most phrases, TTL in ms, begun at, 4 subjects; then each phrase and its count
+-- Answers 1, or 0 if what is counted has been forgotten.
+local cuts = redis.call('HMGET', KEYS[3], ARGV[6], ARGV[7], ARGV[8], ARGV[9])
+for i = 1, 4 do
+  if cuts[i] and tonumber(cuts[i]) >= tonumber(ARGV[5]) then return 0 end
+end
+local log2 = math.log(2)
+for i = 10, #ARGV, 2 do
+  local score = ARGV[2] + math.log(ARGV[i + 1]) / log2
+  local old = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[i]) or '-inf')
+  if old > -math.huge then
+    local high, low = math.max(score, old), math.min(score, old)
+    score = high + math.log(1 + 2 ^ (low - high)) / log2
+  end
+  redis.call('ZADD', KEYS[1], string.format('%.17g', score), ARGV[i])
+end
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -(tonumber(ARGV[3]) + 1))
+local now = redis.call('TIME')
+redis.call('ZADD', KEYS[2], now[1] * 1000 + math.floor(now[2] / 1000), ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+return 1
+"""

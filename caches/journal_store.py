@@ -182,7 +182,8 @@ class JournalStore:
         self.client = client
         self.keys = keys
 
-    def _run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    def run(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """The answer of one script."""
         sha = sha1(script.encode(), usedforsecurity=False).hexdigest()
         try:
             return self.client.evalsha(sha, len(keys), *keys, *arguments)
@@ -209,7 +210,7 @@ class JournalStore:
             arguments += [shelf.name, item.encoded, len(record.token_ids), repr(record.begun_at)]
             arguments += [record.origin, entry_id, int(item.retention_seconds * 1000)]
             arguments += [item.remember_seconds, *names, *[""] * (MAX_SUBJECTS - len(names))]
-        return [_appended(answer) for answer in self._run(scripts.APPEND, keys, arguments)]
+        return [_appended(answer) for answer in self.run(scripts.APPEND, keys, arguments)]
 
     def shelves(self) -> list[tuple[Shelf, int]]:
         """Every shelf and the time of its newest record in ms, newest first."""
@@ -274,11 +275,11 @@ class JournalStore:
     def entomb(self, subject: str, before: float) -> float:
         """Set a tombstone; returns the time it reaches to, later if one stood there that does."""
         keys = [self.keys.forgotten, self.keys.control]
-        return float(self._run(scripts.ENTOMB, keys, [subject, repr(before), CONTROL_ENTRIES]))
+        return float(self.run(scripts.ENTOMB, keys, [subject, repr(before), CONTROL_ENTRIES]))
 
     def wither(self, before: float) -> int:
         """Drop tombstones that no record can be older than any more; returns how many."""
-        return int(self._run(scripts.WITHER, [self.keys.forgotten], [repr(before)]))
+        return int(self.run(scripts.WITHER, [self.keys.forgotten], [repr(before)]))
 
     def read_tails(
         self, positions: Mapping[Shelf, EntryId], *, count: int = PAGE_ENTRIES
@@ -355,7 +356,7 @@ class JournalStore:
         keys += [self.keys.segment(shelf, id_text(segment.last_id))]
         arguments = [holder, epoch, id_text((milliseconds, sequence + 1)), segment.num_records]
         arguments += [segment.num_tokens, tail_bytes, block, segment.member, milliseconds]
-        return bool(self._run(scripts.SEAL, keys, [*arguments, int(ttl_seconds * 1000)]))
+        return bool(self.run(scripts.SEAL, keys, [*arguments, int(ttl_seconds * 1000)]))
 
     def replace(
         self, shelf: Shelf, old: SegmentInfo, new: SegmentInfo | None, block: bytes = b""
@@ -371,22 +372,22 @@ class JournalStore:
             arguments += ["", 0, b"", 0, 0]
         else:
             arguments += [new.member, new.last_id[0], block, new.num_records, new.num_tokens]
-        return bool(self._run(scripts.REPLACE, keys, arguments))
+        return bool(self.run(scripts.REPLACE, keys, arguments))
 
     def cut(self, shelf: Shelf, entry_ids: Iterable[EntryId]) -> Sizes:
         """Remove entries of the tail; returns what this call removed."""
         keys = [self.keys.tail(shelf), self.keys.shelf(shelf), self.keys.tenant(shelf.tenant)]
-        return Sizes(*map(int, self._run(scripts.CUT, keys, [id_text(e) for e in entry_ids])))
+        return Sizes(*map(int, self.run(scripts.CUT, keys, [id_text(e) for e in entry_ids])))
 
     def settle(self, shelf: Shelf) -> bool:
         """Take what expired off the accounts, and an empty shelf's keys away."""
         keys = [self.keys.tail(shelf), self.keys.shelf(shelf), self.keys.tenant(shelf.tenant)]
         keys += [self.keys.index(shelf), self.keys.shelves, self.keys.owned(shelf.tenant)]
-        return bool(self._run(scripts.SETTLE, keys, [shelf.name]))
+        return bool(self.run(scripts.SETTLE, keys, [shelf.name]))
 
     def retire(self, stream: str, scopes: str, scope: str) -> bool:
         """Remove a stream of layout 1 that has been emptied; False if it holds something."""
-        return bool(self._run(scripts.RETIRE, [stream, scopes], [scope]))
+        return bool(self.run(scripts.RETIRE, [stream, scopes], [scope]))
 
 
 def parse_id(text: str) -> EntryId:

@@ -10,6 +10,9 @@
     paceline:2:{NAMESPACE}:segment:SHELF:ID    string  a block of records, compressed
     paceline:2:{NAMESPACE}:shelf:SHELF         hash    what the shelf holds, and its epoch
     paceline:2:{NAMESPACE}:tenant:TENANT       hash    what the tenant holds: records, tokens, bytes
+    paceline:2:{NAMESPACE}:workloads:SHELF     zset    H:WORKLOAD with phrases by time of use, ms
+    paceline:2:{NAMESPACE}:phrases:SHELF:H:WORKLOAD  zset  phrases by log2 of their count, which
+                                                       halves every H seconds
     paceline:2:{NAMESPACE}:lease:NAME          string  who seals a shelf or sweeps, for a while
     paceline:2:{NAMESPACE}:seen:REQUEST        string  a request that has been recorded, for a while
     paceline:2:{NAMESPACE}:bell                stream  shelves that got something new
@@ -109,6 +112,14 @@ class JournalKeys:
     def tenant(self, tenant: str) -> str:
         """Hash of a tenant's sizes."""
         return f"{self._prefix}:tenant:{_encoded(tenant)}"
+
+    def workloads(self, shelf: Shelf) -> str:
+        """Sorted set of a shelf's workloads that have phrases."""
+        return f"{self._prefix}:workloads:{shelf.name}"
+
+    def phrases(self, shelf: Shelf, entry: str) -> str:
+        """Sorted set of a workload's phrases; entry: half-life in seconds, ``:``, workload."""
+        return f"{self._prefix}:phrases:{shelf.name}:{_encoded(entry)}"
 
     def lease(self, name: str) -> str:
         """Who does some upkeep at the moment."""

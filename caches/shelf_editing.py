@@ -14,6 +14,7 @@ from paceline.caches.journal_store import (
     Sizes,
 )
 from paceline.caches.keys import Shelf
+from paceline.caches.phrase_store import drop_phrases
 from paceline.caches.record_block import StoredRecord, decode_block, encode_block
 from paceline.caches.records import decode_record
 from paceline.errors import RecordError
@@ -42,6 +43,7 @@ def remove_from_shelf(store: JournalStore, shelf: Shelf, doomed: Doomed) -> Size
     removed = remove_from_tail(store, shelf, doomed)
     for segment in store.segments(shelf):
         removed = add_sizes(removed, remove_from_segment(store, shelf, segment, doomed))
+    drop_phrases(store, shelf)  # counts of all sessions together: nothing can be taken out of them
     store.settle(shelf)
     return removed
 

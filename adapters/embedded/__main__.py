@@ -87,6 +87,8 @@ def _journal(
         on_record=speculator.absorb,
         on_again=speculator.absorb_again,
         on_forget=speculator.forget_subject,
+        on_phrases=speculator.absorb_phrases,
+        on_warmed_up=speculator.drop_phrases,
     )
     journal.start()
     speculator.attach_journal(journal)

@@ -112,6 +112,8 @@ def open_journal(
             on_record=speculator.absorb,
             on_again=speculator.absorb_again,
             on_forget=speculator.forget_subject,
+            on_phrases=speculator.absorb_phrases,
+            on_warmed_up=speculator.drop_phrases,
             warm_up_tokens=settings.warm_up_tokens,
         )
         journal.start()

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from paceline.adapters.forgetting import Owner, SequenceOwners
 from paceline.adapters.speculator import RequestInfo, Speculator
 from paceline.caches import DraftIndex, SequenceRecord
+from paceline.caches.keys import Shelf
+from paceline.caches.phrases import PhraseSet
 from paceline.caches.tombstones import Tombstone, subject_of
 
 
@@ -173,6 +175,38 @@ def test_the_table_forgets_what_the_ring_has_overwritten() -> None:
     for number in range(1000):
         say(speculator, info(str(number)), number)
     assert 1000 // 41 <= len(owners) <= 2 * 1000 // 41 + 2
+
+
+def phrases_of(number: int, tenant: str = "a") -> PhraseSet:
+    shelf = Shelf(f"tenant:{tenant}", tenant)
+    return PhraseSet(shelf, "", [np.array(text(number), np.int32)])
+
+
+def test_phrases_are_drafted_until_the_journal_is_read() -> None:
+    """A cold memory drafts from statistics alone; afterwards from what was said itself."""
+    speculator = Speculator(clock=Clock())
+    speculator.absorb_phrases(phrases_of(1))
+    speculator.absorb_phrases(phrases_of(2, "b"))
+    speculator.absorb(absorbed(info("3"), 3, finished_at=99.0))
+    assert is_drafted(speculator, ask(), 1)
+    assert not is_drafted(speculator, ask(), 2)
+    assert is_drafted(speculator, ask("b"), 2)
+    speculator.drop_phrases()
+    speculator.absorb_phrases(phrases_of(4))
+    assert not is_drafted(speculator, ask(), 1)
+    assert not is_drafted(speculator, ask(), 4)
+    assert is_drafted(speculator, ask(), 3)
+    speculator.index.check_integrity()
+
+
+def test_any_tombstone_clears_the_phrases() -> None:
+    """A session's share in them cannot be told: all go; those read later are used."""
+    speculator = Speculator(clock=Clock())
+    speculator.absorb_phrases(phrases_of(1))
+    speculator.forget_subject(Tombstone(subject_of(tenant="x", session="y"), 100.0))
+    assert not is_drafted(speculator, ask(), 1)
+    speculator.absorb_phrases(phrases_of(2))
+    assert is_drafted(speculator, ask(), 2)
 
 
 tenants = st.sampled_from(["a", "b"])

@@ -42,6 +42,8 @@ class Engine:
             on_record=self.speculator.absorb,
             on_again=self.speculator.absorb_again,
             on_forget=self.speculator.forget_subject,
+            on_phrases=self.speculator.absorb_phrases,
+            on_warmed_up=self.speculator.drop_phrases,
             limits=StoreLimits(segment_tokens=200, seal_after_seconds=0.0),
         )
         self.speculator.attach_journal(self.journal)
