@@ -2,6 +2,7 @@
 
 Engines are processes of their own, each with a draft memory and a journal, on one Redis. *Lag*:
 one publishes at a rate, another notes when it could draft from each record, on the same clock.
+*Publish*: what a call takes that an engine's step makes, and what with Redis away.
 *CPU*: the share of a core that each process takes for it, whatever else the machine does.
 *Bytes*: what `MEMORY USAGE` says of the journal's keys. *Start*: a new engine on a filled Redis,
 until its first drafts are possible (the newest tokens are there) and until everything is read.
@@ -35,12 +36,15 @@ from paceline.caches.journal_keeper import StoreLimits
 from paceline.caches.journal_store import JournalStore
 from paceline.caches.keys import JournalKeys, Shelf, namespace_of
 from paceline.errors import ConfigError
+from paceline.processes import free_port
 
 SCOPE: Final = "tenant:bench"
 TENANT: Final = "bench"
 FILL_BATCH: Final = 2000
 TIMEOUT_SECONDS: Final = 300.0
 SETTLE_SECONDS: Final = 2.0
+AWAY_RECORDS: Final = 1000
+AWAY_PAUSE_SECONDS: Final = 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +132,7 @@ def measure_lag(
         assert ours.recv() == "ready"
         with _cleaned(redis_url, model) as store:
             before = _server_cpu(store)
-            publisher_share = _publish(redis_url, model, token_ids, settings)
+            publisher_share, calls = _publish(redis_url, model, token_ids, settings)
             server = (_server_cpu(store) - before) / settings.seconds
             ours.send("stop")
             lags, follower_share = ours.recv()
@@ -137,7 +141,10 @@ def measure_lag(
         if follower.is_alive():
             follower.kill()
     p50, p99 = np.quantile(lags, [0.5, 0.99])
+    away, _ = measure_away(token_ids, settings)
     return {
+        **_quantiles("publish", calls),
+        **_quantiles("publish_redis_away", away),
         "lag.records": float(len(lags)),
         "lag.p50_ms": 1e3 * float(p50),
         "lag.p99_ms": 1e3 * float(p99),
@@ -153,21 +160,57 @@ def _publish(
     model: ModelFingerprint,
     token_ids: npt.NDArray[np.int32],
     settings: JournalBenchSettings,
-) -> float:
-    """Publish at the rate; returns the share of a core that this process took."""
+) -> tuple[float, list[float]]:
+    """Publish at the rate.
+
+    Returns the share of a core that this process took, and the seconds of each `publish`.
+    """
     records = Records(token_ids, settings, "publisher")
     interval = settings.output_tokens / settings.rate
+    calls: list[float] = []
     with _journal(redis_url, model, Speculator(), "publisher") as journal:
         journal.warmed_up.wait(TIMEOUT_SECONDS)
         time.sleep(SETTLE_SECONDS)
         started, cpu = time.perf_counter(), time.process_time()
         for number in range(round(settings.seconds / interval)):
             time.sleep(max(started + number * interval - time.perf_counter(), 0))
-            journal.publish(records.next())
+            record = records.next()
+            begun = time.perf_counter()
+            journal.publish(record)
+            calls.append(time.perf_counter() - begun)
         _flush(journal)
         share = (time.process_time() - cpu) / (time.perf_counter() - started)
         time.sleep(SETTLE_SECONDS)
-    return share
+    return share, calls
+
+
+def measure_away(
+    token_ids: npt.NDArray[np.int32], settings: JournalBenchSettings
+) -> tuple[list[float], int]:
+    """Seconds of each `publish` while nobody listens where Redis should be, and what was dropped.
+
+    What an engine's step pays for a Redis that is gone, its queue full.
+    """
+    records = Records(token_ids, settings, "publisher")
+    calls: list[float] = []
+    url = f"redis://127.0.0.1:{free_port()}"
+    with _journal(url, _model(), Speculator(), "publisher", queue_records=64) as journal:
+        for _ in range(AWAY_RECORDS):
+            record = records.next()
+            time.sleep(AWAY_PAUSE_SECONDS)
+            begun = time.perf_counter()
+            journal.publish(record)
+            calls.append(time.perf_counter() - begun)
+        return calls, journal.stats()["dropped"]
+
+
+def _quantiles(name: str, seconds: list[float]) -> dict[str, float]:
+    p50, p99 = np.quantile(seconds, [0.5, 0.99])
+    return {
+        f"{name}.p50_us": 1e6 * float(p50),
+        f"{name}.p99_us": 1e6 * float(p99),
+        f"{name}.max_us": 1e6 * max(seconds),
+    }
 
 
 def _follow(redis_url: str, model: ModelFingerprint, pipe: Connection[Any, Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from paceline.benchmarks.journal import JournalBenchSettings, Records, journal
+from paceline.benchmarks.journal import JournalBenchSettings, Records, journal, measure_away
 from paceline.errors import ConfigError
 from redis_server import RedisServer
 
@@ -39,6 +39,12 @@ def test_every_figure_is_measured(redis_server: RedisServer, tmp_path: Path) -> 
     assert all(value >= 0 for value in figures.values())
     with redis_server.client() as client:
         assert client.keys("paceline:2:{*") == []
+
+
+def test_a_redis_that_is_away_drops_the_oldest() -> None:
+    """With nobody listening every call returns, and what the queue cannot hold is dropped."""
+    calls, dropped = measure_away(np.arange(5000, dtype=np.int32), JournalBenchSettings())
+    assert (len(calls), dropped) == (1000, 1000 - 64)
 
 
 def test_records_are_the_text_in_order() -> None:
