@@ -20,9 +20,13 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.forgetting import Owner, SequenceOwners
+from paceline.adapters.phrases import LoadedPhrases
 from paceline.caches import DraftIndex, SequenceRecord, Source, TokenTree, TreeBatch
+from paceline.caches.phrases import PhraseSet
 from paceline.caches.tier_settings import NO_LIMITS, MemorySettings, TierLimits
 from paceline.caches.tiers import NOWHERE, Route, TieredMemory, Writer
+from paceline.caches.tombstones import Tombstone
 from paceline.errors import DraftError
 
 GLOBAL_SCOPE: Final = "global"
@@ -102,6 +106,13 @@ class _OpenRequest:
     info: RequestInfo
     handle: int
     write_scope: int
+    started_at: float
+    is_forgotten: bool = False
+
+    @property
+    def owner(self) -> Owner:
+        """Whose its tokens are."""
+        return Owner(self.info.tenant, self.info.scope, self.info.session)
 
 
 class Speculator:
@@ -136,6 +147,8 @@ class Speculator:
         self._clock = clock
         self._open: dict[str, _OpenRequest] = {}
         self._lock = threading.Lock()
+        self._owners = SequenceOwners(self.memory.settings.largest_log)
+        self._phrases = LoadedPhrases(self.memory)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._open
@@ -168,14 +181,16 @@ class Speculator:
                 f"request {info.request_id!r} is open already; finish it or use a new id"
             )
         prompt = _as_tokens(prompt_ids)
+        started_at = self._clock()
         if info.scope:
-            with self.memory.route(_writer(info), writes=info.record, now=self._clock()) as route:
+            with self.memory.route(_writer(info), writes=info.record, now=started_at) as route:
                 handle = self._open_context(info, prompt, route)
         else:
             route = NOWHERE
             handle = self._open_context(info, prompt, route)
         with self._lock:
-            self._open[info.request_id] = _OpenRequest(info, handle, route.write_scope)
+            opened = _OpenRequest(info, handle, route.write_scope, started_at)
+            self._open[info.request_id] = opened
 
     def num_tokens(self, request_id: str) -> int:
         """Tokens known of an open request, prompt included."""
@@ -261,14 +276,31 @@ class Speculator:
         Unknown ids are ignored: an engine may report an end twice.
         """
         with self._lock:
-            request = self._open.pop(request_id, None)
+            request = self._open.get(request_id)
         if request is None:
             return
         finished_at = self._clock()
+        info, log = request.info, request.write_scope
+        if log >= 0:
+            # before it leaves the table: a tombstone finds it in one or the other
+            self._owners.note(
+                log,
+                request.owner,
+                key=_digest(info.request_id),
+                begun_at=request.started_at,
+                finished_at=finished_at,
+                is_own=True,
+            )
+        with self._lock:
+            if self._open.pop(request_id, None) is None:
+                return
         new_tokens, num_prompt = self.index.finish(request.handle, time=finished_at)
-        self.memory.wrote(request.write_scope, time=finished_at)
-        info = request.info
-        if self._journal is None or not (info.record and info.scope and len(new_tokens)):
+        if log >= 0:
+            self.memory.wrote(log, time=finished_at)
+            self._owners.grew(log, len(new_tokens))
+        if not (info.record and info.scope):
+            return
+        if self._journal is None or request.is_forgotten or not len(new_tokens):
             return
         self._journal.publish(
             SequenceRecord(
@@ -281,6 +313,7 @@ class Speculator:
                 token_ids=new_tokens,
                 num_prompt=num_prompt,
                 finished_at=finished_at,
+                started_at=request.started_at,
             )
         )
 
@@ -289,18 +322,65 @@ class Speculator:
 
         O(tokens).
         """
-        self.memory.append(
-            Writer(
-                scope=record.scope,
-                tenant=record.tenant,
-                workload=record.workload,
-                session=record.session or record.request_id,
-            ),
+        key = _digest(record.request_id)
+        writer = Writer(
+            scope=record.scope,
+            tenant=record.tenant,
+            workload=record.workload,
+            session=record.session or record.request_id,
+        )
+        log = self.memory.append(
+            writer,
             record.token_ids,
-            key=_digest(record.request_id),
+            key=key,
             time=record.finished_at,
             num_prompt=record.num_prompt,
         )
+        if log >= 0:
+            # Tombstones come from the same thread as records: none falls in between.
+            self._owners.note(
+                log,
+                Owner(record.tenant, record.scope, record.session),
+                key=key,
+                # a clock that runs ahead elsewhere must not hide from a tombstone what is here
+                begun_at=min(record.begun_at, self._clock()),
+                finished_at=record.finished_at,
+                is_own=False,
+            )
+            self._owners.grew(log, len(record.token_ids))
+
+    def absorb_again(self, record: SequenceRecord) -> None:
+        """Make a record absorbed before the newest of its log. O(tokens + sequences of the log)."""
+        self.memory.delete(record.scope, _digest(record.request_id))
+        self.absorb(record)
+
+    def absorb_phrases(self, found: PhraseSet) -> None:
+        """Draft from what a workload says most until the journal is read. O(tokens)."""
+        self._phrases.add(found)
+
+    def drop_phrases(self) -> None:
+        """The journal is read: draft from what was said itself."""
+        self._phrases.end()
+
+    def forget_subject(self, tombstone: Tombstone) -> int:
+        """Draft no more from what a tombstone covers, whoever served it.
+
+        Requests of the subject that are open go on, but nothing of them is kept or published.
+        Returns the number of sequences and open requests forgotten. See `SequenceOwners.erase`.
+        """
+        self._phrases.clear()  # counts of all sessions together: whose they are nobody can say
+        with self._lock:
+            covered = [
+                request
+                for request in self._open.values()
+                if request.started_at <= tombstone.before and request.owner.falls_under(tombstone)
+            ]
+            for request in covered:
+                request.is_forgotten = True
+        for request in covered:
+            if request.info.scope:
+                self.memory.delete(request.info.scope, _digest(request.info.request_id))
+        return len(covered) + self._owners.erase(self.memory, tombstone)
 
     def forget(self, scope: str, request_id: str) -> int:
         """Draft no more from what one request of a scope said and read, wherever it was served.
@@ -322,7 +402,9 @@ class Speculator:
 
         Call it now and then, off the engine's step.
         """
-        return self.memory.expire(self._clock())
+        num_expired = self.memory.expire(self._clock())
+        self._owners.keep({size.scope_id for size in self.memory.sizes()})
+        return num_expired
 
     def stats(self) -> dict[str, int]:
         """Counters and sizes: `DraftIndex.stats` and `TieredMemory.stats`."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import redis
 from redis.exceptions import RedisError
 
 from paceline.errors import ConfigError
-from paceline.processes import ChildProcess
+from paceline.processes import ChildProcess, ProcessError
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """Longest path of a unix socket on Linux, without the closing zero."""
 START_SECONDS: Final = 30.0
 PROBE_SECONDS: Final = 1.0
+REWRITE_SECONDS: Final = 60.0
+REWRITE_POLL_SECONDS: Final = 0.02
 SOCKET_NAME: Final = "valkey.sock"
 
 
@@ -84,6 +87,31 @@ class EmbeddedStore:
             self._process.stop()
             self._process = None
 
+    def rewrite(self) -> None:
+        """Write what the server holds anew, so that what was removed is not left in its files.
+
+        Raises:
+            ProcessError: it does not answer, or takes longer than a minute.
+        """
+        client = redis.Redis.from_url(self.url, socket_timeout=START_SECONDS, retry=None)
+        try:
+            client.bgrewriteaof()
+            deadline = time.monotonic() + REWRITE_SECONDS
+            while _is_rewriting(client):
+                if time.monotonic() > deadline:
+                    raise ProcessError(
+                        f"the files in {self._folder} are still being rewritten after "
+                        f"{REWRITE_SECONDS:.0f} s; they may hold what was removed until that ends"
+                    )
+                time.sleep(REWRITE_POLL_SECONDS)
+        except (RedisError, OSError) as error:
+            raise ProcessError(
+                f"the files in {self._folder} could not be rewritten ({error}); they may still "
+                "hold what was removed"
+            ) from error
+        finally:
+            client.close()
+
     def _answers(self) -> bool:
         client = redis.Redis.from_url(self.url, socket_timeout=PROBE_SECONDS, retry=None)
         try:
@@ -106,6 +134,11 @@ class EmbeddedStore:
         }
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         return [str(_valkey_program()), *arguments]
+
+
+def _is_rewriting(client: redis.Redis) -> bool:
+    answer = cast("dict[str, int]", client.info("persistence"))
+    return bool(answer["aof_rewrite_in_progress"] or answer["aof_rewrite_scheduled"])
 
 
 def _valkey_program() -> Path:

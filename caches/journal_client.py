@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     NoPermissionError,
+    RedisClusterException,
     RedisError,
     ResponseError,
 )
+from redis.retry import Retry
 
 from paceline.caches.keys import redact_url
 from paceline.errors import JournalError
@@ -19,51 +22,110 @@ from paceline.errors import JournalError
 SOCKET_SECONDS: Final = 5.0
 FIRST_WAIT_SECONDS: Final = 0.05
 LONGEST_WAIT_SECONDS: Final = 2.0
+CLUSTER_SCHEMES: Final = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
+
+Client: TypeAlias = Any
+"""`redis.Redis` or `redis.RedisCluster`.
+
+Their stubs give every answer as a union with an awaitable; `JournalStore` gives answers the types
+they have.
+"""
+
+UNREACHABLE: Final = (RedisError, RedisClusterException, OSError)
+"""What a call raises when Redis, or the node that holds our keys, is away."""
 
 
-def open_redis(url: str) -> redis.Redis:
-    """A client of the Redis at `url` (redis://, rediss://, unix://); connects when first used.
+class RedisAddress:
+    """Where the journal's Redis is: opens clients of it.
+
+    Args:
+        url: redis://, rediss:// (TLS) or unix://; redis+cluster:// or rediss+cluster:// for a node
+            of a Redis Cluster. A node of a cluster is also recognised by itself.
 
     Raises:
         JournalError: the URL cannot be understood.
     """
-    try:
-        return redis.Redis.from_url(
-            url,
+
+    def __init__(self, url: str) -> None:
+        scheme, colon, rest = url.partition("://")
+        self.shown = redact_url(url)
+        self._is_cluster = scheme in CLUSTER_SCHEMES
+        self._url = f"{CLUSTER_SCHEMES.get(scheme, scheme)}{colon}{rest}"
+        self.open_node().close()
+
+    def open_node(self) -> redis.Redis:
+        """A client of the one server that the URL names; connects when first used."""
+        try:
+            return redis.Redis.from_url(
+                self._url,
+                socket_timeout=SOCKET_SECONDS,
+                socket_connect_timeout=SOCKET_SECONDS,
+                # we retry ourselves, with the batch or the position in hand
+                retry=None,
+            )
+        except (ValueError, TypeError) as error:
+            raise JournalError(
+                f"{self.shown} is not a Redis URL ({error}); use redis://HOST:PORT, rediss:// "
+                "for TLS, redis+cluster:// for a cluster or unix://PATH"
+            ) from error
+
+    def connect(self) -> Client:
+        """A client that has reached the server, of the whole cluster where it belongs to one.
+
+        Raises:
+            RedisError, RedisClusterException, OSError: it cannot be reached.
+        """
+        node = self.open_node()
+        try:
+            node.ping()
+            if not self._is_cluster and not _in_cluster(node):
+                return node
+        except BaseException:
+            node.close()
+            raise
+        node.close()
+        return redis.RedisCluster.from_url(
+            self._url,
             socket_timeout=SOCKET_SECONDS,
             socket_connect_timeout=SOCKET_SECONDS,
-            # we retry ourselves, with the batch or the position in hand
-            retry=None,
+            # a slot that moves is followed at once; a node that dies is waited for by ourselves
+            retry=Retry(NoBackoff(), 3),
+            # our keys share one slot: the other nodes may be away
+            require_full_coverage=False,
         )
-    except (ValueError, TypeError) as error:
-        raise JournalError(
-            f"{redact_url(url)} is not a Redis URL ({error}); use redis://HOST:PORT, rediss:// "
-            "for TLS or unix://PATH"
-        ) from error
+
+    def check_access(self) -> None:
+        """Make sure the server, if it can be reached at all, lets us in.
+
+        An unreachable server is no error: engines serve on and connect when it comes.
+
+        Raises:
+            JournalError: the server refuses user, password or commands.
+        """
+        with self.open_node() as client:
+            try:
+                client.ping()
+            except (AuthenticationError, NoPermissionError) as error:
+                raise JournalError(
+                    f"{self.shown} refuses us ({error}); check user and password in the URL, and "
+                    "the user's permissions"
+                ) from error
+            except ResponseError as error:
+                if "NOAUTH" in str(error) or "WRONGPASS" in str(error):
+                    raise JournalError(
+                        f"{self.shown} wants a password; write it into the URL: "
+                        "redis://USER:PASSWORD@HOST:PORT"
+                    ) from error
+            except (RedisError, OSError):
+                return
 
 
-def check_access(client: redis.Redis, url: str) -> None:
-    """Make sure the server, if it can be reached at all, lets us in.
-
-    An unreachable server is no error: engines serve on and connect when it comes.
-
-    Raises:
-        JournalError: the server refuses user, password or commands.
-    """
+def _in_cluster(node: Client) -> bool:
     try:
-        client.ping()
-    except (AuthenticationError, NoPermissionError) as error:
-        raise JournalError(
-            f"{redact_url(url)} refuses us ({error}); check user and password in the URL, and the "
-            "user's permissions"
-        ) from error
-    except ResponseError as error:
-        if "NOAUTH" in str(error) or "WRONGPASS" in str(error):
-            raise JournalError(
-                f"{redact_url(url)} wants a password; write it into the URL: redis://USER:PASSWORD@HOST:PORT"
-            ) from error
-    except (RedisError, OSError):
-        return
+        answer = node.info("cluster")
+    except ResponseError:  # a proxy or a user that may not ask: as one server
+        return False
+    return bool(answer.get("cluster_enabled"))
 
 
 class Backoff:

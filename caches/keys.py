@@ -1,45 +1,164 @@
-"""Where things live in Redis. Nothing else in the project spells a key.
+"""Where things live in Redis: layout 2. Nothing else in the project spells a key.
 
 ::
 
-    paceline:1:{NAMESPACE}:scopes           set      names of the scopes that have a journal
-    paceline:1:{NAMESPACE}:journal:SCOPE    stream   one entry a finished request, field ``r``: an
-    encoded SequenceRecord
+    paceline:2:models                          hash    NAMESPACE -> model and tokenizer, as JSON
+    paceline:2:{NAMESPACE}:shelves             zset    SHELF by time of its last record, ms
+    paceline:2:{NAMESPACE}:owned:TENANT        set     shelves of a tenant
+    paceline:2:{NAMESPACE}:tail:SHELF          stream  newest records, one an entry
+    paceline:2:{NAMESPACE}:index:SHELF         zset    its segments by the time of their last record
+    paceline:2:{NAMESPACE}:segment:SHELF:ID    string  a block of records, compressed
+    paceline:2:{NAMESPACE}:shelf:SHELF         hash    what the shelf holds, and its epoch
+    paceline:2:{NAMESPACE}:tenant:TENANT       hash    what the tenant holds: records, tokens, bytes
+    paceline:2:{NAMESPACE}:workloads:SHELF     zset    H:WORKLOAD with phrases by time of use, ms
+    paceline:2:{NAMESPACE}:phrases:SHELF:H:WORKLOAD  zset  phrases by log2 of their count, which
+                                                       halves every H seconds
+    paceline:2:{NAMESPACE}:lease:NAME          string  who seals a shelf or sweeps, for a while
+    paceline:2:{NAMESPACE}:seen:REQUEST        string  a request that has been recorded, for a while
+    paceline:2:{NAMESPACE}:bell                stream  shelves that got something new
+    paceline:2:{NAMESPACE}:control             stream  tombstones as they come
+    paceline:2:{NAMESPACE}:forgotten           hash    subject of a tombstone -> time it reaches to
 
-``1`` is the schema of the layout. NAMESPACE is a digest of model and tokenizer, in braces so that a
-Redis Cluster keeps one model's keys together. SCOPE is the scope's name, percent-encoded: names are
-free text and must not reach into other keys.
+``2`` is the schema of the layout. NAMESPACE is a digest of model and tokenizer, in braces so that a
+Redis Cluster keeps one model's keys in one slot: every change of them is one script. SHELF is
+``SCOPE:TENANT``: what one tenant has said into one sharing scope. Names are percent-encoded: they
+are free text and must not reach into other keys.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final
-from urllib.parse import quote, urlsplit, urlunsplit
+from typing import Final, Self
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from paceline.caches.records import ModelFingerprint
+from paceline.errors import RecordError
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 RECORD_FIELD: Final = b"r"
+TOKENS_FIELD: Final = b"n"
+ORIGIN_FIELD: Final = b"o"
+SHELF_FIELD: Final = b"s"
+MODELS_KEY: Final = f"paceline:{LAYOUT}:models"
 DIGEST_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shelf:
+    """What one tenant has said into one sharing scope: the unit that is kept, bounded, forgotten.
+
+    Attributes:
+        scope: sharing scope whose requests may draft from it.
+        tenant: who pays for it.
+    """
+
+    scope: str
+    tenant: str
+
+    @property
+    def name(self) -> str:
+        """Its name in keys."""
+        return f"{_encoded(self.scope)}:{_encoded(self.tenant)}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The shelf of a name.
+
+        Raises:
+            RecordError: it is none.
+        """
+        scope, colon, tenant = name.partition(":")
+        if not colon:
+            raise RecordError(f"{name!r} names no shelf; expected SCOPE:TENANT, percent-encoded")
+        return cls(unquote(scope), unquote(tenant))
 
 
 class JournalKeys:
     """Keys of one model's journal.
 
     Args:
-        fingerprint: model and tokenizer whose tokens the journal holds.
+        namespace: see `namespace_of`.
     """
 
-    def __init__(self, fingerprint: ModelFingerprint) -> None:
-        named = f"{fingerprint.model}\0{fingerprint.tokenizer}".encode()
-        digest = blake2b(named, digest_size=DIGEST_BYTES).hexdigest()
-        self._prefix = f"paceline:{LAYOUT}:{{{digest}}}"
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self._prefix = f"paceline:{LAYOUT}:{{{namespace}}}"
+        self.shelves = f"{self._prefix}:shelves"
+        self.bell = f"{self._prefix}:bell"
+        self.control = f"{self._prefix}:control"
+        self.forgotten = f"{self._prefix}:forgotten"
+
+    def owned(self, tenant: str) -> str:
+        """Set of a tenant's shelves."""
+        return f"{self._prefix}:owned:{_encoded(tenant)}"
+
+    def tail(self, shelf: Shelf) -> str:
+        """Stream of a shelf's newest records."""
+        return f"{self._prefix}:tail:{shelf.name}"
+
+    def index(self, shelf: Shelf) -> str:
+        """Sorted set of a shelf's segments."""
+        return f"{self._prefix}:index:{shelf.name}"
+
+    def segment(self, shelf: Shelf, last_id: str) -> str:
+        """One segment: the block whose last record had that id in the tail."""
+        return f"{self._prefix}:segment:{shelf.name}:{last_id}"
+
+    def shelf(self, shelf: Shelf) -> str:
+        """Hash of a shelf's sizes."""
+        return f"{self._prefix}:shelf:{shelf.name}"
+
+    def tenant(self, tenant: str) -> str:
+        """Hash of a tenant's sizes."""
+        return f"{self._prefix}:tenant:{_encoded(tenant)}"
+
+    def workloads(self, shelf: Shelf) -> str:
+        """Sorted set of a shelf's workloads that have phrases."""
+        return f"{self._prefix}:workloads:{shelf.name}"
+
+    def phrases(self, shelf: Shelf, entry: str) -> str:
+        """Sorted set of a workload's phrases; entry: half-life in seconds, ``:``, workload."""
+        return f"{self._prefix}:phrases:{shelf.name}:{_encoded(entry)}"
+
+    def lease(self, name: str) -> str:
+        """Who does some upkeep at the moment."""
+        return f"{self._prefix}:lease:{name}"
+
+    def seen(self, shelf: Shelf, request_id: str) -> str:
+        """Mark of a request that has been recorded; holds no readable name."""
+        return f"{self._prefix}:seen:{digest(shelf.scope, shelf.tenant, request_id)}"
+
+
+class LegacyKeys:
+    """Keys of layout 1, which an older Paceline wrote: one stream a scope.
+
+    Args:
+        namespace: see `namespace_of`; the same in both layouts.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._prefix = f"paceline:1:{{{namespace}}}"
         self.scopes = f"{self._prefix}:scopes"
 
     def journal(self, scope: str) -> str:
         """Stream of a scope's records."""
-        return f"{self._prefix}:journal:{quote(scope, safe='')}"
+        return f"{self._prefix}:journal:{_encoded(scope)}"
+
+
+def namespace_of(fingerprint: ModelFingerprint) -> str:
+    """Digest of model and tokenizer, hex: journals of different ones never meet."""
+    named = f"{fingerprint.model}\0{fingerprint.tokenizer}".encode()
+    return blake2b(named, digest_size=DIGEST_BYTES).hexdigest()
+
+
+def digest(*parts: str) -> str:
+    """Hex digest of some names, order and borders included."""
+    hashed = blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogatepass")
+        hashed.update(len(encoded).to_bytes(8, "little") + encoded)
+    return hashed.hexdigest()
 
 
 def redact_url(url: str) -> str:
@@ -50,3 +169,7 @@ def redact_url(url: str) -> str:
     user_and_password, _, host = parts.netloc.rpartition("@")
     user = user_and_password.partition(":")[0]
     return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
+
+
+def _encoded(name: str) -> str:
+    return quote(name, safe="", errors="surrogatepass")

@@ -34,6 +34,8 @@ class SequenceRecord(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         token_ids: int32, (num_prompt + num_output,). New prompt tokens, then the output.
         num_prompt: how many of `token_ids` were read rather than said.
         finished_at: Unix time in seconds at which the request finished.
+        started_at: Unix time in seconds at which it began, 0 if unknown: what began before a
+            tenant was forgotten is refused, whenever it ends.
     """
 
     request_id: str
@@ -45,6 +47,12 @@ class SequenceRecord(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     token_ids: npt.NDArray[np.int32]
     num_prompt: int
     finished_at: float
+    started_at: float = 0.0
+
+    @property
+    def begun_at(self) -> float:
+        """The earliest time its tokens can be of: `started_at` where it is known."""
+        return min(self.started_at, self.finished_at) if self.started_at else self.finished_at
 
 
 class ModelFingerprint(msgspec.Struct, frozen=True):
@@ -81,6 +89,8 @@ class _Wire(msgspec.Struct, frozen=True, array_like=True):
     encoding: int
     num_tokens: int
     tokens: bytes
+    # Fields added later stand behind the others: older readers ignore them.
+    started_at: float = 0.0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -129,6 +139,7 @@ def encode_record(record: SequenceRecord) -> bytes:
             encoding=encoding,
             num_tokens=len(tokens),
             tokens=raw,
+            started_at=record.started_at,
         )
     )
 
@@ -163,6 +174,7 @@ def decode_record(data: bytes) -> SequenceRecord:
         token_ids=tokens,
         num_prompt=wire.num_prompt,
         finished_at=wire.finished_at,
+        started_at=wire.started_at,
     )
 
 

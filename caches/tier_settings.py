@@ -9,6 +9,8 @@ from paceline.errors import ConfigError
 
 MIN_CAPACITY: Final = 2
 MAX_CAPACITY: Final = 2**31
+MAX_TOKENS: Final = 33_554_432
+"""Over all logs, unless the settings say otherwise: about half a gigabyte."""
 TIERS: Final = ("session", "workload", "tenant")
 """In order of locality. A corpus is read with the tenant tier."""
 
@@ -63,7 +65,7 @@ class MemorySettings:
     tenant: TierSettings = TierSettings()
     num_neighbours: int = 2
     max_logs: int = 512
-    max_tokens: int = 33_554_432
+    max_tokens: int = MAX_TOKENS
 
     def __post_init__(self) -> None:
         if self.num_neighbours < 0:
@@ -76,6 +78,18 @@ class MemorySettings:
             )
         if self.max_tokens < MIN_CAPACITY:
             raise ConfigError(f"max_tokens is {self.max_tokens}; give at least {MIN_CAPACITY}")
+
+    @classmethod
+    def of_capacity(cls, num_tokens: int) -> MemorySettings:
+        """Defaults, with logs of as many tokens, and room for at least one of them."""
+        tier = TierSettings(capacity=num_tokens)
+        most = max(num_tokens, MAX_TOKENS)
+        return cls(workload=tier, tenant=tier, max_tokens=most)
+
+    @property
+    def largest_log(self) -> int:
+        """Most tokens that one log keeps."""
+        return min(self.max_tokens, max(self.workload.capacity, self.tenant.capacity))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

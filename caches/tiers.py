@@ -170,14 +170,17 @@ class TieredMemory:
         key: int,
         time: float,
         num_prompt: int,
-    ) -> None:
-        """Add a sequence that another engine served; see `DraftIndex.append_shared`. O(tokens)."""
+    ) -> int:
+        """Add a sequence that another engine served; see `DraftIndex.append_shared`. O(tokens).
+
+        Returns the id of the log that took it, -1 for none.
+        """
         scope_id = -1
         while True:
             with self._lock:
                 previous, scope_id = scope_id, self._write_scope(writer)
             if scope_id < 0:
-                return
+                return -1
             try:
                 self._index.append_shared(
                     scope_id, token_ids, key=key, time=time, num_prompt=num_prompt
@@ -188,7 +191,7 @@ class TieredMemory:
                     raise
                 continue
             self.wrote(scope_id, time=time)
-            return
+            return scope_id
 
     def delete(self, scope: str, key: int) -> int:
         """Forget the sequences of a key in a sharing scope; returns how many tokens went.
@@ -206,6 +209,24 @@ class TieredMemory:
         return sum(
             self._forget(log, partial(evict, log.scope_id, time)) for log in self._held(scope)
         )
+
+    def delete_in(self, scope_id: int, key: int) -> int:
+        """Forget the sequences of a key in one log; returns how many tokens went.
+
+        A log that is gone has none. O(sequences of the log).
+        """
+        delete = self._index.delete_sequence
+        log = self._logs.get(scope_id)
+        return 0 if log is None else self._forget(log, partial(delete, scope_id, key))
+
+    def evict_in(self, scope_id: int, time: float) -> int:
+        """Forget what one log was given before a Unix time; returns how many tokens went.
+
+        A log that is gone has none. O(sequences of the log + tokens forgotten).
+        """
+        evict = self._index.evict_before
+        log = self._logs.get(scope_id)
+        return 0 if log is None else self._forget(log, partial(evict, scope_id, time))
 
     def drop(self, scope: str) -> int:
         """Forget everything of a sharing scope, its sessions included; returns how many tokens."""

@@ -46,6 +46,10 @@ class TextTokenizer:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(it.ids, np.int32) for it in encoded]
 
+    def decode(self, token_ids: npt.NDArray[np.int32]) -> str:
+        """The text of some tokens, special ones included. O(tokens)."""
+        return str(self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=False))
+
 
 def _load(source: str) -> Tokenizer:
     try:

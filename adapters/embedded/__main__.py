@@ -152,7 +152,16 @@ def _journal(
 ) -> Journal | None:
     if not redis_url or speculator is None:
         return None
-    journal = Journal(redis_url, fingerprint, origin=speculator.origin, on_record=speculator.absorb)
+    journal = Journal(
+        redis_url,
+        fingerprint,
+        origin=speculator.origin,
+        on_record=speculator.absorb,
+        on_again=speculator.absorb_again,
+        on_forget=speculator.forget_subject,
+        on_phrases=speculator.absorb_phrases,
+        on_warmed_up=speculator.drop_phrases,
+    )
     journal.start()
     speculator.attach_journal(journal)
     return journal

@@ -126,6 +126,10 @@ def open_journal(
             fingerprint(model_config),
             origin=speculator.origin,
             on_record=speculator.absorb,
+            on_again=speculator.absorb_again,
+            on_forget=speculator.forget_subject,
+            on_phrases=speculator.absorb_phrases,
+            on_warmed_up=speculator.drop_phrases,
             warm_up_tokens=settings.warm_up_tokens,
         )
         journal.start()

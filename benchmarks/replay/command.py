@@ -81,7 +81,7 @@ def run_replay(settings: ReplaySettings) -> tuple[Report, Mapping[str, str]]:
     selection = select(
         settings.drafters, peers=settings.peers, min_probabilities=settings.min_probabilities
     )
-    scopes = _load(settings)
+    scopes = load_all_scopes(settings)
     store = ResultStore(settings.state / "units")
     results = [
         result for spec in selection.specs for result in _replay_drafter(spec, scopes, store)
@@ -95,7 +95,8 @@ def run_replay(settings: ReplaySettings) -> tuple[Report, Mapping[str, str]]:
     return Report(bench="replay", settings=facts, figures=flat), selection.missing
 
 
-def _load(settings: ReplaySettings) -> list[Scope]:
+def load_all_scopes(settings: ReplaySettings) -> list[Scope]:
+    """Every source's scopes; token ids are kept in the state folder."""
     renderer = Renderer(
         load_encoder(settings.tokenizer),
         turn_start=settings.turn_start,

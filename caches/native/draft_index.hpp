@@ -160,6 +160,7 @@ class DraftIndex {
   // while requests are open, and changes nothing. O(size).
   void restore(std::span<const std::byte> file);
 
+  const IndexSettings& settings() const { return settings_; }
   IndexStats stats() const;
   ScopeStats scope_stats(ScopeId scope_id) const;
   // Empty if every invariant holds, else the first that does not. O(everything held).

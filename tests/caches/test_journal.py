@@ -4,68 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
+from journals import MODEL, Engine, append, open_store, record
 from paceline.caches import ModelFingerprint, SequenceRecord
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.journal import Journal
-from paceline.caches.keys import JournalKeys, redact_url
+from paceline.caches.keys import JournalKeys, Shelf, namespace_of, redact_url
 from paceline.caches.records import encode_record
 from paceline.errors import ConfigError, JournalError
 from redis_server import RedisServer
 from waiting import wait_until
 
 pytestmark = pytest.mark.redis
-
-MODEL = ModelFingerprint(model="m", tokenizer="t")
-
-
-def record(number: int, *, scope: str = "tenant:a", origin: str = "A") -> SequenceRecord:
-    return SequenceRecord(
-        request_id=f"request-{number}",
-        scope=scope,
-        tenant="a",
-        workload="",
-        session="",
-        origin=origin,
-        token_ids=np.arange(number, number + 10, dtype=np.int32),
-        num_prompt=4,
-        finished_at=0.0,
-    )
-
-
-class Engine:
-    """A journal and what it delivered."""
-
-    def __init__(
-        self, url: str, origin: str, model: ModelFingerprint = MODEL, **options: Any
-    ) -> None:
-        self.got: list[SequenceRecord] = []
-        self.journal = Journal(url, model, origin=origin, on_record=self.got.append, **options)
-
-    def ids(self) -> list[str]:
-        return [r.request_id for r in self.got]
-
-
-@pytest.fixture
-def engine() -> Iterator[Callable[..., Engine]]:
-    """Start engines; they are closed after the test."""
-    with ExitStack() as stack:
-
-        def start(url: str, origin: str, model: ModelFingerprint = MODEL, **options: Any) -> Engine:
-            made = Engine(url, origin, model, **options)
-            made.journal.start()
-            stack.callback(made.journal.close, timeout=0.2)
-            return made
-
-        yield start
 
 
 def test_what_one_publishes_the_other_gets_once(
@@ -203,22 +160,56 @@ def test_models_never_meet(redis_server: RedisServer, engine: Callable[..., Engi
 def test_foreign_entries_are_skipped_and_counted(
     redis_server: RedisServer, engine: Callable[..., Engine]
 ) -> None:
-    """Garbage, duplicates and records of a newer schema are counted apart.
+    """Garbage, records of a newer schema and records of another shelf are counted apart.
 
     The next record arrives.
     """
     b = engine(redis_server.url, "B")
-    keys, client = JournalKeys(MODEL), redis_server.client()
+    wait_until(b.journal.warmed_up.is_set)
+    keys = JournalKeys(namespace_of(MODEL))
     fields = msgspec.msgpack.decode(encode_record(record(1)))
     newer = msgspec.msgpack.encode([2, *fields[1:]])
-    good = encode_record(record(2))
-    client.sadd(keys.scopes, "tenant:a")
-    for data in (b"garbage", newer, good, good, encode_record(record(3))):
-        client.xadd(keys.journal("tenant:a"), {"r": data})
-    wait_until(lambda: b.ids() == ["request-2", "request-3"])
+    foreign = encode_record(record(2, scope="tenant:other"))
+    with closing(redis_server.client()) as client:
+        client.xadd(keys.bell, {"s": "no shelf"})
+        client.xadd(keys.bell, {"nothing": "known"})
+        client.xadd(keys.control, {"nothing": "known"})
+        for data in (b"garbage", newer, foreign):
+            client.xadd(keys.tail(Shelf("tenant:a", "a")), {"r": data, "n": "many"})
+    store = open_store(redis_server.url)
+    with closing(store.client):
+        append(store, record(3))
+    wait_until(lambda: b.ids() == ["request-3"])
     stats = b.journal.stats()
-    names = ("skipped_malformed", "skipped_newer", "skipped_duplicate")
-    assert [stats[name] for name in names] == [1, 1, 1]
+    assert [stats[name] for name in ("skipped_malformed", "skipped_newer")] == [2, 1]
+
+
+def test_a_request_of_two_producers_is_taken_once(
+    redis_server: RedisServer, engine: Callable[..., Engine]
+) -> None:
+    """A worker and a proxy publish the same request: Redis keeps one, others get one.
+
+    The engine that served it takes it from nobody, even if Redis took the other's.
+    """
+    store = open_store(redis_server.url)
+    a, b = engine(redis_server.url, "A"), engine(redis_server.url, "B")
+    proxy = engine(redis_server.url, "proxy")
+    for made in (a, b, proxy):
+        wait_until(made.journal.warmed_up.is_set)
+    with closing(store.client):
+        a.journal.publish(record(1, origin="A"))
+        assert a.journal.flush(10)
+        proxy.journal.publish(record(1, origin="proxy"))
+        proxy.journal.publish(record(2, origin="proxy"))
+        assert proxy.journal.flush(10)
+        a.journal.publish(record(2, origin="A"))
+        a.journal.publish(record(3, origin="A"))
+        wait_until(lambda: b.ids() == ["request-1", "request-2", "request-3"])
+        wait_until(lambda: a.journal.stats()["skipped_duplicate"] == 1)
+        assert a.got == []
+        assert store.tenant_sizes("a").num_records == 3
+    assert a.journal.stats()["refused_duplicate"] == 1
+    assert proxy.journal.stats()["refused_duplicate"] == 1
 
 
 def test_a_failing_consumer_does_not_stop_the_reading(
@@ -242,16 +233,6 @@ def test_a_failing_consumer_does_not_stop_the_reading(
         assert b.stats()["delivery_failures"] == 1
     finally:
         b.close()
-
-
-def test_streams_are_bounded(redis_server: RedisServer, engine: Callable[..., Engine]) -> None:
-    """Redis keeps about as many records a scope as asked for, not all that were ever written."""
-    a = engine(redis_server.url, "A", max_stream_records=100)
-    for number in range(1000):
-        a.journal.publish(record(number))
-        if number % 500 == 499:
-            assert a.journal.flush(20)
-    assert redis_server.client().xlen(JournalKeys(MODEL).journal("tenant:a")) < 350
 
 
 def test_tls_and_acl_users_work_and_wrong_passwords_are_named(

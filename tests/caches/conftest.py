@@ -1,0 +1,36 @@
+"""Engines on one Redis, and a look inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+
+from journals import MODEL, Engine, open_store
+from paceline.caches import ModelFingerprint
+from paceline.caches.journal_store import JournalStore
+from redis_server import RedisServer
+
+
+@pytest.fixture
+def engine() -> Iterator[Callable[..., Engine]]:
+    """Start engines; they are closed after the test."""
+    with ExitStack() as stack:
+
+        def start(url: str, origin: str, model: ModelFingerprint = MODEL, **options: Any) -> Engine:
+            made = Engine(url, origin, model, **options)
+            made.journal.start()
+            stack.callback(made.journal.close, timeout=0.2)
+            return made
+
+        yield start
+
+
+@pytest.fixture
+def store(redis_server: RedisServer) -> Iterator[JournalStore]:
+    """The journal of the tests' model in a plain redis-server."""
+    made = open_store(redis_server.url)
+    with closing(made.client):
+        yield made
