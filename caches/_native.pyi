@@ -13,8 +13,8 @@ class DraftIndex:
 
     Request and session contexts beside shared logs, one a scope, and corpora attached to scopes.
 
-    What drafts learn of their own acceptance stays with requests of the same scopes, or with the
-    one request that has none.
+    What drafts learn of their own acceptance stays with requests of the same first read scope and
+    the same write scope, or with the one request that has neither.
 
     A log is a ring of tokens with hashed k-gram chains (previous-occurrence arrays and head tables,
     as in LZ match finders). Every method releases the GIL and may be called from any thread. Adding
@@ -125,11 +125,13 @@ class DraftIndex:
         """Open a request; returns (handle, num_reused).
 
         prompt_ids: int32 (n,). read_scopes: int32 (s,), scopes its lookups can reach, in order of
-            locality; one that is named again is read once, as it was named first.
+            locality; one that is named again is read once, as it was named first. What drafts learn
+            of their own acceptance, and a session's contexts, stay with requests of the same first
+            read scope, as the same source, and the same write scope; the further ones may change
+            from turn to turn.
         read_sources: uint8 (s,), what each of them is to this request: `Source.WORKLOAD` or
-            `Source.TENANT`. None: WORKLOAD for all. Drafts carry it, places of different sources
-            are ranked by weights of their own, and what is learned passes only between requests
-            that read and write the same scopes as the same sources.
+            `Source.TENANT`. None: WORKLOAD for all. Drafts carry it, and places of different
+            sources are ranked by weights of their own.
         write_scope: scope that `finish` adds the new tokens to, -1 for none.
         session: key of the session (0: none); if a finished context of it is kept and no other
             request holds it, the common prefix is reused and only the n - num_reused new tokens

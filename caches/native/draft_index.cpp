@@ -40,17 +40,21 @@ void check_sources(std::span<const std::uint8_t> read_sources, std::size_t num_s
 }
 
 // Repeated scopes are read once, as their first mention says: they would vote twice.
-Reach reach_of(std::span<const ScopeId> read_scopes, std::span<const std::uint8_t> read_sources,
-               ScopeId write_scope) {
-  check_sources(read_sources, read_scopes.size());
-  Reach reach{.read_scopes = {}, .read_sources = {}, .write_scope = write_scope};
+std::vector<ReadScope> distinct(std::span<const ScopeId> read_scopes, std::span<const std::uint8_t> read_sources) {
+  std::vector<ReadScope> scopes;
   for (std::size_t i = 0; i < read_scopes.size(); ++i) {
-    if (std::find(reach.read_scopes.begin(), reach.read_scopes.end(), read_scopes[i]) == reach.read_scopes.end()) {
-      reach.read_scopes.push_back(read_scopes[i]);
-      reach.read_sources.push_back(read_sources.empty() ? Source::kWorkload : static_cast<Source>(read_sources[i]));
-    }
+    const auto repeats = [&](const ReadScope& known) { return known.id == read_scopes[i]; };
+    if (std::any_of(scopes.begin(), scopes.end(), repeats)) continue;
+    scopes.push_back({read_scopes[i], read_sources.empty() ? Source::kWorkload : static_cast<Source>(read_sources[i])});
   }
-  return reach;
+  return scopes;
+}
+
+// Which of its scopes a request reads beside the first may change from turn to turn: neither its session's context nor
+// what its drafts have learned shall be lost for that.
+Reach reach_of(std::span<const ReadScope> read_scopes, ScopeId write_scope) {
+  if (read_scopes.empty()) return {.write_scope = write_scope};
+  return {.read_scope = read_scopes.front().id, .read_source = read_scopes.front().source, .write_scope = write_scope};
 }
 
 }  // namespace
@@ -169,12 +173,15 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
   check_time(sharing.time);
   auto opened = std::make_unique<Request>();
   opened->session = session;
-  opened->reach = reach_of(read_scopes, read_sources, write_scope);
+  check_sources(read_sources, read_scopes.size());
+  opened->read_scopes = distinct(read_scopes, read_sources);
+  opened->reach = reach_of(opened->read_scopes, write_scope);
   std::size_t num_deletions = 0;
   SessionStore::Match match{TokenLog(0), {}, {}};
   opened->learned = learned_of(opened->reach);
   {
     const std::shared_lock lock(mutex_);
+    for (const ReadScope& read : opened->read_scopes) open_scope(read.id);
     num_deletions = num_deletions_;
     const std::scoped_lock keeping(sessions_mutex_);
     sessions_.take(session, opened->reach, prompt_ids, match);
@@ -453,13 +460,14 @@ std::vector<std::shared_ptr<DraftIndex::Scope>> DraftIndex::held_scopes() const 
 }
 
 void DraftIndex::check_scopes(const Reach& reach) const {
-  for (const ScopeId scope_id : reach.read_scopes) open_scope(scope_id);
-  if (reach.write_scope != -1) open_scope(reach.write_scope);
+  for (const ScopeId scope_id : {reach.read_scope, reach.write_scope}) {
+    if (scope_id != -1) open_scope(scope_id);
+  }
 }
 
 bool DraftIndex::reaches_dropped_scope(const Reach& reach) const {
   const auto dropped = [this](ScopeId scope_id) { return scope_id >= 0 && !scopes_.contains(scope_id); };
-  return dropped(reach.write_scope) || std::any_of(reach.read_scopes.begin(), reach.read_scopes.end(), dropped);
+  return dropped(reach.read_scope) || dropped(reach.write_scope);
 }
 
 // A request that reads and writes no scope shares with no one, and learns for itself alone.
@@ -483,12 +491,12 @@ DraftIndex::Scope* DraftIndex::read_by(const Request& request, Reading& reading)
   reading.logs.push_back(&request.context);
   reading.sources.push_back(Source::kContext);
   Scope* first = nullptr;
-  for (std::size_t i = 0; i < request.reach.read_scopes.size(); ++i) {
-    const auto found = scopes_.find(request.reach.read_scopes[i]);
+  for (const ReadScope& read : request.read_scopes) {
+    const auto found = scopes_.find(read.id);
     Scope* const scope = found == scopes_.end() ? nullptr : found->second.get();
     reading.logs.push_back(scope == nullptr ? nullptr : &scope->shared.log());
-    reading.sources.push_back(request.reach.read_sources[i]);
-    if (i == 0) first = scope;
+    reading.sources.push_back(read.source);
+    if (reading.logs.size() == 2) first = scope;
     if (scope == nullptr) continue;
     for (const auto& segment : scope->segments) {
       const auto known = std::find(reading.segments.begin(), reading.segments.end(), segment.get());

@@ -19,8 +19,7 @@ class ScopeNumbers {
  public:
   void add(ScopeId scope_id) { ids_.push_back(scope_id); }
   bool knows(const Reach& reach) const {
-    return (reach.write_scope < 0 || has(reach.write_scope)) &&
-           std::all_of(reach.read_scopes.begin(), reach.read_scopes.end(), [this](ScopeId id) { return has(id); });
+    return (reach.write_scope < 0 || has(reach.write_scope)) && (reach.read_scope < 0 || has(reach.read_scope));
   }
   std::int32_t number(ScopeId scope_id) const {
     if (scope_id < 0) return -1;
@@ -44,26 +43,18 @@ class ScopeNumbers {
 namespace {
 
 void put_reach(const Reach& reach, const ScopeNumbers& numbers, SectionWriter& section) {
-  std::vector<std::int32_t> reads;
-  for (const ScopeId id : reach.read_scopes) reads.push_back(numbers.number(id));
-  section.put_all<std::int32_t>(reads);
-  std::vector<std::uint8_t> sources;
-  for (const Source source : reach.read_sources) sources.push_back(static_cast<std::uint8_t>(source));
-  section.put_all<std::uint8_t>(sources);
+  section.put(numbers.number(reach.read_scope));
+  section.put(static_cast<std::uint8_t>(reach.read_source));
   section.put(numbers.number(reach.write_scope));
 }
 
 Reach get_reach(const ScopeNumbers& numbers, SectionReader& section) {
   Reach reach;
-  for (const std::int32_t number : section.get_all<std::int32_t>()) reach.read_scopes.push_back(numbers.id(number));
-  for (const std::uint8_t source : section.get_all<std::uint8_t>()) {
-    reach.read_sources.push_back(static_cast<Source>(source));
-    if (reach.read_sources.back() != Source::kWorkload && reach.read_sources.back() != Source::kTenant) {
-      throw BrokenSnapshot("the snapshot is broken: a scope is read as source " + std::to_string(source));
-    }
-  }
-  if (reach.read_sources.size() != reach.read_scopes.size()) {
-    throw BrokenSnapshot("the snapshot is broken: a reach has more scopes than sources, or fewer");
+  reach.read_scope = numbers.id(section.get<std::int32_t>());
+  const auto source = section.get<std::uint8_t>();
+  reach.read_source = static_cast<Source>(source);
+  if (reach.read_source != Source::kWorkload && reach.read_source != Source::kTenant) {
+    throw BrokenSnapshot("the snapshot is broken: a scope is read as source " + std::to_string(source));
   }
   reach.write_scope = numbers.id(section.get<std::int32_t>());
   return reach;

@@ -25,10 +25,6 @@ std::size_t slid_tokens(std::span<const Token> context, std::span<const Token> r
 
 }  // namespace
 
-bool Reach::touches(ScopeId scope) const {
-  return write_scope == scope || std::find(read_scopes.begin(), read_scopes.end(), scope) != read_scopes.end();
-}
-
 Overlap overlap_of(std::span<const Token> context, std::span<const Token> prompt) {
   const auto [end, unused] = std::mismatch(context.begin(), context.end(), prompt.begin(), prompt.end());
   Overlap overlap{.num_prefix = static_cast<std::size_t>(end - context.begin())};

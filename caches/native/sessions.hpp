@@ -17,13 +17,20 @@ namespace paceline {
 using SessionKey = std::uint64_t;  // 0: no session
 using ScopeId = std::int32_t;      // -1: no scope
 
-// Where a request's drafts may come from and where its tokens go. Contexts pass only between equal ones.
+// A scope that a request reads, and what it is to it.
+struct ReadScope {
+  ScopeId id;
+  Source source;
+};
+
+// The scope that a request reads first and the one where its tokens go. Contexts, and what drafts have learned, pass only
+// between equal ones.
 struct Reach {
-  std::vector<ScopeId> read_scopes;
-  std::vector<Source> read_sources;  // of each of them
+  ScopeId read_scope = -1;
+  Source read_source = Source::kWorkload;  // what it is to the request
   ScopeId write_scope = -1;
 
-  bool touches(ScopeId scope) const;
+  bool touches(ScopeId scope) const { return read_scope == scope || write_scope == scope; }
   auto operator<=>(const Reach&) const = default;
 };
 

@@ -38,8 +38,8 @@ from paceline.caches.tree import Source
 _MAX_CONTEXTS_PER_SESSION: Final = 4
 _MIN_SLIDE: Final = 32
 
-Reach = tuple[tuple[int, ...], int, tuple[Source, ...]]
-"""Scopes that a request reads, the one it writes, and what those it reads are to it."""
+Reach = tuple[int, int, Source]
+"""The scope that a request reads first and the one it writes, -1 for none; what it reads it as."""
 _COUNTED: Final = (Source.CONTEXT, Source.WORKLOAD, Source.TENANT, Source.CORPUS)
 
 
@@ -75,6 +75,7 @@ class _Request:
 
     session: int
     reach: Reach
+    read_scopes: dict[int, Source]
     calibration: Calibration
     context: Log
     seam: int
@@ -132,13 +133,11 @@ class ReferenceIndex:
 
     def drop_scope(self, scope_id: int) -> int:
         """Forget everything of a scope; returns the number of tokens forgotten."""
-        dropped = [kept for kept in self._kept if scope_id in (*kept.reach[0], kept.reach[1])]
+        dropped = [kept for kept in self._kept if scope_id in kept.reach[:2]]
         self._kept = [kept for kept in self._kept if kept not in dropped]
         self._scope_ids = {n: known for n, known in self._scope_ids.items() if known != scope_id}
         self._calibrations = {
-            reach: known
-            for reach, known in self._calibrations.items()
-            if scope_id not in (*reach[0], reach[1])
+            reach: known for reach, known in self._calibrations.items() if scope_id not in reach[:2]
         }
         self._segments.pop(scope_id, None)
         del self._scope_counts[scope_id]
@@ -160,14 +159,10 @@ class ReferenceIndex:
     def delete_sequence(self, scope_id: int, key: int) -> int:
         """Forget a sequence and the contexts that may hold it; returns how many tokens."""
         for request in self._requests.values():
-            if scope_id in (*request.reach[0], request.reach[1]):
+            if scope_id in request.reach[:2]:
                 request.is_erased |= request.keys[-1] == key
                 request.is_tainted |= key in request.keys
-        dropped = [
-            kept
-            for kept in self._kept
-            if scope_id in (*kept.reach[0], kept.reach[1]) and key in kept.keys
-        ]
+        dropped = [kept for kept in self._kept if scope_id in kept.reach[:2] and key in kept.keys]
         self._kept = [kept for kept in self._kept if kept not in dropped]
         return self._logs[scope_id].erase(key) + sum(len(kept.context.tokens) for kept in dropped)
 
@@ -194,7 +189,8 @@ class ReferenceIndex:
         reads: dict[int, Source] = {}
         for scope_id, source in zip(read_scopes.tolist(), sources, strict=True):
             reads.setdefault(scope_id, source)
-        reach = (*reads,), write_scope, (*reads.values(),)
+        first, as_source = next(iter(reads.items()), (-1, Source.WORKLOAD))
+        reach = first, write_scope, as_source
         prompt = prompt_ids.tolist()
         context, num_prefix, num_slid, keys = self._take(session, reach, prompt)
         num_reused = num_prefix + num_slid
@@ -206,8 +202,9 @@ class ReferenceIndex:
         self._requests[self._num_requests_ever] = _Request(
             session,
             reach,
+            reads,
             Calibration()
-            if reach == ((), -1, ())
+            if reach[:2] == (-1, -1)
             else self._calibrations.setdefault(reach, Calibration()),
             context,
             seam=num_prefix if num_slid else 0,
@@ -298,7 +295,7 @@ class ReferenceIndex:
         """Close a request; returns (new_tokens, num_prompt)."""
         request = self._requests.pop(handle)
         new_tokens = request.context.tokens[request.new_begin :]
-        read_scopes, write_scope, _ = request.reach
+        write_scope = request.reach[1]
         if write_scope in self._logs and not request.is_erased:
             num_prompt = request.prompt_end - request.new_begin
             num_replied = len(new_tokens) - num_prompt
@@ -308,7 +305,7 @@ class ReferenceIndex:
             num_read = len(unshared) - num_replied
             self._logs[write_scope].append_keyed(unshared, num_read, request.keys[-1], time)
         if not request.is_tainted and all(
-            scope_id in self._logs or scope_id == -1 for scope_id in (*read_scopes, write_scope)
+            scope_id in self._logs or scope_id == -1 for scope_id in request.reach[:2]
         ):
             self._keep(_Kept(request.session, request.reach, request.context, request.keys))
         return np.array(new_tokens, np.int32), request.prompt_end - request.new_begin
@@ -318,8 +315,7 @@ class ReferenceIndex:
         renamed = {old: new for new, old in enumerate(sorted(self._logs))} | {-1: -1}
 
         def reach_of(reach: Reach) -> Reach:
-            reads = tuple(renamed[scope_id] for scope_id in reach[0])
-            return reads, renamed[reach[1]], reach[2]
+            return renamed[reach[0]], renamed[reach[1]], reach[2]
 
         made = ReferenceIndex(
             shared_capacity=self._shared_capacity,
@@ -366,17 +362,17 @@ class ReferenceIndex:
         }
 
     def _reading_of(self, request: _Request) -> Reading:
-        reads, _, sources = request.reach
+        reads = request.read_scopes
         segments = [it for scope_id in reads for it in self._segments.get(scope_id, ())]
         return Reading(
             [request.context, *map(self._logs.get, reads)],
-            [Source.CONTEXT, *sources],
+            [Source.CONTEXT, *reads.values()],
             [it for i, it in enumerate(segments) if all(it is not other for other in segments[:i])],
         )
 
     def _counters_of(self, request: _Request) -> list[_Counts]:
-        first = request.reach[0][:1]
-        return [self._counts, *(self._scope_counts[it] for it in first if it in self._logs)]
+        first = request.reach[0]
+        return [self._counts, *([self._scope_counts[first]] if first in self._logs else [])]
 
     def _take(
         self, session: int, reach: Reach, prompt: list[int]

@@ -190,3 +190,22 @@ def test_kept_tokens_are_bounded() -> None:
     assert index.stats()["context_tokens"] == 9
     turn(index, text(0, 11), session=4)
     assert index.stats()["context_tokens"] == 0
+
+
+def test_a_session_goes_on_though_further_scopes_change() -> None:
+    """Its context is reused, and what drafting learned is kept, while the first scope it reads and
+    the one it writes stay the same; the further ones may change, or go, from turn to turn."""
+    index = DraftIndex()
+    home, other, third = (index.scope(name) for name in ("home", "other", "third"))
+
+    def turn(prompt: list[int], *reads: int) -> tuple[int, int]:
+        return index.begin(i32(*prompt), read_scopes=i32(*reads), write_scope=home, session=1)
+
+    handle, _ = turn([1, 2, 3, 4], home, other)
+    index.finish(handle)
+    index.drop_scope(other)
+    handle, num_reused = turn([1, 2, 3, 4, 5], home, third)
+    assert num_reused == 4
+    index.finish(handle)
+    assert turn([1, 2, 3, 4, 5, 6], third, home)[1] == 0
+    index.check_integrity()
