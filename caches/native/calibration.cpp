@@ -64,17 +64,11 @@ unsigned distance_bucket(const PlaceTraits& traits) {
   return traits.distance > -2048 ? 4 : 5;
 }
 
-struct Knot {
-  std::size_t index;  // of its trials; the hits come after all the trials
-  double share;       // of the trial that falls to the next knot
-};
-
-Knot knot_of(unsigned context, double share) {
+// Of a share in the units of knots, from the first of a context on.
+double place_of(double share) {
   const double p = std::clamp(share, 1e-4, 1.0 - 1e-4);
-  const double place = std::clamp(std::log(p / (1.0 - p)) * kKnotsPerLogit + (kNumKnots - 1) / 2.0, 0.0,
-                                  static_cast<double>(kNumKnots - 1) - 1e-3);
-  const auto whole = static_cast<std::size_t>(place);
-  return {kMap + std::size_t{context} * kNumKnots + whole, place - static_cast<double>(whole)};
+  return std::clamp(std::log(p / (1.0 - p)) * kKnotsPerLogit + (kNumKnots - 1) / 2.0, 0.0,
+                    static_cast<double>(kNumKnots - 1) - 1e-3);
 }
 
 constexpr std::size_t kHits = std::size_t{kNumContexts} * kNumKnots;
@@ -141,17 +135,23 @@ unsigned Calibration::map_context(unsigned depth, unsigned rank, unsigned num_vo
   return (place * 2 + several) * kNumMapLengths + kLengthBuckets[match_length] / 3;
 }
 
-double Calibration::probability(unsigned context, double share) const {
-  const Knot knot = knot_of(context, share);
+Calibration::Knot Calibration::knot_of(unsigned context, double share) {
+  // Most nodes below the root stand alone.
+  static const double kWhole = place_of(1.0);
+  const double place = share == 1.0 ? kWhole : place_of(share);
+  const auto whole = static_cast<unsigned>(place);
+  return {kMap + context * kNumKnots + whole, place - static_cast<double>(whole)};
+}
+
+double Calibration::probability(const Knot& knot) const {
   const auto frequency = [this](std::size_t at) {
     return static_cast<double>(table_[at + kHits]) / static_cast<double>(table_[at]);
   };
-  return (1.0 - knot.share) * frequency(knot.index) + knot.share * frequency(knot.index + 1);
+  return (1.0 - knot.part) * frequency(knot.index) + knot.part * frequency(knot.index + 1);
 }
 
-void Calibration::record(unsigned context, double share, bool hit) {
-  const Knot knot = knot_of(context, share);
-  const double parts[] = {1.0 - knot.share, knot.share};
+void Calibration::record(const Knot& knot, bool hit) {
+  const double parts[] = {1.0 - knot.part, knot.part};
   for (std::size_t i = 0; i < 2; ++i) {
     float& trials = table_[knot.index + i];
     float& hits = table_[knot.index + i + kHits];

@@ -60,10 +60,16 @@ class Calibration {
   void shift(const PlaceFeatures& features, double step);
   void shift_escape(unsigned longest, std::size_t num_candidates, double step);
 
+  // Where in the probability map a share lies: between two knots.
+  struct Knot {
+    std::uint32_t index = 0;  // of the trials of the lower one; its hits come after all the trials
+    double part = 0;          // of a trial that falls to the upper one
+  };
+  static Knot knot_of(unsigned context, double share);
   // Context of the probability map for a node.
   static unsigned map_context(unsigned depth, unsigned rank, unsigned num_votes, unsigned match_length);
-  double probability(unsigned context, double share) const;
-  void record(unsigned context, double share, bool hit);
+  double probability(const Knot& knot) const;
+  void record(const Knot& knot, bool hit);
 
   // Everything learned, to be kept and restored.
   std::span<const float> state() const { return table_; }

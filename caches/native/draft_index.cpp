@@ -244,7 +244,7 @@ DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const 
   batch.reserve(handles.size(), max_tokens);
   batch.offsets.push_back(0);
   std::vector<const TokenLog*> logs;
-  DraftScratch scratch;
+  DraftScratch scratch(2 * static_cast<std::size_t>(settings_.max_candidates) + kMaxReserved / 8);
   const std::shared_lock lock(mutex_);
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {

@@ -38,7 +38,7 @@ struct IndexSettings {
   std::int64_t shared_capacity = 4'194'304;
   std::int64_t max_sessions = 1024;
   std::int64_t max_session_tokens = 33'554'432;
-  std::int64_t max_candidates = 16;
+  std::int64_t max_candidates = 12;
   double min_probability = 0.1;
 };
 

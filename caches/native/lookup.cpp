@@ -7,8 +7,8 @@
 namespace paceline {
 namespace {
 
-constexpr unsigned kVisitsPerCandidate = 4;
-constexpr unsigned kLinksPerVisit = 4;           // room for links of other grams in the same bucket
+constexpr unsigned kLinksPerVisit = 2;           // room for links of other grams in the same bucket
+constexpr unsigned kSpareLinks = 16;             // and for what has been made borders
 constexpr unsigned kMatchedToForgetMisses = 16;  // a copy that went on this long is no longer an edited one
 
 // The tokens before a position of a log, newest first, without a slot to compute for each.
@@ -37,12 +37,12 @@ class ChainWalk {
   // Collects places with shortest <= match length < below along one chain.
   void collect(const GramChain& chain, unsigned shortest, unsigned below) {
     if (context_.size() < chain.gram()) return;
-    unsigned visits = max_candidates_ * kVisitsPerCandidate;
-    unsigned links = visits * kLinksPerVisit;
+    auto visits = static_cast<unsigned>(max_candidates_ - (found_.size() - first_));
+    unsigned links = visits * kLinksPerVisit + kSpareLinks;
     // The context's own last gram is the newest of its chain and has nothing after it yet.
     Position at = own_ ? log_.older(chain, log_.end() - 1) : log_.newest(chain, &context_.back());
     unsigned rank = 0;
-    for (; at != kNone && visits > 0 && links > 0 && !full(); at = log_.older(chain, at), --links) {
+    for (; at != kNone && visits > 0 && links > 0; at = log_.older(chain, at), --links) {
       const unsigned length = match_length(log_, at + 1, context_);
       if (length < shortest) continue;
       --visits;
@@ -59,8 +59,6 @@ class ChainWalk {
   }
 
  private:
-  bool full() const { return found_.size() - first_ >= max_candidates_; }
-
   const TokenLog& log_;
   std::uint32_t log_number_;
   bool own_;

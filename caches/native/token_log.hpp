@@ -14,7 +14,7 @@ namespace paceline {
 
 inline constexpr Token kBorder = -1;                // stands between two sequences of a log
 inline constexpr Position kMaxEnd = 0xF0000000u;    // positions are renumbered before they pass this
-inline constexpr unsigned kLongGram = 4;               // chosen by replaying agent traces
+inline constexpr unsigned kLongGram = 3;               // chosen by replaying agent traces
 inline constexpr unsigned kShortGram = 1;             // matches of a single token still pay
 inline constexpr unsigned kMaxGram = kLongGram;
 
