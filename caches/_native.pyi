@@ -39,7 +39,7 @@ class DraftIndex:
         shared_capacity: int = 4_194_304,
         max_sessions: int = 1024,
         max_session_tokens: int = 33_554_432,
-        max_candidates: int = 16,
+        max_candidates: int = 12,
         min_probability: float = 0.1,
     ) -> None: ...
     def scope(self, name: str, *, capacity: int = 0) -> int:

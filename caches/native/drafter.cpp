@@ -33,6 +33,9 @@ class Growth {
 
   void gather(unsigned max_candidates) {
     const std::span<const Token> context = logs_[0]->tokens();
+    for (const TokenLog* log : logs_.subspan(1)) {
+      if (log != nullptr && !context.empty()) log->prefetch_newest(&context.back(), context.size());
+    }
     for (const Cursor& cursor : trail_.cursors) add_cursor(cursor, context);
     const std::size_t num_cursors = found_.size();
     for (std::uint32_t i = 0; i < logs_.size(); ++i) {

@@ -89,9 +89,30 @@ unsigned num_similar(const TokenLog& log, Position next, std::span<const Token> 
   return equal;
 }
 
+// Asks for what find_candidates will read, both chains at once: each link waits for memory, and so does what it leads
+// to.
+void prefetch_places(const TokenLog& log, std::span<const Token> context, unsigned num_places) {
+  const auto newest = [&](const GramChain& chain) {
+    return context.size() < chain.gram() ? kNone : log.newest(chain, &context.back());
+  };
+  Position of_long = newest(log.long_chain());
+  Position of_short = newest(log.short_chain());
+  for (unsigned i = 0; i < num_places && (of_long != kNone || of_short != kNone); ++i) {
+    if (of_long != kNone) {
+      log.prefetch(of_long);
+      of_long = log.older(log.long_chain(), of_long);
+    }
+    if (of_short != kNone) {
+      log.prefetch(of_short);
+      of_short = log.older(log.short_chain(), of_short);
+    }
+  }
+}
+
 void find_candidates(const TokenLog& log, std::uint32_t log_number, bool own, std::span<const Token> context,
                      unsigned max_candidates, std::vector<Candidate>& found) {
   if (context.empty() || log.empty()) return;
+  if (!own) prefetch_places(log, context, max_candidates);
   ChainWalk walk(log, log_number, own, context, max_candidates, found);
   walk.collect(log.long_chain(), kLongGram, kMaxMatch + 1);
   walk.collect(log.short_chain(), kShortGram, kLongGram);

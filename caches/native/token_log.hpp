@@ -98,6 +98,20 @@ class TokenLog {
     return found < position && found >= begin() ? found : kNone;
   }
 
+  // Asks for the newest positions of the grams that end at *last, of which `num_tokens` may be read.
+  void prefetch_newest(const Token* last, std::size_t num_tokens) const {
+    for (const Indexed* indexed : {&long_, &short_}) {
+      const GramChain& chain = indexed->chain;
+      if (chain.num_heads() != 0 && num_tokens >= chain.gram()) chain.prefetch(chain.bucket(last));
+    }
+  }
+  // Asks for what looking at a live position reads.
+  void prefetch(Position position) const {
+    const std::size_t at = slot(position);
+    __builtin_prefetch(&tokens_[at]);
+    __builtin_prefetch(&said_[at / kSaidBits]);
+  }
+
   // Most bytes that a log of that capacity ever uses, a chain being widened included. Grows with the capacity.
   static std::size_t most_bytes(std::size_t capacity);
   // Bytes of the slots written so far and of the heads.
