@@ -79,6 +79,19 @@ std::vector<float> initial_state() {
   return {fresh.state().begin(), fresh.state().end()};
 }
 
+nb::tuple calibration_shape() {
+  const Calibration::Shape shape = Calibration::shape();
+  return nb::make_tuple(shape.num_weights, shape.num_contexts, shape.num_knots);
+}
+
+nb::object calibration(DraftIndex& index, NumpyArray read_scopes, ScopeId write_scope) {
+  return to_numpy(index.calibration(view<ScopeId>("read_scopes", read_scopes), write_scope));
+}
+
+void set_calibration(DraftIndex& index, NumpyArray read_scopes, ScopeId write_scope, NumpyArray state) {
+  index.set_calibration(view<ScopeId>("read_scopes", read_scopes), write_scope, view<float>("state", state));
+}
+
 nb::tuple finish(DraftIndex& index, Handle handle, double time) {
   DraftIndex::Finished finished;
   {
@@ -155,6 +168,7 @@ NB_MODULE(_native, module) {
   const auto no_gil = nb::call_guard<nb::gil_scoped_release>();
   // The contract of every method is in _native.pyi.
   module.def("initial_calibration", [] { return to_numpy(initial_state()); });
+  module.def("calibration_shape", &calibration_shape);
   nb::class_<DraftIndex>(module, "DraftIndex")
       .def(
           "__init__",
@@ -185,6 +199,8 @@ NB_MODULE(_native, module) {
       .def("num_tokens", &DraftIndex::num_tokens, "handle"_a, no_gil)
       .def("propose", &propose, "handles"_a, "max_tokens"_a, nb::kw_only(), "max_branches"_a = 1)
       .def("finish", &finish, "handle"_a, nb::kw_only(), "time"_a = 0.0)
+      .def("calibration", &calibration, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1)
+      .def("set_calibration", &set_calibration, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1, "state"_a)
       .def("snapshot", &snapshot)
       .def("restore", &restore, "data"_a)
       .def("stats", &stats)

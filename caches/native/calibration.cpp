@@ -164,6 +164,8 @@ void Calibration::record(const Knot& knot, bool hit) {
   }
 }
 
+Calibration::Shape Calibration::shape() { return {kMap, kNumContexts, kNumKnots}; }
+
 bool Calibration::restore(std::span<const float> state) {
   if (state.size() != table_.size()) return false;
   std::vector<float> before(state.begin(), state.end());

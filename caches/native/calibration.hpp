@@ -71,6 +71,11 @@ class Calibration {
   double probability(const Knot& knot) const;
   void record(const Knot& knot, bool hit);
 
+  // How the state is laid out: the weights, then of each context of the map the trials at its knots, then their hits.
+  struct Shape {
+    std::size_t num_weights, num_contexts, num_knots;
+  };
+  static Shape shape();
   // Everything learned, to be kept and restored.
   std::span<const float> state() const { return table_; }
   // False, and nothing changed, if `state` has another size or holds no such table.

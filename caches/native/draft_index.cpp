@@ -318,6 +318,24 @@ void DraftIndex::append_to(Scope& scope, std::span<const Token> tokens, std::siz
   });
 }
 
+std::vector<float> DraftIndex::calibration(std::span<const ScopeId> read_scopes, ScopeId write_scope) {
+  const std::shared_ptr<Learned> learned = learned_of(reach_of(read_scopes, write_scope));
+  const std::shared_lock reading(learned->mutex);
+  const auto state = learned->calibration.state();
+  return {state.begin(), state.end()};
+}
+
+void DraftIndex::set_calibration(std::span<const ScopeId> read_scopes, ScopeId write_scope,
+                                 std::span<const float> state) {
+  const std::shared_ptr<Learned> learned = learned_of(reach_of(read_scopes, write_scope));
+  const std::unique_lock learning(learned->mutex);
+  if (!learned->calibration.restore(state)) {
+    refuse("state", "of " + std::to_string(state.size()) + " values",
+           "give what calibration() returns: " + std::to_string(learned->calibration.state().size()) +
+               " finite ones, and no more hits than trials");
+  }
+}
+
 IndexStats DraftIndex::stats() const {
   const std::shared_lock lock(mutex_);
   IndexStats stats{.requests = requests_.size(), .scopes = scopes_.size(), .accepted = num_accepted_};

@@ -103,6 +103,10 @@ class DraftIndex {
                      std::int64_t max_branches = 1);
   Finished finish(Handle handle, double time = 0);
 
+  // What requests of that reach have learned, and what they go on from. Throws std::invalid_argument if `state` is none.
+  std::vector<float> calibration(std::span<const ScopeId> read_scopes, ScopeId write_scope);
+  void set_calibration(std::span<const ScopeId> read_scopes, ScopeId write_scope, std::span<const float> state);
+
   // Everything remembered and learned, not what is open. O(size). Sequences that are added meanwhile may be missing.
   std::vector<std::byte> snapshot() const;
   // Replaces everything by what a snapshot holds; scopes get new ids. Throws BrokenSnapshot, or std::invalid_argument

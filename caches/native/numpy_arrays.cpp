@@ -28,14 +28,16 @@ void import_numpy() {
 
 bool is_numpy_array(PyObject* object) noexcept { return PyArray_Check(object); }
 
-numpy::Cells numpy::signed_cells(const char* name, NumpyArray array, std::size_t num_bytes) {
+numpy::Cells numpy::cells_of(const char* name, NumpyArray array, Kind kind, std::size_t num_bytes) {
   PyArrayObject* const cells = as_array(array);
   const auto refuse = [&](const std::string& fault) {
-    throw std::invalid_argument(std::string(name) + " has " + fault + "; give a contiguous int" +
+    throw std::invalid_argument(std::string(name) + " has " + fault + "; give a contiguous " +
+                                (kind == Kind::kFloat ? "float" : kind == Kind::kSigned ? "int" : "uint") +
                                 std::to_string(8 * num_bytes) + " array of one dimension");
   };
   const PyArray_Descr* const type = PyArray_DESCR(cells);
-  if (type->kind != 'i' || PyArray_ITEMSIZE(cells) != static_cast<npy_intp>(num_bytes) || !PyArray_ISBEHAVED_RO(cells)) {
+  if (type->kind != static_cast<char>(kind) || PyArray_ITEMSIZE(cells) != static_cast<npy_intp>(num_bytes) ||
+      !PyArray_ISBEHAVED_RO(cells)) {
     refuse("another dtype, byte order or alignment");
   }
   if (PyArray_NDIM(cells) != 1) refuse(std::to_string(PyArray_NDIM(cells)) + " dimensions");

@@ -32,30 +32,31 @@ struct Cells {
   const void* data;
   std::size_t size;
 };
-// Cells of a contiguous array of one dimension of signed integers of `num_bytes` each; throws std::invalid_argument.
-Cells signed_cells(const char* name, NumpyArray array, std::size_t num_bytes);
+enum class Kind : char { kSigned = 'i', kUnsigned = 'u', kFloat = 'f' };  // as NumPy calls them
+template <typename T>
+inline constexpr Kind kKindOf = std::floating_point<T>    ? Kind::kFloat
+                                : std::signed_integral<T> ? Kind::kSigned
+                                                          : Kind::kUnsigned;
+// Cells of a contiguous array of one dimension of that type; throws std::invalid_argument.
+Cells cells_of(const char* name, NumpyArray array, Kind kind, std::size_t num_bytes);
 
-enum class Kind { kSigned, kUnsigned, kFloat };
 // A new array whose `cells` are to be written. Throws nanobind::python_error.
 nanobind::object make(Kind kind, std::size_t num_bytes, std::size_t size, void*& cells);
 
 }  // namespace numpy
 
 // Views an array in place. The array must outlive the view.
-template <std::signed_integral T>
+template <typename T>
 std::span<const T> view(const char* name, NumpyArray array) {
-  const numpy::Cells cells = numpy::signed_cells(name, array, sizeof(T));
+  const numpy::Cells cells = numpy::cells_of(name, array, numpy::kKindOf<T>, sizeof(T));
   return {static_cast<const T*>(cells.data), cells.size};
 }
 
 // A new array with a copy of the values.
 template <typename T>
 nanobind::object to_numpy(const std::vector<T>& values) {
-  constexpr numpy::Kind kind = std::floating_point<T>    ? numpy::Kind::kFloat
-                               : std::signed_integral<T> ? numpy::Kind::kSigned
-                                                         : numpy::Kind::kUnsigned;
   void* cells = nullptr;
-  nanobind::object array = numpy::make(kind, sizeof(T), values.size(), cells);
+  nanobind::object array = numpy::make(numpy::kKindOf<T>, sizeof(T), values.size(), cells);
   std::copy(values.begin(), values.end(), static_cast<T*>(cells));
   return array;
 }
