@@ -8,7 +8,7 @@ namespace paceline {
 namespace {
 
 constexpr unsigned kLinksPerVisit = 2;           // room for links of other grams in the same bucket
-constexpr unsigned kSpareLinks = 16;             // and for what has been made borders
+constexpr unsigned kSpareLinks = 240;            // and for what has been made borders
 constexpr unsigned kMatchedToForgetMisses = 16;  // a copy that went on this long is no longer an edited one
 
 // The tokens before a position of a log, newest first, without a slot to compute for each.
