@@ -9,15 +9,19 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from paceline.adapters.speculator import RequestInfo
+from paceline.caches.tier_settings import TIERS, TierLimits
+from paceline.errors import ConfigError
 
 SPECULATION_KEY: Final = "paceline_speculation"
 SPECULATION_OFF: Final = "off"
+GLOBAL: Final = "global"
 
 
 def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) -> RequestInfo:
     """Identity of a request from its extra arguments.
 
-    Read are ``paceline_tenant``, ``_workload``, ``_session``, ``_group`` and ``_record``.
+    Read are ``paceline_tenant``, ``_workload``, ``_session``, ``_group``, ``_sharing``,
+    ``_record``, ``_tiers``, ``_capacity`` and ``_retention_seconds``.
 
     Never raises. Anything missing or of a wrong type fails closed: the request belongs to nobody
     (tenant ""), shares with no one and is not recorded.
@@ -31,12 +35,48 @@ def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) ->
         return nobody
     names = ("tenant", "workload", "session", "group")
     values = {name: xargs.get(f"paceline_{name}", "") for name in names}
+    sharing = xargs.get("paceline_sharing", "")
     record = xargs.get("paceline_record", 1)
     if not all(isinstance(value, str) for value in values.values()) or not values["tenant"]:
         return nobody
     if isinstance(record, bool) or record not in (0, 1):
         return nobody
-    return RequestInfo(request_id=request_id, record=bool(record), **values)
+    if sharing not in ("", GLOBAL) or (sharing and values["group"]):
+        return nobody
+    limits = _limits(xargs)
+    if limits is None:
+        return nobody
+    return RequestInfo(
+        request_id=request_id,
+        record=bool(record),
+        is_global=sharing == GLOBAL,
+        limits=limits,
+        **values,
+    )
+
+
+def _limits(xargs: Mapping[str, Any]) -> TierLimits | None:
+    """The tenant's limits, None if they cannot be understood."""
+    tiers = xargs.get("paceline_tiers")
+    capacity = xargs.get("paceline_capacity")
+    retention = xargs.get("paceline_retention_seconds")
+    if not (tiers is None or isinstance(tiers, str)):
+        return None
+    if not (capacity is None or type(capacity) is int):
+        return None
+    if not (retention is None or type(retention) in (int, float)):
+        return None
+    on = set(TIERS if tiers is None else filter(None, tiers.split(",")))
+    if not on <= set(TIERS):
+        return None
+    try:
+        return TierLimits(
+            **{name: name in on for name in TIERS},
+            capacity=capacity,
+            retention_seconds=None if retention is None else float(retention),
+        )
+    except (ConfigError, OverflowError):
+        return None
 
 
 def speculation_is_off(xargs: Mapping[str, Any] | None) -> bool:

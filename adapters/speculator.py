@@ -14,13 +14,19 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol
+from typing import Final, Protocol
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
-from paceline.caches import DraftIndex, SequenceRecord, TokenTree, TreeBatch
+from paceline.caches import DraftIndex, SequenceRecord, Source, TokenTree, TreeBatch
+from paceline.caches.tier_settings import NO_LIMITS, MemorySettings, TierLimits
+from paceline.caches.tiers import NOWHERE, Route, TieredMemory, Writer
 from paceline.errors import DraftError
+
+GLOBAL_SCOPE: Final = "global"
+"""Sharing scope of every tenant that its policy lets share with all others that do."""
 
 TokenIds = Sequence[int] | npt.NDArray[np.int32]
 
@@ -35,9 +41,13 @@ class RequestInfo:
         workload: name of the kind of work, "" if unknown.
         session: id of the agent's conversation, "" if unknown.
         group: sharing group the tenant belongs to, "" for the tenant alone.
+        is_global: whether the tenant shares with every other tenant that does; then it has no
+            group.
         adapter: LoRA adapter that answers, "" for the bare target; adapters share nothing with each
             other.
-        record: False keeps the request's tokens out of every shared memory and of the journal.
+        record: False leaves nothing of the request's tokens behind: not in shared memory, not in
+            the journal, not in a context for its session's next turn.
+        limits: what the tenant's policy keeps its memory to.
     """
 
     request_id: str
@@ -45,8 +55,10 @@ class RequestInfo:
     workload: str = ""
     session: str = ""
     group: str = ""
+    is_global: bool = False
     adapter: str = ""
     record: bool = True
+    limits: TierLimits = NO_LIMITS
 
     @property
     def owner(self) -> str:
@@ -56,15 +68,19 @@ class RequestInfo:
         """
         if not self.tenant:
             return ""
-        return f"group:{self.group}" if self.group else f"tenant:{self.tenant}"
+        if self.group:
+            return f"group:{quote(self.group, safe='')}"
+        return GLOBAL_SCOPE if self.is_global else f"tenant:{quote(self.tenant, safe='')}"
 
     @property
     def scope(self) -> str:
-        """Name of the sharing scope, "" for none.
+        """Name of the sharing scope, "" for none; different for different scopes.
 
         Nothing of one scope reaches a draft of another.
         """
-        return f"{self.owner}/adapter:{self.adapter}" if self.owner and self.adapter else self.owner
+        if not (self.owner and self.adapter):
+            return self.owner
+        return f"{self.owner}/adapter:{quote(self.adapter, safe='')}"
 
 
 class RecordSink(Protocol):
@@ -85,6 +101,7 @@ class CorpusScopes(Protocol):
 class _OpenRequest:
     info: RequestInfo
     handle: int
+    write_scope: int
 
 
 class Speculator:
@@ -94,7 +111,8 @@ class Speculator:
     memory alone.
 
     Args:
-        index: the draft memory; a new one with default capacity if None.
+        index: the draft memory, all of its scopes; a new one if None.
+        memory: what the shared logs in it may hold and who reads which; defaults if None.
         journal: receives each finished sequence of a recording tenant; None keeps them in this
             process.
         origin: id of this process in its records; a random one if None.
@@ -105,11 +123,13 @@ class Speculator:
         self,
         index: DraftIndex | None = None,
         *,
+        memory: MemorySettings | None = None,
         journal: RecordSink | None = None,
         origin: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.index = DraftIndex() if index is None else index
+        self.memory = TieredMemory(self.index, memory)
         self.origin = uuid.uuid4().hex if origin is None else origin
         self._journal = journal
         self._corpora: CorpusScopes | None = None
@@ -147,16 +167,15 @@ class Speculator:
             raise DraftError(
                 f"request {info.request_id!r} is open already; finish it or use a new id"
             )
-        scope_id = self.index.scope(info.scope) if info.scope else -1
-        handle, _ = self.index.begin(
-            _as_tokens(prompt_ids),
-            read_scopes=self._read_scopes(info, scope_id),
-            write_scope=scope_id if info.record else -1,
-            session=_session_key(info),
-            key=_digest(info.request_id),
-        )
+        prompt = _as_tokens(prompt_ids)
+        if info.scope:
+            with self.memory.route(_writer(info), writes=info.record, now=self._clock()) as route:
+                handle = self._open_context(info, prompt, route)
+        else:
+            route = NOWHERE
+            handle = self._open_context(info, prompt, route)
         with self._lock:
-            self._open[info.request_id] = _OpenRequest(info, handle)
+            self._open[info.request_id] = _OpenRequest(info, handle, route.write_scope)
 
     def num_tokens(self, request_id: str) -> int:
         """Tokens known of an open request, prompt included."""
@@ -234,6 +253,7 @@ class Speculator:
             return
         finished_at = self._clock()
         new_tokens, num_prompt = self.index.finish(request.handle, time=finished_at)
+        self.memory.wrote(request.write_scope, time=finished_at)
         info = request.info
         if self._journal is None or not (info.record and info.scope and len(new_tokens)):
             return
@@ -256,8 +276,13 @@ class Speculator:
 
         O(tokens).
         """
-        self.index.append_shared(
-            self.index.scope(record.scope),
+        self.memory.append(
+            Writer(
+                scope=record.scope,
+                tenant=record.tenant,
+                workload=record.workload,
+                session=record.session or record.request_id,
+            ),
             record.token_ids,
             key=_digest(record.request_id),
             time=record.finished_at,
@@ -270,35 +295,61 @@ class Speculator:
         Returns the number of tokens forgotten here; a request that is open publishes what it has
         to the journal all the same. O(sequences of the scope).
         """
-        return self.index.delete_sequence(self.index.scope(scope), _digest(request_id))
+        return self.memory.delete(scope, _digest(request_id))
 
     def forget_before(self, scope: str, time: float) -> int:
         """Draft no more from what finished in a scope before a Unix time; returns how many tokens.
 
         O(sequences of the scope + tokens forgotten).
         """
-        return self.index.evict_before(self.index.scope(scope), time)
+        return self.memory.evict_before(scope, time)
+
+    def expire(self) -> int:
+        """Draft no more from what is older than its retention; returns how many tokens.
+
+        Call it now and then, off the engine's step.
+        """
+        return self.memory.expire(self._clock())
 
     def stats(self) -> dict[str, int]:
-        """Counters and sizes of the draft memory, drafts by source; see `DraftIndex.stats`."""
-        return self.index.stats()
+        """Counters and sizes: `DraftIndex.stats` and `TieredMemory.stats`."""
+        return self.index.stats() | self.memory.stats()
 
-    def scope_stats(self, scope: str) -> dict[str, int]:
-        """The same of one sharing scope and its requests; see `DraftIndex.scope_stats`."""
-        return self.index.scope_stats(self.index.scope(scope))
+    def scope_stats(self, scope: str) -> Mapping[str, int]:
+        """The same of one sharing scope and its requests; see `TieredMemory.scope_stats`."""
+        return self.memory.scope_stats(scope)
 
     def close(self) -> None:
         """Finish every open request. The journal belongs to the caller."""
         for request_id in self.request_ids():
             self.finish(request_id)
 
-    def _read_scopes(self, info: RequestInfo, scope_id: int) -> npt.NDArray[np.int32]:
-        """The sharing scope, then its owner's corpora."""
-        if scope_id < 0:
-            return np.array([], np.int32)
-        if self._corpora is None:
-            return np.array([scope_id], np.int32)
-        return np.array([scope_id, self._corpora.scope_id(info.owner)], np.int32)
+    def _open_context(
+        self, info: RequestInfo, prompt_ids: npt.NDArray[np.int32], route: Route
+    ) -> int:
+        read_scopes, read_sources = self._read_scopes(info, route)
+        handle, _ = self.index.begin(
+            prompt_ids,
+            read_scopes=read_scopes,
+            read_sources=read_sources,
+            write_scope=route.write_scope,
+            session=_session_key(info) if self.memory.settings.session else 0,
+            key=_digest(info.request_id),
+        )
+        return handle
+
+    def _read_scopes(
+        self, info: RequestInfo, route: Route
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """The logs of the request's tiers and what each is to it, then its owner's corpora."""
+        sources = np.where(route.is_workload, Source.WORKLOAD, Source.TENANT).astype(np.uint8)
+        if self._corpora is None or not info.owner or not info.limits.tenant:
+            return route.read_scopes, sources
+        corpora = self._corpora.scope_id(info.owner)
+        return (
+            np.append(route.read_scopes, np.int32(corpora)),
+            np.append(sources, np.uint8(Source.TENANT)),
+        )
 
     def _request(self, request_id: str) -> _OpenRequest:
         try:
@@ -319,11 +370,22 @@ def _as_tokens(token_ids: TokenIds) -> npt.NDArray[np.int32]:
 def _session_key(info: RequestInfo) -> int:
     """Key of a session within its scope (63 bits, 0 for none).
 
-    A session id of one tenant never meets another's.
+    A session id of one tenant never meets another's. A request that is not to be recorded leaves no
+    context behind and finds none: its next turn is indexed anew.
     """
-    if not (info.session and info.tenant):
+    if not (info.session and info.tenant and info.record and info.limits.session):
         return 0
     return _digest(f"{info.scope}\0{info.tenant}\0{info.session}")
+
+
+def _writer(info: RequestInfo) -> Writer:
+    return Writer(
+        scope=info.scope,
+        tenant=info.tenant,
+        workload=info.workload,
+        session=info.session or info.request_id,
+        limits=info.limits,
+    )
 
 
 def _digest(text: str) -> int:

@@ -141,8 +141,8 @@ class DraftIndex:
         prompt_ids: int32 (n,). read_scopes: int32 (s,), scopes its lookups can reach, in order of
             locality; one that is named again is read once, as it was named first. What drafts learn
             of their own acceptance, and a session's contexts, stay with requests of the same first
-            read scope, as the same source, and the same write scope; the further ones may change
-            from turn to turn.
+            read scope, read as the same source, and the same write scope; the further ones may
+            change from turn to turn.
         read_sources: uint8 (s,), what each of them is to this request: `Source.WORKLOAD` or
             `Source.TENANT`. None: WORKLOAD for all. Drafts carry it, and places of different
             sources are ranked by weights of their own.

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Final
 
 from paceline.api_errors import ApiError
 from paceline.middleware.config import is_loopback
 from paceline.middleware.request_body import BodyView, opening_of
-from paceline.policies.tenants import LOCAL_TENANT, PolicyFile, Tenant
+from paceline.policies.tenants import LOCAL_TENANT, MemoryPolicy, PolicyFile, Tenant
 from paceline.policies.workload import WORKLOAD_HEADER, session_of, workload_of
 
-SALT_BYTES = 16
+SALT_BYTES: Final = 16
+RECORD_HEADER: Final = "x-paceline-record"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +26,33 @@ class Identity:
         tenant: who pays.
         session: id of the conversation, "" if nothing tells.
         workload: name of the kind of work, "" if nothing tells.
+        record: whether anything may remember it.
     """
 
     tenant: Tenant
     session: str
     workload: str
+    record: bool
 
-    def xargs(self) -> dict[str, str | int]:
+    def xargs(self) -> dict[str, str | int | float]:
         """The identity as flat extra arguments for the engine's worker."""
-        fields: dict[str, str | int] = {
+        fields: dict[str, str | int | float] = {
             "paceline_tenant": self.tenant.name,
             "paceline_workload": self.workload,
             "paceline_session": self.session,
-            "paceline_record": int(self.tenant.record),
+            "paceline_record": int(self.record),
         }
         if self.tenant.group:
             fields["paceline_group"] = self.tenant.group
+        if self.tenant.sharing == "global":
+            fields["paceline_sharing"] = "global"
+        memory = self.tenant.memory
+        if memory.tiers != MemoryPolicy().tiers:
+            fields["paceline_tiers"] = ",".join(memory.tiers)
+        if memory.capacity is not None:
+            fields["paceline_capacity"] = memory.capacity
+        if memory.retention_seconds is not None:
+            fields["paceline_retention_seconds"] = memory.retention_seconds
         if self.tenant.speculation != "auto":
             fields["paceline_speculation"] = self.tenant.speculation
         return fields
@@ -109,7 +122,16 @@ def identify(tenant: Tenant, headers: Mapping[str, str], view: BodyView) -> Iden
         tenant,
         session_of(cache_key=view.cache_key, headers=headers, opening=(system, user)),
         workload_of(header=header, system=system, tools=bytes(view.tools)),
+        tenant.record and may_record(headers.get(RECORD_HEADER)),
     )
+
+
+def may_record(header: str | None) -> bool:
+    """Whether a request's own `RECORD_HEADER` lets it be remembered.
+
+    It can only take away: absent or ``on`` leaves it to the policy file, everything else is off.
+    """
+    return header is None or header.strip().lower() == "on"
 
 
 @lru_cache(maxsize=4096)

@@ -114,7 +114,7 @@ def with_fields(
     body: bytes,
     view: BodyView,
     *,
-    xargs: Mapping[str, str | int],
+    xargs: Mapping[str, str | int | float],
     cache_salt: str,
     allow: Collection[str] = (),
 ) -> bytes:

@@ -19,9 +19,35 @@ KEY_BYTES: Final = 32
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 KeyHash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Sharing = Literal["private", "group", "global"]
 ProtectedField = Literal[
     "cache_salt", "priority", "kv_transfer_params", "ec_transfer_params", "request_id"
 ]
+
+
+class MemoryPolicy(BaseModel):
+    """What a tenant's draft memory is kept to; every setting only narrows the engines' own.
+
+    Attributes:
+        session: whether a conversation's context is kept for its next turn.
+        workload: whether each kind of work has a memory of its own.
+        tenant: whether one kind of work drafts from the others of the sharing scope.
+        capacity: most tokens of each of the scope's logs; None for the engines'.
+        retention_seconds: what finished longer ago is forgotten; in a group the shortest holds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    session: bool = True
+    workload: bool = True
+    tenant: bool = True
+    capacity: Annotated[int, Field(ge=2)] | None = None
+    retention_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Names of the tiers that are on."""
+        return tuple(name for name in ("session", "workload", "tenant") if getattr(self, name))
 
 
 class Tenant(BaseModel):
@@ -30,8 +56,12 @@ class Tenant(BaseModel):
     Attributes:
         name: letters, digits, ``_.-``; at most 64 characters.
         keys: hashes of the keys that belong to it (`hash_key`); several allow rotation.
-        group: tenants of one group share their draft memory; None keeps the tenant's to itself.
+        sharing: who reads what it says, and whose words it reads: ``private``, itself alone;
+            ``group``, the tenants of its group; ``global``, every tenant that says ``global``.
+            Left out it is ``group`` where a group is named, else ``private``.
+        group: name of its group.
         record: False keeps what it says and reads out of every shared memory.
+        memory: what its draft memory is kept to.
         speculation: ``off`` has the target answer without drafts.
         allow: protected request fields that its clients may set themselves.
     """
@@ -40,10 +70,29 @@ class Tenant(BaseModel):
 
     name: Name
     keys: tuple[KeyHash, ...] = ()
+    sharing: Sharing = "private"
     group: Name | None = None
     record: bool = True
+    memory: MemoryPolicy = MemoryPolicy()
     speculation: Literal["auto", "off"] = "auto"
     allow: tuple[ProtectedField, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_with_a_named_group(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("group") is not None and "sharing" not in data:
+            return data | {"sharing": "group"}
+        return data
+
+    @model_validator(mode="after")
+    def _check_sharing(self) -> Self:
+        if (self.sharing == "group") != (self.group is not None):
+            found = f"group {self.group!r}" if self.group else "no group"
+            raise ValueError(
+                f"tenant {self.name!r} has sharing {self.sharing!r} and {found}; name a group with "
+                "sharing: group, and with nothing else"
+            )
+        return self
 
     @property
     def scope(self) -> str:
@@ -51,6 +100,8 @@ class Tenant(BaseModel):
 
         Salts the target's prefix cache, so that timing tells nothing across scopes.
         """
+        if self.sharing == "global":
+            return "global"
         return f"group:{self.group}" if self.group else f"tenant:{self.name}"
 
 

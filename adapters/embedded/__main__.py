@@ -12,6 +12,7 @@ from paceline.adapters.embedded.engine import EmbeddedEngine
 from paceline.adapters.embedded.packaged import PACKAGED_NAME
 from paceline.adapters.embedded.server import EngineServer
 from paceline.adapters.embedded.target import Target
+from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
@@ -66,7 +67,13 @@ def main(
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
 
+    housekeeping = None if speculator is None else Housekeeping(speculator.expire)
+    if housekeeping is not None:
+        housekeeping.start()
+
     def close() -> None:
+        if housekeeping is not None:
+            housekeeping.close()
         if speculator is not None:
             speculator.close()
         if corpora is not None:

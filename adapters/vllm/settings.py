@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final
 
+from paceline.caches.tier_settings import TIERS, MemorySettings, TierSettings
 from paceline.errors import ConfigError
 
 PREFIX: Final = "PACELINE_"
@@ -24,7 +25,13 @@ class WorkerSettings:
 
     Attributes:
         redis_url: journal to publish to and read from; "" keeps the memory in this process.
-        shared_capacity: tokens the memory keeps for each sharing scope.
+        tiers: which of ``session``, ``workload`` and ``tenant`` are on, with commas between.
+        shared_capacity: tokens that each log of the memory keeps: one for each sharing scope and
+            one for each of its workloads.
+        max_logs: logs the memory holds; the least recently used is dropped.
+        max_tokens: tokens the logs hold together; likewise.
+        neighbours: logs of other workloads that a request drafts from, the latest ones.
+        retention_seconds: what finished longer ago is forgotten; 0 keeps it while there is room.
         min_probability: a draft stops where its calibrated cumulative probability would fall below
             this, in (0, 1].
         warm_up_tokens: most tokens read back from the journal at start.
@@ -33,7 +40,12 @@ class WorkerSettings:
     """
 
     redis_url: str = ""
+    tiers: str = "session,workload,tenant"
     shared_capacity: int = 4_194_304
+    max_logs: int = 512
+    max_tokens: int = 33_554_432
+    neighbours: int = 2
+    retention_seconds: float = 0.0
     min_probability: float = 0.1
     warm_up_tokens: int = 4_194_304
     corpus_dir: str = ""
@@ -49,6 +61,42 @@ class WorkerSettings:
                 f"{PREFIX}MIN_PROBABILITY is {self.min_probability}; give a number above 0, at "
                 "most 1"
             )
+        if unknown := sorted(self.tiers_on.difference(TIERS)):
+            raise ConfigError(f"{PREFIX}TIERS names {unknown[0]!r}; there are {', '.join(TIERS)}")
+        if self.retention_seconds < 0:
+            raise ConfigError(
+                f"{PREFIX}RETENTION_SECONDS is {self.retention_seconds}; give seconds, or 0 to "
+                "keep what there is room for"
+            )
+        self.memory()
+
+    @property
+    def tiers_on(self) -> frozenset[str]:
+        """Names in `tiers`."""
+        return frozenset(filter(None, (name.strip() for name in self.tiers.split(","))))
+
+    def memory(self) -> MemorySettings:
+        """The shared memory's settings.
+
+        Raises:
+            ConfigError: a value lies outside its range.
+        """
+
+        def tier(name: str) -> TierSettings:
+            return TierSettings(
+                enabled=name in self.tiers_on,
+                capacity=self.shared_capacity,
+                retention_seconds=self.retention_seconds or None,
+            )
+
+        return MemorySettings(
+            session="session" in self.tiers_on,
+            workload=tier("workload"),
+            tenant=tier("tenant"),
+            num_neighbours=self.neighbours,
+            max_logs=self.max_logs,
+            max_tokens=self.max_tokens,
+        )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> WorkerSettings:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.adapters.corpora import CorpusFeed
+from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.vllm.proposer import DraftProposer
 from paceline.adapters.vllm.seeding import make_rewindable
@@ -38,6 +39,7 @@ class SpeculatingWorker:
     _proposer: DraftProposer | None = None
     _speculator: Speculator | None = None
     _journal: Journal | None = None
+    _housekeeping: Housekeeping | None = None
     _corpora: CorpusFeed | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -54,10 +56,10 @@ class SpeculatingWorker:
             return
         settings = WorkerSettings.from_env(os.environ)
         self._speculator = Speculator(
-            DraftIndex(
-                shared_capacity=settings.shared_capacity, min_probability=settings.min_probability
-            )
+            DraftIndex(min_probability=settings.min_probability), memory=settings.memory()
         )
+        self._housekeeping = Housekeeping(self._speculator.expire)
+        self._housekeeping.start()
         self._journal = open_journal(settings, self._speculator, self.vllm_config.model_config)
         self._corpora = open_corpora(settings, self._speculator, self.vllm_config.model_config)
         proposer.attach(self.model_runner, self._speculator)
@@ -71,6 +73,8 @@ class SpeculatingWorker:
 
     def shutdown(self) -> None:
         """Publish what is open, flush the journal, then shut the platform's worker down."""
+        if self._housekeeping is not None:
+            self._housekeeping.close()
         if self._speculator is not None:
             self._speculator.close()
         if self._corpora is not None:

@@ -16,6 +16,7 @@ from paceline.benchmarks.replay.plot import draw
 from paceline.benchmarks.replay.registry import NAMES, DrafterSpec, select
 from paceline.benchmarks.replay.run import ResultStore, UnitResult, replay_scope, unit_key
 from paceline.benchmarks.replay.summary import MACRO, figures
+from paceline.benchmarks.replay.tenants import tenants_of
 from paceline.benchmarks.replay.tokens import (
     TURN_END,
     TURN_START,
@@ -39,6 +40,8 @@ class ReplaySettings:
         drafters: names of `registry.NAMES`.
         min_probabilities: Paceline is run once with each.
         controls: sources kept out of the macro average.
+        tenants: each model with several workloads over all sources is a scope, instead of each
+            model of each source.
         episodes: most episodes of each model; None: as many as the protocol takes.
         tokenizer: Hugging Face folder or name; None: the packaged SmolLM2's.
         turn_start: special token before a role.
@@ -51,6 +54,7 @@ class ReplaySettings:
     drafters: tuple[str, ...] = NAMES
     min_probabilities: tuple[float, ...] = MIN_PROBABILITIES
     controls: tuple[str, ...] = ()
+    tenants: bool = False
     episodes: int | None = None
     tokenizer: str | None = None
     turn_start: str = TURN_START
@@ -83,6 +87,7 @@ def run_replay(settings: ReplaySettings) -> tuple[Report, Mapping[str, str]]:
         result for spec in selection.specs for result in _replay_drafter(spec, scopes, store)
     ]
     facts = settings.as_json() | {
+        "sources": list(dict.fromkeys(scope.source for scope in scopes)),
         "drafters": [spec.name for spec in selection.specs],
         "missing": dict(selection.missing),
     }
@@ -101,7 +106,7 @@ def _load(settings: ReplaySettings) -> list[Scope]:
     with click.progressbar(settings.sources, label="tokens", item_show_func=_source_name) as bar:
         for folder, source in bar:
             scopes += load_scopes(folder, source, cache, num_episodes=settings.episodes)
-    return scopes
+    return tenants_of(scopes) if settings.tenants else scopes
 
 
 def _source_name(source: tuple[Path, str] | None) -> str:
@@ -213,6 +218,11 @@ def user_cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 )
 @click.option("--episodes", type=click.IntRange(min=1), help="Only each model's first episodes.")
 @click.option("--control", "controls", multiple=True, help="Source kept out of the average.")
+@click.option(
+    "--tenants",
+    is_flag=True,
+    help="Each model over all sources is a tenant, each system message a workload of it.",
+)
 @click.option("--tokenizer", help="Hugging Face folder or name.  [default: SmolLM2]")
 @click.option("--turn-start", default=TURN_START, show_default=True, help="Token before a role.")
 @click.option("--turn-end", default=TURN_END, show_default=True, help="Token after a reply.")
@@ -241,6 +251,7 @@ def replay(
     min_probabilities: tuple[float, ...],
     episodes: int | None,
     controls: tuple[str, ...],
+    tenants: bool,
     tokenizer: str | None,
     turn_start: str,
     turn_end: str,
@@ -258,6 +269,7 @@ def replay(
         drafters=drafters or NAMES,
         min_probabilities=min_probabilities or MIN_PROBABILITIES,
         controls=controls,
+        tenants=tenants,
         episodes=episodes,
         tokenizer=tokenizer,
         turn_start=turn_start,

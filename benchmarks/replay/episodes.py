@@ -14,6 +14,7 @@ from paceline.benchmarks.replay.base import TokenIds
 from paceline.benchmarks.replay.tokens import Frame, TokenCache
 from paceline.benchmarks.traces import RecordedEpisode, RecordedMessage, read_recorded
 from paceline.errors import ConfigError
+from paceline.policies.workload import fingerprint
 
 AGENT_SOURCES: Final = (
     "mini-swe-agent",
@@ -62,6 +63,16 @@ class Episode:
     turns: tuple[Turn, ...]
     seen: bool
     reporting: bool
+
+    @property
+    def workload(self) -> str:
+        """What the proxy would call it: a fingerprint of the system message, "" without one.
+
+        Tools, which the proxy looks at too, are not rendered.
+        """
+        if not self.num_system:
+            return ""
+        return f"auto-{fingerprint((self.stream[: self.num_system].tobytes(),))}"
 
     def prompt(self, turn: Turn) -> TokenIds:
         """What the model was asked: everything before the reply, cut to 8192 tokens.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import paceline.benchmarks.replay as package
+from paceline.adapters import speculator
 from paceline.benchmarks.peers.arctic import VERSION as ARCTIC_VERSION
 from paceline.benchmarks.peers.arctic import load_suffix_cache
 from paceline.benchmarks.replay.base import Drafter
@@ -21,7 +22,9 @@ from paceline.benchmarks.replay.drafters.none import NoDrafter
 from paceline.benchmarks.replay.drafters.oracle import Oracle
 from paceline.benchmarks.replay.drafters.paceline import PacelineDrafter
 from paceline.benchmarks.replay.drafters.sam import SamDrafter
-from paceline.caches import _native
+from paceline.benchmarks.replay.drafters.tiers import TiersDrafter
+from paceline.caches import _native, tier_settings, tiers
+from paceline.caches.tier_settings import MemorySettings, TierSettings
 from paceline.errors import ConfigError, UnsupportedError
 
 ARCTIC: Final = {
@@ -29,6 +32,11 @@ ARCTIC: Final = {
 }
 PACELINE: Final = {"paceline": 1, "paceline-tree": 8}
 """Ours by name, and the most nodes that continue one node."""
+TIERS: Final = {
+    "paceline-apart": MemorySettings(tenant=TierSettings(enabled=False)),
+    "paceline-tiers": MemorySettings(),
+}
+"""Ours by name with logs by workload: each to itself, and as engines have it by default."""
 PYTHON_DRAFTERS: Final[Mapping[str, Callable[[], Drafter]]] = {
     "none": NoDrafter,
     "ngram-8": partial(NgramDrafter, 8),
@@ -45,7 +53,7 @@ ORACLES: Final[Mapping[str, Callable[[], Drafter]]] = {
     "oracle-own-episode": partial(Oracle, own_episode=True),
     "oracle-anchor4": partial(Oracle, anchor=4),
 }
-NAMES: Final = (*PYTHON_DRAFTERS, *ARCTIC, *PACELINE, *ORACLES)
+NAMES: Final = (*PYTHON_DRAFTERS, *ARCTIC, *PACELINE, *TIERS, *ORACLES)
 
 
 REPLAYING: Final = ("base.py", "counts.py", "run.py")
@@ -106,6 +114,7 @@ def select(names: Iterable[str], *, peers: Path, min_probabilities: Iterable[flo
         if name in wanted
         for p in probabilities
     ]
+    made += [_tiers(name, p) for name in TIERS if name in wanted for p in probabilities]
     missing: dict[str, str] = {}
     if arctic := [name for name in ARCTIC if name in wanted]:
         try:
@@ -118,12 +127,28 @@ def select(names: Iterable[str], *, peers: Path, min_probabilities: Iterable[flo
 
 
 def _paceline(name: str, max_branches: int, min_probability: float) -> DrafterSpec:
-    if not 0 < min_probability <= 1:
-        raise ConfigError(f"--min-probability {min_probability}: give one above 0 and at most 1")
+    check_probability(min_probability)
     name = f"{name}-{min_probability:g}"
     core = hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()
     make = partial(PacelineDrafter, min_probability=min_probability, max_branches=max_branches)
     return DrafterSpec(name, make, f"{name} {core} {_code('paceline')}")
+
+
+def _tiers(name: str, min_probability: float) -> DrafterSpec:
+    check_probability(min_probability)
+    memory = TIERS[name]
+    called = f"{name}-{min_probability:g}"
+    state = hashlib.sha256(Path(_native.__file__).read_bytes())
+    for module in (tiers, tier_settings, speculator):
+        state.update(Path(str(module.__file__)).read_bytes())
+    make = partial(TiersDrafter, min_probability=min_probability, memory=memory)
+    return DrafterSpec(called, make, f"{called} {memory} {state.hexdigest()} {_code('tiers')}")
+
+
+def check_probability(min_probability: float) -> None:
+    """Raise `ConfigError` if drafts cannot stop there."""
+    if not 0 < min_probability <= 1:
+        raise ConfigError(f"--min-probability {min_probability}: give one above 0 and at most 1")
 
 
 def _arctic(names: Iterable[str], peers: Path) -> list[DrafterSpec]:

@@ -42,6 +42,7 @@ class Request:
         prompt_ids: int32, (n,): what was asked, cut to the protocol's length.
         output_ids: what was replied, its end-of-turn token included; never empty.
         subset: which half it belongs to and whether its task was seen before.
+        workload: kind of work within the scope.
     """
 
     request_id: int
@@ -51,6 +52,7 @@ class Request:
     prompt_ids: TokenIds
     output_ids: list[int]
     subset: str
+    workload: str = ""
 
 
 @runtime_checkable
@@ -59,6 +61,14 @@ class SeesFuture(Protocol):
 
     def prepare_scope(self, scope: Scope) -> None:
         """Look at everything that will be asked and said."""
+
+
+@runtime_checkable
+class KnowsWorkloads(Protocol):
+    """A drafter that treats kinds of work apart."""
+
+    def name_workload(self, workload: str) -> None:
+        """Told before each request."""
 
 
 class UnitResult(msgspec.Struct, kw_only=True):
@@ -91,12 +101,14 @@ def requests_of(scope: Scope) -> Iterator[Request]:
     for number, episode in enumerate(scope.episodes):
         half = "reporting" if episode.reporting else "tuning"
         subset = f"{half}/{'seen' if episode.seen else 'new'}"
+        workload = episode.workload
         for turn in episode.turns:
             request_id += 1
             yield Request(
                 request_id=request_id,
                 session_id=episode.session_id,
                 scope=scope.name,
+                workload=workload,
                 episode=number,
                 prompt_ids=episode.prompt(turn),
                 output_ids=episode.output(turn).tolist(),
@@ -176,6 +188,8 @@ class Tally:
         """One request: its prefill's token, then steps until the reply is written."""
         clock, totals = self.clock, self.totals
         request_id, output_ids = request.request_id, request.output_ids
+        if isinstance(drafter, KnowsWorkloads):
+            drafter.name_workload(request.workload)
         began = clock()
         drafter.start(request_id, request.session_id, request.scope, request.prompt_ids)
         self.durations["start"].append(clock() - began)

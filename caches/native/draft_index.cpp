@@ -41,20 +41,20 @@ void check_sources(std::span<const std::uint8_t> read_sources, std::size_t num_s
 
 // Repeated scopes are read once, as their first mention says: they would vote twice.
 std::vector<ReadScope> distinct(std::span<const ScopeId> read_scopes, std::span<const std::uint8_t> read_sources) {
-  std::vector<ReadScope> scopes;
+  check_sources(read_sources, read_scopes.size());
+  std::vector<ReadScope> reads;
   for (std::size_t i = 0; i < read_scopes.size(); ++i) {
-    const auto repeats = [&](const ReadScope& known) { return known.id == read_scopes[i]; };
-    if (std::any_of(scopes.begin(), scopes.end(), repeats)) continue;
-    scopes.push_back({read_scopes[i], read_sources.empty() ? Source::kWorkload : static_cast<Source>(read_sources[i])});
+    const auto is_same = [&](const ReadScope& known) { return known.id == read_scopes[i]; };
+    if (std::any_of(reads.begin(), reads.end(), is_same)) continue;
+    reads.push_back({read_scopes[i], read_sources.empty() ? Source::kWorkload : static_cast<Source>(read_sources[i])});
   }
-  return scopes;
+  return reads;
 }
 
 // Which of its scopes a request reads beside the first may change from turn to turn: neither its session's context nor
 // what its drafts have learned shall be lost for that.
-Reach reach_of(std::span<const ReadScope> read_scopes, ScopeId write_scope) {
-  if (read_scopes.empty()) return {.write_scope = write_scope};
-  return {.read_scope = read_scopes.front().id, .read_source = read_scopes.front().source, .write_scope = write_scope};
+Reach reach_of(std::span<const ReadScope> reads, ScopeId write_scope) {
+  return {.first = reads.empty() ? ReadScope{} : reads.front(), .write_scope = write_scope};
 }
 
 }  // namespace
@@ -173,15 +173,14 @@ DraftIndex::Opened DraftIndex::begin(std::span<const Token> prompt_ids, std::spa
   check_time(sharing.time);
   auto opened = std::make_unique<Request>();
   opened->session = session;
-  check_sources(read_sources, read_scopes.size());
-  opened->read_scopes = distinct(read_scopes, read_sources);
-  opened->reach = reach_of(opened->read_scopes, write_scope);
+  opened->reads = distinct(read_scopes, read_sources);
+  opened->reach = reach_of(opened->reads, write_scope);
   std::size_t num_deletions = 0;
   SessionStore::Match match{TokenLog(0), {}, {}};
   opened->learned = learned_of(opened->reach);
   {
     const std::shared_lock lock(mutex_);
-    for (const ReadScope& read : opened->read_scopes) open_scope(read.id);
+    for (const ReadScope& read : opened->reads) open_scope(read.id);
     num_deletions = num_deletions_;
     const std::scoped_lock keeping(sessions_mutex_);
     sessions_.take(session, opened->reach, prompt_ids, match);
@@ -478,14 +477,14 @@ std::vector<std::shared_ptr<DraftIndex::Scope>> DraftIndex::held_scopes() const 
 }
 
 void DraftIndex::check_scopes(const Reach& reach) const {
-  for (const ScopeId scope_id : {reach.read_scope, reach.write_scope}) {
+  for (const ScopeId scope_id : {reach.first.id, reach.write_scope}) {
     if (scope_id != -1) open_scope(scope_id);
   }
 }
 
 bool DraftIndex::reaches_dropped_scope(const Reach& reach) const {
   const auto dropped = [this](ScopeId scope_id) { return scope_id >= 0 && !scopes_.contains(scope_id); };
-  return dropped(reach.read_scope) || dropped(reach.write_scope);
+  return dropped(reach.first.id) || dropped(reach.write_scope);
 }
 
 // A request that reads and writes no scope shares with no one, and learns for itself alone.
@@ -509,12 +508,12 @@ DraftIndex::Scope* DraftIndex::read_by(const Request& request, Reading& reading)
   reading.logs.push_back(&request.context);
   reading.sources.push_back(Source::kContext);
   Scope* first = nullptr;
-  for (const ReadScope& read : request.read_scopes) {
-    const auto found = scopes_.find(read.id);
+  for (std::size_t i = 0; i < request.reads.size(); ++i) {
+    const auto found = scopes_.find(request.reads[i].id);
     Scope* const scope = found == scopes_.end() ? nullptr : found->second.get();
     reading.logs.push_back(scope == nullptr ? nullptr : &scope->shared.log());
-    reading.sources.push_back(read.source);
-    if (reading.logs.size() == 2) first = scope;
+    reading.sources.push_back(request.reads[i].source);
+    if (i == 0) first = scope;
     if (scope == nullptr) continue;
     for (const auto& segment : scope->segments) {
       const auto known = std::find(reading.segments.begin(), reading.segments.end(), segment.get());

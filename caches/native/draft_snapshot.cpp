@@ -19,7 +19,7 @@ class ScopeNumbers {
  public:
   void add(ScopeId scope_id) { ids_.push_back(scope_id); }
   bool knows(const Reach& reach) const {
-    return (reach.write_scope < 0 || has(reach.write_scope)) && (reach.read_scope < 0 || has(reach.read_scope));
+    return (reach.write_scope < 0 || has(reach.write_scope)) && (reach.first.id < 0 || has(reach.first.id));
   }
   std::int32_t number(ScopeId scope_id) const {
     if (scope_id < 0) return -1;
@@ -43,18 +43,27 @@ class ScopeNumbers {
 namespace {
 
 void put_reach(const Reach& reach, const ScopeNumbers& numbers, SectionWriter& section) {
-  section.put(numbers.number(reach.read_scope));
-  section.put(static_cast<std::uint8_t>(reach.read_source));
+  std::vector<std::int32_t> reads;
+  std::vector<std::uint8_t> sources;
+  if (reach.first.id >= 0) {
+    reads.push_back(numbers.number(reach.first.id));
+    sources.push_back(static_cast<std::uint8_t>(reach.first.source));
+  }
+  section.put_all<std::int32_t>(reads);
+  section.put_all<std::uint8_t>(sources);
   section.put(numbers.number(reach.write_scope));
 }
 
 Reach get_reach(const ScopeNumbers& numbers, SectionReader& section) {
   Reach reach;
-  reach.read_scope = numbers.id(section.get<std::int32_t>());
-  const auto source = section.get<std::uint8_t>();
-  reach.read_source = static_cast<Source>(source);
-  if (reach.read_source != Source::kWorkload && reach.read_source != Source::kTenant) {
-    throw BrokenSnapshot("the snapshot is broken: a scope is read as source " + std::to_string(source));
+  const std::vector<std::int32_t> reads = section.get_all<std::int32_t>();
+  const std::vector<std::uint8_t> sources = section.get_all<std::uint8_t>();
+  if (sources.size() != reads.size()) {
+    throw BrokenSnapshot("the snapshot is broken: a reach has more scopes than sources, or fewer");
+  }
+  if (!reads.empty()) reach.first = {numbers.id(reads.front()), static_cast<Source>(sources.front())};
+  if (reach.first.source != Source::kWorkload && reach.first.source != Source::kTenant) {
+    throw BrokenSnapshot("the snapshot is broken: a scope is read as source " + std::to_string(sources.front()));
   }
   reach.write_scope = numbers.id(section.get<std::int32_t>());
   return reach;

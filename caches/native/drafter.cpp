@@ -290,7 +290,7 @@ void lead_with(const Draft& draft, Token committed, Trail& trail, std::span<cons
     if (candidate.guess == committed && (right == nullptr || candidate.share > right->share)) right = &candidate;
   }
   const auto put = [&](const Candidate* lead) {
-    if (lead == nullptr) return;
+    if (lead == nullptr || logs[lead->log] == nullptr) return;  // its scope may have been dropped since the draft
     const auto repeats = [lead](const Cursor& c) { return c.log == lead->log && c.next == lead->next; };
     std::erase_if(trail.cursors, repeats);
     trail.cursors.insert(trail.cursors.begin(), {.log = lead->log,

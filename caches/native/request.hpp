@@ -43,7 +43,7 @@ struct DraftIndex::Request {
   std::mutex in_use;  // held by whoever reads or changes what follows
   SessionKey session = 0;
   Reach reach;
-  std::vector<ReadScope> read_scopes;  // the first is that of the reach
+  std::vector<ReadScope> reads;  // the first is that of the reach
   std::shared_ptr<Learned> learned;
   std::vector<SequenceKey> keys;  // of the requests whose tokens the context may hold, its own last
   bool is_erased = false;         // its own sequence was deleted: nobody else gets its tokens

@@ -17,20 +17,21 @@ namespace paceline {
 using SessionKey = std::uint64_t;  // 0: no session
 using ScopeId = std::int32_t;      // -1: no scope
 
-// A scope that a request reads, and what it is to it.
+// A scope that a request reads, and what it is to the request.
 struct ReadScope {
-  ScopeId id;
-  Source source;
+  ScopeId id = -1;
+  Source source = Source::kWorkload;
+
+  auto operator<=>(const ReadScope&) const = default;
 };
 
 // The scope that a request reads first and the one where its tokens go. Contexts, and what drafts have learned, pass only
 // between equal ones.
 struct Reach {
-  ScopeId read_scope = -1;
-  Source read_source = Source::kWorkload;  // what it is to the request
+  ReadScope first;
   ScopeId write_scope = -1;
 
-  bool touches(ScopeId scope) const { return read_scope == scope || write_scope == scope; }
+  bool touches(ScopeId scope) const { return first.id == scope || write_scope == scope; }
   auto operator<=>(const Reach&) const = default;
 };
 

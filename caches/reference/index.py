@@ -39,7 +39,7 @@ _MAX_CONTEXTS_PER_SESSION: Final = 4
 _MIN_SLIDE: Final = 32
 
 Reach = tuple[int, int, Source]
-"""The scope that a request reads first and the one it writes, -1 for none; what it reads it as."""
+"""The scope that a request reads first, the one it writes, what the first is to it; -1: none."""
 _COUNTED: Final = (Source.CONTEXT, Source.WORKLOAD, Source.TENANT, Source.CORPUS)
 
 
@@ -75,7 +75,7 @@ class _Request:
 
     session: int
     reach: Reach
-    read_scopes: dict[int, Source]
+    reads: dict[int, Source]
     calibration: Calibration
     context: Log
     seam: int
@@ -189,8 +189,8 @@ class ReferenceIndex:
         reads: dict[int, Source] = {}
         for scope_id, source in zip(read_scopes.tolist(), sources, strict=True):
             reads.setdefault(scope_id, source)
-        first, as_source = next(iter(reads.items()), (-1, Source.WORKLOAD))
-        reach = first, write_scope, as_source
+        first, what = next(iter(reads.items()), (-1, Source.WORKLOAD))
+        reach = first, write_scope, what
         prompt = prompt_ids.tolist()
         context, num_prefix, num_slid, keys = self._take(session, reach, prompt)
         num_reused = num_prefix + num_slid
@@ -362,7 +362,7 @@ class ReferenceIndex:
         }
 
     def _reading_of(self, request: _Request) -> Reading:
-        reads = request.read_scopes
+        reads = request.reads
         segments = [it for scope_id in reads for it in self._segments.get(scope_id, ())]
         return Reading(
             [request.context, *map(self._logs.get, reads)],

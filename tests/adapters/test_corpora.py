@@ -172,6 +172,8 @@ def test_a_scope_that_was_dropped_gets_its_corpora_back(store: CorpusStore) -> N
     assert engine.drafted(TEXT[:6])
     index.restore(index.snapshot())
     assert index.stats()["segments"] == 0
+    engine.speculator = Speculator(index)  # one finds its logs by name when it first needs them
+    engine.speculator.attach_corpora(engine.feed)
     assert engine.drafted(TEXT[:6])
 
 

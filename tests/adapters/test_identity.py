@@ -9,15 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.adapters.identity import request_info_from_xargs, speculation_is_off
+from paceline.caches.tier_settings import TierLimits
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
 )
-names = st.sampled_from(["tenant", "workload", "session", "group", "record"]).map(
-    "paceline_{}".format
-)
+names = st.sampled_from(
+    [
+        *("tenant", "workload", "session", "group", "record"),
+        *("sharing", "tiers", "capacity", "retention_seconds"),
+    ]
+).map("paceline_{}".format)
 
 
 @given(st.dictionaries(names | st.text(), anything) | anything)
@@ -59,8 +63,37 @@ def test_what_the_proxy_sends_is_understood() -> None:
         {"paceline_tenant": "t", "paceline_group": ["g"]},
         {"paceline_tenant": "t", "paceline_record": "yes"},
         {"paceline_tenant": "t", "paceline_record": True},
+        {"paceline_tenant": "t", "paceline_sharing": "everybody"},
+        {"paceline_tenant": "t", "paceline_sharing": "global", "paceline_group": "g"},
+        {"paceline_tenant": "t", "paceline_tiers": "session,cellar"},
+        {"paceline_tenant": "t", "paceline_tiers": 3},
+        {"paceline_tenant": "t", "paceline_capacity": 1},
+        {"paceline_tenant": "t", "paceline_capacity": True},
+        {"paceline_tenant": "t", "paceline_retention_seconds": -1},
+        {"paceline_tenant": "t", "paceline_retention_seconds": float("nan")},
+        {"paceline_tenant": "t", "paceline_retention_seconds": 10**400},
     ],
 )
 def test_anything_doubtful_belongs_to_nobody(xargs: Any) -> None:
     """A missing or malformed identity shares with no one."""
     assert request_info_from_xargs("r", xargs).scope == ""
+
+
+def test_limits_and_global_sharing_are_understood() -> None:
+    """What a tenant's policy narrows, and that it shares with all others that do."""
+    info = request_info_from_xargs(
+        "r",
+        {
+            "paceline_tenant": "t",
+            "paceline_sharing": "global",
+            "paceline_tiers": "session",
+            "paceline_capacity": 1000,
+            "paceline_retention_seconds": 60,
+        },
+    )
+    assert info.scope == "global"
+    assert info.limits == TierLimits(
+        session=True, workload=False, tenant=False, capacity=1000, retention_seconds=60.0
+    )
+    off = request_info_from_xargs("r", {"paceline_tenant": "t", "paceline_tiers": ""})
+    assert off.limits == TierLimits(session=False, workload=False, tenant=False)

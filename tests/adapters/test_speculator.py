@@ -5,6 +5,7 @@ import pytest
 
 from paceline.adapters.speculator import RequestInfo, Speculator
 from paceline.caches import SequenceRecord
+from paceline.caches.tier_settings import TierLimits
 from paceline.errors import DraftError
 
 TEXT = list(range(100, 164))
@@ -82,6 +83,29 @@ def test_unrecorded_requests_leave_no_trace() -> None:
     serve(speculator, RequestInfo(request_id="a", record=False), TEXT[:8], TEXT[8:])
     assert sink.records == []
     assert drafted(speculator, RequestInfo(request_id="b"), TEXT[:8]) == []
+
+
+def test_an_unrecorded_turn_leaves_no_context_behind() -> None:
+    """Nothing of a request with record=False stays in the memory, its own session's included."""
+    speculator = Speculator()
+    info = RequestInfo(request_id="a", session="s", record=False)
+    serve(speculator, info, TEXT[:8], TEXT[8:])
+    stats = speculator.stats()
+    assert (stats["context_tokens"], stats["shared_tokens"], stats["sessions"]) == (0, 0, 0)
+
+
+def test_workloads_of_a_tenant_draft_from_each_other_unless_their_policy_says_no() -> None:
+    """What one workload said is drafted in another, with the tenant tier off in its own alone."""
+    apart = TierLimits(tenant=False)
+    for limits, shared in ((TierLimits(), True), (apart, False)):
+        speculator = Speculator()
+        for session in ("s", "t"):
+            info = RequestInfo(request_id=session, workload="w", session=session, limits=limits)
+            serve(speculator, info, TEXT[:8], TEXT[8:])
+        other = RequestInfo(request_id="x", workload="v", session="u", limits=limits)
+        assert bool(drafted(speculator, other, TEXT[:8])) == shared
+        own = RequestInfo(request_id="y", workload="w", session="u", limits=limits)
+        assert_continues(drafted(speculator, own, TEXT[:8]))
 
 
 def test_finish_publishes_only_what_the_session_added() -> None:

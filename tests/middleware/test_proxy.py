@@ -133,6 +133,68 @@ def test_the_engine_sees_who_asks_and_no_credentials(
     assert answered["x-client-request-id"] == "mine"
 
 
+@pytest.mark.parametrize(
+    ("key", "header", "record"),
+    [
+        ("shop-key", None, 1),
+        ("shop-key", "on", 1),
+        ("shop-key", "off", 0),
+        ("shop-key", " OFF ", 0),
+        ("shop-key", "perhaps", 0),
+        ("bank-key", "on", 0),
+    ],
+)
+def test_a_request_can_keep_itself_from_being_recorded_and_do_no_more(
+    engines: Engines, proxies: Proxies, tmp_path: Path, key: str, header: str | None, record: int
+) -> None:
+    """The header takes recording away from one request; what the policy refuses it cannot give."""
+    engine = engines()
+    proxy = proxies(engine.url, policy_file=policy_file(tmp_path))
+    headers = {"x-api-key": key} | ({} if header is None else {"x-paceline-record": header})
+    assert post(proxy.url, BODY, headers)[0] == 200
+    [seen] = engine.seen
+    assert seen.json["vllm_xargs"]["paceline_record"] == record
+    assert "x-paceline-record" not in seen.headers
+
+
+def test_no_client_widens_what_its_tenant_may_see(
+    engines: Engines, proxies: Proxies, tmp_path: Path
+) -> None:
+    """Sharing, tiers, capacity and retention come from the policy file alone."""
+    engine = engines()
+    path = tmp_path / "tenants.yaml"
+    path.write_text(
+        f"""
+tenants:
+  - {{name: shop, keys: ['{hash_key("shop-key")}'], memory: {{tenant: false, capacity: 1000}}}}
+  - name: club
+    keys: ['{hash_key("club-key")}']
+    sharing: global
+    memory: {{retention_seconds: 60}}
+"""
+    )
+    proxy = proxies(engine.url, policy_file=path)
+    forged = {
+        "paceline_sharing": "global",
+        "paceline_group": "bank",
+        "paceline_tiers": "session,workload,tenant",
+        "paceline_capacity": 10**9,
+        "paceline_retention_seconds": 10**9,
+        "paceline_record": 1,
+    }
+    for key in ("shop-key", "club-key"):
+        assert post(proxy.url, BODY | {"vllm_xargs": forged}, {"x-api-key": key})[0] == 200
+    shop, club = (seen.json["vllm_xargs"] for seen in engine.seen)
+    assert "paceline_sharing" not in shop
+    assert "paceline_group" not in shop
+    assert (shop["paceline_tiers"], shop["paceline_capacity"]) == ("session,workload", 1000)
+    assert "paceline_retention_seconds" not in shop
+    assert (club["paceline_sharing"], club["paceline_retention_seconds"]) == ("global", 60.0)
+    assert "paceline_tiers" not in club
+    salts = [seen.json["cache_salt"] for seen in engine.seen]
+    assert salts[0] != salts[1]
+
+
 def test_wrong_keys_raise_what_the_sdk_expects(
     engines: Engines, proxies: Proxies, tmp_path: Path
 ) -> None:

@@ -51,6 +51,13 @@ def test_keys_name_tenants() -> None:
         ("tenants: [{name: a, keys: [HASH_A, HASH_A]}]", "a key names one tenant"),
         ("tenants: [{name: a, speculation: maybe}]", r"speculation.*maybe"),
         ("tenants: [{name: a, allow: [everything]}]", r"allow\.0.*everything"),
+        ("tenants: [{name: a, sharing: public}]", r"sharing.*public"),
+        ("tenants: [{name: a, sharing: group}]", "sharing 'group' and no group"),
+        ("tenants: [{name: a, sharing: private, group: g}]", "'private' and group 'g'"),
+        ("tenants: [{name: a, sharing: global, group: g}]", "'global' and group 'g'"),
+        ("tenants: [{name: a, memory: {capacity: 1}}]", r"memory\.capacity"),
+        ("tenants: [{name: a, memory: {retention_seconds: 0}}]", r"memory\.retention_seconds"),
+        ("tenants: [{name: a, memory: {cellar: true}}]", r"memory\.cellar"),
     ],
 )
 def test_mistakes_are_named(text: str, message: str) -> None:
@@ -58,6 +65,29 @@ def test_mistakes_are_named(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         parse_policy(policy(text), name="p.yaml")
     assert "p.yaml" in str(error.value)
+
+
+def test_sharing_is_private_unless_the_file_says_otherwise() -> None:
+    """A named group is enough to share with it; global has to be said."""
+    parsed = parse_policy(
+        """
+        tenants:
+          - {name: a}
+          - {name: b, group: g}
+          - {name: c, sharing: group, group: g}
+          - {name: d, sharing: global, memory: {tenant: false, retention_seconds: 3600}}
+        """,
+        name="p.yaml",
+    )
+    assert [tenant.scope for tenant in parsed.tenants] == [
+        "tenant:a",
+        "group:g",
+        "group:g",
+        "global",
+    ]
+    assert [tenant.sharing for tenant in parsed.tenants] == ["private", "group", "group", "global"]
+    assert parsed.tenants[3].memory.tiers == ("session", "workload")
+    assert parsed.tenants[0].memory.tiers == ("session", "workload", "tenant")
 
 
 def test_new_keys_are_long_different_and_match_their_hash() -> None:

@@ -232,3 +232,32 @@ def test_the_table_for_readers(bench: Bench, tmp_path: Path) -> None:
     shown = report["figures"]["macro/oracle/reporting/tokens_per_step"]
     assert lines[3].startswith(f"| oracle | {shown:.2f}@")
     assert len(lines) == 4
+
+
+def test_a_model_over_its_sources_is_one_tenant_with_workloads(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """With --tenants each model is a scope; drafters that know workloads differ, others do not."""
+    rows = generated_rows("tau-bench", num_episodes=6, seed=0)
+    for row in rows:
+        row["messages"][0]["content"] = "you are another agent"
+    write_rows(tmp_path / "traces", "tau-bench", rows)
+    names = drafters("none", "paceline", "paceline-apart", "paceline-tiers")
+    report = bench(*names, "--tenants")
+    assert report["settings"]["sources"] == ["m", "n"]
+    figures = report["figures"]
+    apart = bench(*names)["figures"]
+    for name in ("requests", "output_tokens"):
+        both = [apart[f"{source}/none/{name}"] for source in ("tau-bench", "medagentbench")]
+        assert figures[f"m/none/{name}"] + figures[f"n/none/{name}"] == sum(both)
+    steps = {
+        d: figures[f"m/{d}-0.1/steps"] for d in ("paceline", "paceline-apart", "paceline-tiers")
+    }
+    assert steps["paceline-apart"] != steps["paceline-tiers"]
+    assert max(steps.values()) < figures["m/none/steps"]
+
+
+def test_tenants_need_more_than_one_workload(bench: Bench, tmp_path: Path) -> None:
+    """The same system message everywhere is one workload: the command says what to do."""
+    with pytest.raises(AssertionError, match="more than one workload; give more sources"):
+        bench(*drafters("none"), "--tenants")

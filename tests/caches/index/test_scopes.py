@@ -184,6 +184,21 @@ def test_a_dropped_scope_ends_what_is_followed_in_it() -> None:
     index.check_integrity()
 
 
+def test_a_scope_may_be_dropped_while_its_drafts_are_verified() -> None:
+    """A draft from a scope that is dropped before its tokens are committed is scored, then over."""
+    index = DraftIndex()
+    scope = index.scope("a")
+    index.append_shared(scope, i32(*range(10, 30)))
+    handle, _ = index.begin(i32(10, 11, 12, 13), read_scopes=i32(scope))
+    batch = np.array([handle], np.int64)
+    assert index.propose(batch, i32(2))[1].tolist() == [14, 15]
+    index.drop_scope(scope)
+    index.commit(batch, i32(14, 15), np.array([0, 2], np.int64))
+    assert index.stats()["accepted"] == 2
+    assert index.propose(batch, i32(2))[1].tolist() == []
+    index.check_integrity()
+
+
 def test_the_ring_forgets_the_oldest() -> None:
     """A full scope keeps its newest tokens, borders counted, and drafts from those alone."""
     index = DraftIndex(shared_capacity=12)
