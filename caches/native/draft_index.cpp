@@ -506,13 +506,12 @@ std::shared_ptr<DraftIndex::Learned> DraftIndex::learned_of(const Reach& reach) 
 DraftIndex::Scope* DraftIndex::read_by(const Request& request, Reading& reading) const {
   reading.clear();
   reading.logs.push_back(&request.context);
-  reading.sources.push_back(Source::kContext);
+  reading.reads = request.reads;
   Scope* first = nullptr;
   for (std::size_t i = 0; i < request.reads.size(); ++i) {
     const auto found = scopes_.find(request.reads[i].id);
     Scope* const scope = found == scopes_.end() ? nullptr : found->second.get();
     reading.logs.push_back(scope == nullptr ? nullptr : &scope->shared.log());
-    reading.sources.push_back(request.reads[i].source);
     if (i == 0) first = scope;
     if (scope == nullptr) continue;
     for (const auto& segment : scope->segments) {
