@@ -8,6 +8,20 @@ import numpy.typing as npt
 def initial_calibration() -> npt.NDArray[np.float32]:
     """What every calibration starts from: the numbers behind its weights and probabilities."""
 
+def fitted_weights() -> npt.NDArray[np.int64]:
+    """Where in a state the weights lie that priors are fitted for, in the priors' order.
+
+    Those of places in the context and in the workload's memory, and of "no place is right"; other
+    sources start as the workload's.
+    """
+
+def calibration_shape() -> tuple[int, int, int]:
+    """(num_weights, num_contexts, num_knots) of a calibration's numbers.
+
+    First come the weights that rank places, then of each context of the probability map the trials
+    at its knots, which are half a logit apart and lie around 0, then the hits in the same order.
+    """
+
 class DraftIndex:
     """Draft memory of one engine worker.
 
@@ -41,7 +55,7 @@ class DraftIndex:
         shared_capacity: int = 4_194_304,
         max_sessions: int = 1024,
         max_session_tokens: int = 33_554_432,
-        max_candidates: int = 16,
+        max_candidates: int = 12,
         min_probability: float = 0.1,
     ) -> None: ...
     def scope(self, name: str, *, capacity: int = 0) -> int:
@@ -196,6 +210,27 @@ class DraftIndex:
         new_tokens are what it added: the part of its prompt that no earlier turn of the session
         held (`num_prompt` tokens) and then its output. They are appended to the write scope as one
         sequence of that time, but for what `share_prompt` has added.
+        """
+
+    def calibration(
+        self, *, read_scopes: npt.NDArray[np.int32], write_scope: int = -1
+    ) -> npt.NDArray[np.float32]:
+        """What requests of these scopes have learned, laid out as `calibration_shape` says; a copy.
+
+        What requests without any scope learn is their own and not kept. O(1).
+        """
+
+    def set_calibration(
+        self,
+        *,
+        read_scopes: npt.NDArray[np.int32],
+        write_scope: int = -1,
+        state: npt.NDArray[np.float32],
+    ) -> None:
+        """Let them go on from another `calibration`, of this index or another. O(1).
+
+        Raises:
+            ValueError: it has another size, or holds what learning cannot reach.
         """
 
     def snapshot(self) -> bytes:

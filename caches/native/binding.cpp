@@ -1,5 +1,4 @@
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -15,9 +14,9 @@
 #include <utility>
 #include <vector>
 
-#include "columns.hpp"
 #include "draft_index.hpp"
 #include "fusion_binding.hpp"
+#include "numpy_arrays.hpp"
 #include "segment.hpp"
 #include "shared_log.hpp"
 #include "validation.hpp"
@@ -29,35 +28,14 @@ using namespace nb::literals;
 namespace paceline {
 namespace {
 
-using AnyArray = nb::ndarray<nb::ro>;
-
-// Views a one-dimensional contiguous array in place. The array must outlive the view.
-template <typename T>
-std::span<const T> view(const char* name, const AnyArray& array) {
-  const std::string wanted = std::string("give a contiguous ") + (std::is_signed_v<T> ? "int" : "uint") +
-                             std::to_string(8 * sizeof(T)) + " array of one dimension";
-  if (array.device_type() != nb::device::cpu::value || array.dtype() != nb::dtype<T>()) {
-    throw std::invalid_argument(std::string(name) + " has another dtype or lies on another device; " + wanted);
-  }
-  if (array.ndim() != 1) {
-    throw std::invalid_argument(std::string(name) + " has " + std::to_string(array.ndim()) + " dimensions; " +
-                                wanted);
-  }
-  if (array.shape(0) > 1 && array.stride(0) != 1) {
-    throw std::invalid_argument(std::string(name) + " has stride " + std::to_string(array.stride(0)) + "; " +
-                                wanted);
-  }
-  return {static_cast<const T*>(array.data()), array.shape(0)};
-}
-
 std::uint64_t checked_key(const char* name, std::int64_t key) {
   check_range(name, key, 0, "give 0 (none) or a positive key");
   return static_cast<std::uint64_t>(key);
 }
 
-nb::tuple begin(DraftIndex& index, const AnyArray& prompt_ids, const AnyArray& read_scopes, ScopeId write_scope,
+nb::tuple begin(DraftIndex& index, NumpyArray prompt_ids, NumpyArray read_scopes, ScopeId write_scope,
                 std::int64_t session, std::int64_t key, bool share_prompt, double time,
-                const std::optional<AnyArray>& read_sources) {
+                std::optional<NumpyArray> read_sources) {
   const auto prompt = view<Token>("prompt_ids", prompt_ids);
   const auto scopes = view<ScopeId>("read_scopes", read_scopes);
   const auto sources = read_sources ? view<std::uint8_t>("read_sources", *read_sources) : std::span<const std::uint8_t>();
@@ -71,7 +49,7 @@ nb::tuple begin(DraftIndex& index, const AnyArray& prompt_ids, const AnyArray& r
   return nb::make_tuple(opened.handle, opened.num_reused);
 }
 
-void append_shared(DraftIndex& index, ScopeId scope_id, const AnyArray& token_ids, std::int64_t key, double time,
+void append_shared(DraftIndex& index, ScopeId scope_id, NumpyArray token_ids, std::int64_t key, double time,
                    std::int64_t num_prompt) {
   const auto tokens = view<Token>("token_ids", token_ids);
   const SequenceKey sequence = checked_key("key", key);
@@ -83,7 +61,7 @@ std::size_t delete_sequence(DraftIndex& index, ScopeId scope_id, std::int64_t ke
   return index.delete_sequence(scope_id, checked_key("key", key));
 }
 
-void commit(DraftIndex& index, const AnyArray& handles, const AnyArray& token_ids, const AnyArray& offsets) {
+void commit(DraftIndex& index, NumpyArray handles, NumpyArray token_ids, NumpyArray offsets) {
   const auto batch = view<Handle>("handles", handles);
   const auto tokens = view<Token>("token_ids", token_ids);
   const auto bounds = view<std::int64_t>("offsets", offsets);
@@ -91,7 +69,7 @@ void commit(DraftIndex& index, const AnyArray& handles, const AnyArray& token_id
   index.commit(batch, tokens, bounds);
 }
 
-nb::tuple propose(DraftIndex& index, const AnyArray& handles, const AnyArray& max_tokens, std::int64_t max_branches) {
+nb::tuple propose(DraftIndex& index, NumpyArray handles, NumpyArray max_tokens, std::int64_t max_branches) {
   const auto batch = view<Handle>("handles", handles);
   const auto limits = view<std::int32_t>("max_tokens", max_tokens);
   DraftBatch drafts;
@@ -99,14 +77,32 @@ nb::tuple propose(DraftIndex& index, const AnyArray& handles, const AnyArray& ma
     const nb::gil_scoped_release released;
     drafts = index.propose(batch, limits, max_branches);
   }
-  return nb::make_tuple(to_numpy(std::move(drafts.offsets)), to_numpy(std::move(drafts.token_ids)),
-                        to_numpy(std::move(drafts.parent)), to_numpy(std::move(drafts.prob)),
-                        to_numpy(std::move(drafts.source)));
+  return nb::make_tuple(to_numpy(drafts.offsets), to_numpy(drafts.token_ids),
+                        to_numpy(drafts.parent), to_numpy(drafts.prob),
+                        to_numpy(drafts.source));
 }
 
 std::vector<float> initial_state() {
   const Calibration fresh;
   return {fresh.state().begin(), fresh.state().end()};
+}
+
+nb::tuple calibration_shape() {
+  const Calibration::Shape shape = Calibration::shape();
+  return nb::make_tuple(shape.num_weights, shape.num_contexts, shape.num_knots);
+}
+
+nb::object fitted_weights() {
+  const std::vector<std::uint32_t> places = Calibration::fitted_weights();
+  return to_numpy(std::vector<std::int64_t>(places.begin(), places.end()));
+}
+
+nb::object calibration(DraftIndex& index, NumpyArray read_scopes, ScopeId write_scope) {
+  return to_numpy(index.calibration(view<ScopeId>("read_scopes", read_scopes), write_scope));
+}
+
+void set_calibration(DraftIndex& index, NumpyArray read_scopes, ScopeId write_scope, NumpyArray state) {
+  index.set_calibration(view<ScopeId>("read_scopes", read_scopes), write_scope, view<float>("state", state));
 }
 
 nb::tuple finish(DraftIndex& index, Handle handle, double time) {
@@ -115,7 +111,7 @@ nb::tuple finish(DraftIndex& index, Handle handle, double time) {
     const nb::gil_scoped_release released;
     finished = index.finish(handle, time);
   }
-  return nb::make_tuple(to_numpy(std::move(finished.new_tokens)), finished.num_prompt);
+  return nb::make_tuple(to_numpy(finished.new_tokens), finished.num_prompt);
 }
 
 nb::bytes snapshot(const DraftIndex& index) {
@@ -219,6 +215,7 @@ void check_integrity(const DraftIndex& index) {
 NB_MODULE(_native, module) {
   using namespace paceline;
   const IndexSettings defaults;
+  import_numpy();
   nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
     try {
       std::rethrow_exception(thrown);
@@ -229,6 +226,8 @@ NB_MODULE(_native, module) {
   const auto no_gil = nb::call_guard<nb::gil_scoped_release>();
   // The contract of every method is in _native.pyi.
   module.def("initial_calibration", [] { return to_numpy(initial_state()); });
+  module.def("fitted_weights", &fitted_weights);
+  module.def("calibration_shape", &calibration_shape);
   nb::class_<DraftIndex>(module, "DraftIndex")
       .def(
           "__init__",
@@ -260,6 +259,8 @@ NB_MODULE(_native, module) {
       .def("num_tokens", &DraftIndex::num_tokens, "handle"_a, no_gil)
       .def("propose", &propose, "handles"_a, "max_tokens"_a, nb::kw_only(), "max_branches"_a = 1)
       .def("finish", &finish, "handle"_a, nb::kw_only(), "time"_a = 0.0)
+      .def("calibration", &calibration, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1)
+      .def("set_calibration", &set_calibration, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1, "state"_a)
       .def("snapshot", &snapshot)
       .def("restore", &restore, "data"_a)
       .def("stats", &stats)

@@ -85,17 +85,11 @@ unsigned evidence_cell(std::uint32_t count, std::uint32_t total) {
 }
 static_assert(kNumDistances == 6);  // as many as there are crowds
 
-struct Knot {
-  std::size_t index;  // of its trials; the hits come after all the trials
-  double share;       // of the trial that falls to the next knot
-};
-
-Knot knot_of(unsigned context, double share) {
+// Of a share in the units of knots, from the first of a context on.
+double place_of(double share) {
   const double p = std::clamp(share, 1e-4, 1.0 - 1e-4);
-  const double place = std::clamp(std::log(p / (1.0 - p)) * kKnotsPerLogit + (kNumKnots - 1) / 2.0, 0.0,
-                                  static_cast<double>(kNumKnots - 1) - 1e-3);
-  const auto whole = static_cast<std::size_t>(place);
-  return {kMap + std::size_t{context} * kNumKnots + whole, place - static_cast<double>(whole)};
+  return std::clamp(std::log(p / (1.0 - p)) * kKnotsPerLogit + (kNumKnots - 1) / 2.0, 0.0,
+                    static_cast<double>(kNumKnots - 1) - 1e-3);
 }
 
 constexpr std::size_t kHits = std::size_t{kNumContexts} * kNumKnots;
@@ -120,20 +114,28 @@ PlaceFeatures features_of(const PlaceTraits& traits) {
   };
 }
 
-Calibration::Calibration() : table_(kTableSize, 0.0f) {
-  constexpr unsigned kFittedEscape = family_begin(kNumFeatures, kNumFitted);
-  static_assert(prior::kWeights.size() == kFittedEscape + kNumLengths * kNumCrowds);
-  static_assert(prior::kOffsets.size() == kNumContexts);
+std::vector<std::uint32_t> Calibration::fitted_weights() {
+  std::vector<std::uint32_t> places;
   for (unsigned family = 0; family < kNumFeatures; ++family) {
-    for (unsigned source = 0; source < kNumRanked; ++source) {
-      const unsigned fitted = std::min(source, kNumFitted - 1);  // others start as the workload's
-      const auto from = prior::kWeights.begin() + family_begin(family, kNumFitted) + fitted * kFamilies[family];
-      std::copy_n(from, kFamilies[family], table_.begin() + family_begin(family, kNumRanked) + source * kFamilies[family]);
-    }
+    for (unsigned i = 0; i < kNumFitted * kFamilies[family]; ++i) places.push_back(family_begin(family, kNumRanked) + i);
   }
-  const auto evidence = table_.begin() + kPlaceWeights + ranked_number(Source::kCorpus) * kFamilies[5];
-  std::fill_n(evidence, kFamilies[5], 0.0f);
-  std::copy(prior::kWeights.begin() + kFittedEscape, prior::kWeights.end(), table_.begin() + kEscapeWeights);
+  for (unsigned i = kEscapeWeights; i < kMap; ++i) places.push_back(i);
+  return places;
+}
+
+Calibration::Calibration() : table_(kTableSize, 0.0f) {
+  static_assert(prior::kWeights.size() == family_begin(kNumFeatures, kNumFitted) + kNumLengths * kNumCrowds);
+  static_assert(prior::kOffsets.size() == kNumContexts);
+  const std::vector<std::uint32_t> fitted = fitted_weights();
+  for (std::size_t i = 0; i < fitted.size(); ++i) table_[fitted[i]] = prior::kWeights[i];
+  for (unsigned family = 0; family < kNumFeatures; ++family) {  // the others start as the workload's
+    const auto weights = [&](Source source) {
+      return table_.begin() + family_begin(family, kNumRanked) + ranked_number(source) * kFamilies[family];
+    };
+    std::copy_n(weights(Source::kWorkload), kFamilies[family], weights(Source::kTenant));
+    // Places of a corpus have evidence where others have age and distance.
+    if (family + 1 < kNumFeatures) std::copy_n(weights(Source::kWorkload), kFamilies[family], weights(Source::kCorpus));
+  }
   for (unsigned context = 0; context < kNumContexts; ++context) {
     for (unsigned knot = 0; knot < kNumKnots; ++knot) {
       const std::size_t trials = kMap + std::size_t{context} * kNumKnots + knot;
@@ -175,17 +177,23 @@ unsigned Calibration::map_context(unsigned depth, unsigned rank, unsigned num_vo
   return (place * 2 + several) * kNumMapLengths + kLengthBuckets[match_length] / 3;
 }
 
-double Calibration::probability(unsigned context, double share) const {
-  const Knot knot = knot_of(context, share);
+Calibration::Knot Calibration::knot_of(unsigned context, double share) {
+  // Most nodes below the root stand alone.
+  static const double kWhole = place_of(1.0);
+  const double place = share == 1.0 ? kWhole : place_of(share);
+  const auto whole = static_cast<unsigned>(place);
+  return {kMap + context * kNumKnots + whole, place - static_cast<double>(whole)};
+}
+
+double Calibration::probability(const Knot& knot) const {
   const auto frequency = [this](std::size_t at) {
     return static_cast<double>(table_[at + kHits]) / static_cast<double>(table_[at]);
   };
-  return (1.0 - knot.share) * frequency(knot.index) + knot.share * frequency(knot.index + 1);
+  return (1.0 - knot.part) * frequency(knot.index) + knot.part * frequency(knot.index + 1);
 }
 
-void Calibration::record(unsigned context, double share, bool hit) {
-  const Knot knot = knot_of(context, share);
-  const double parts[] = {1.0 - knot.share, knot.share};
+void Calibration::record(const Knot& knot, bool hit) {
+  const double parts[] = {1.0 - knot.part, knot.part};
   for (std::size_t i = 0; i < 2; ++i) {
     float& trials = table_[knot.index + i];
     float& hits = table_[knot.index + i + kHits];
@@ -197,6 +205,8 @@ void Calibration::record(unsigned context, double share, bool hit) {
     }
   }
 }
+
+Calibration::Shape Calibration::shape() { return {kMap, kNumContexts, kNumKnots}; }
 
 bool Calibration::restore(std::span<const float> state) {
   if (state.size() != table_.size()) return false;

@@ -70,11 +70,25 @@ class Calibration {
   void shift(const PlaceFeatures& features, double step);
   void shift_escape(unsigned longest, std::size_t num_candidates, double step);
 
+  // Where in the probability map a share lies: between two knots.
+  struct Knot {
+    std::uint32_t index = 0;  // of the trials of the lower one; its hits come after all the trials
+    double part = 0;          // of a trial that falls to the upper one
+  };
+  static Knot knot_of(unsigned context, double share);
   // Context of the probability map for a node.
   static unsigned map_context(unsigned depth, unsigned rank, unsigned num_votes, unsigned match_length);
-  double probability(unsigned context, double share) const;
-  void record(unsigned context, double share, bool hit);
+  double probability(const Knot& knot) const;
+  void record(const Knot& knot, bool hit);
 
+  // How the state is laid out: the weights, then of each context of the map the trials at its knots, then their hits.
+  struct Shape {
+    std::size_t num_weights, num_contexts, num_knots;
+  };
+  static Shape shape();
+  // Where in the state the weights lie that priors are fitted for (of the context and the workload, and of the escape),
+  // in the order in which the priors have them.
+  static std::vector<std::uint32_t> fitted_weights();
   // Everything learned, to be kept and restored.
   std::span<const float> state() const { return table_; }
   // False, and nothing changed, if `state` has another size or holds no such table.

@@ -8,22 +8,25 @@
 #include "calibration.hpp"
 #include "lookup.hpp"
 #include "segment.hpp"
+#include "sessions.hpp"
 
 namespace paceline {
 
 // Everything that one request may draft from. Pointers live for one call.
 struct Reading {
   std::vector<const TokenLog*> logs;  // logs[0]: its own context; null: a scope that was dropped
-  std::vector<Source> sources;        // of each log
+  std::span<const ReadScope> reads;   // of each log after the first, what it is to the request
   std::vector<const CorpusSegment*> segments;
 
   // A candidate's `log` names a log, or past those a segment.
   bool is_corpus(std::uint32_t log) const { return log >= logs.size(); }
   const CorpusSegment& segment(std::uint32_t log) const { return *segments[log - logs.size()]; }
-  Source source(std::uint32_t log) const { return is_corpus(log) ? Source::kCorpus : sources[log]; }
+  Source source(std::uint32_t log) const {
+    if (log == 0) return Source::kContext;
+    return is_corpus(log) ? Source::kCorpus : reads[log - 1].source;
+  }
   void clear() {
     logs.clear();
-    sources.clear();
     segments.clear();
   }
 };

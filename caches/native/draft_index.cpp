@@ -275,7 +275,7 @@ DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const 
   batch.reserve(handles.size(), max_tokens);
   batch.offsets.push_back(0);
   Reading reading;
-  DraftScratch scratch;
+  DraftScratch scratch(2 * static_cast<std::size_t>(settings_.max_candidates) + kMaxReserved / 8);
   const std::shared_lock lock(mutex_);
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
@@ -349,6 +349,24 @@ void DraftIndex::append_to(Scope& scope, std::span<const Token> tokens, std::siz
     const std::unique_lock lock(mutex_);
     change();
   });
+}
+
+std::vector<float> DraftIndex::calibration(std::span<const ScopeId> read_scopes, ScopeId write_scope) {
+  const std::shared_ptr<Learned> learned = learned_of(reach_of(distinct(read_scopes, {}), write_scope));
+  const std::shared_lock reading(learned->mutex);
+  const auto state = learned->calibration.state();
+  return {state.begin(), state.end()};
+}
+
+void DraftIndex::set_calibration(std::span<const ScopeId> read_scopes, ScopeId write_scope,
+                                 std::span<const float> state) {
+  const std::shared_ptr<Learned> learned = learned_of(reach_of(distinct(read_scopes, {}), write_scope));
+  const std::unique_lock learning(learned->mutex);
+  if (!learned->calibration.restore(state)) {
+    refuse("state", "of " + std::to_string(state.size()) + " values",
+           "give what calibration() returns: " + std::to_string(learned->calibration.state().size()) +
+               " finite ones, and no more hits than trials");
+  }
 }
 
 IndexStats DraftIndex::stats() const {
@@ -488,13 +506,12 @@ std::shared_ptr<DraftIndex::Learned> DraftIndex::learned_of(const Reach& reach) 
 DraftIndex::Scope* DraftIndex::read_by(const Request& request, Reading& reading) const {
   reading.clear();
   reading.logs.push_back(&request.context);
-  reading.sources.push_back(Source::kContext);
+  reading.reads = request.reads;
   Scope* first = nullptr;
   for (std::size_t i = 0; i < request.reads.size(); ++i) {
     const auto found = scopes_.find(request.reads[i].id);
     Scope* const scope = found == scopes_.end() ? nullptr : found->second.get();
     reading.logs.push_back(scope == nullptr ? nullptr : &scope->shared.log());
-    reading.sources.push_back(request.reads[i].source);
     if (i == 0) first = scope;
     if (scope == nullptr) continue;
     for (const auto& segment : scope->segments) {

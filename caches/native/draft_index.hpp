@@ -41,7 +41,7 @@ struct IndexSettings {
   std::int64_t shared_capacity = 4'194'304;
   std::int64_t max_sessions = 1024;
   std::int64_t max_session_tokens = 33'554'432;
-  std::int64_t max_candidates = 16;
+  std::int64_t max_candidates = 12;
   double min_probability = 0.1;
 };
 
@@ -153,6 +153,10 @@ class DraftIndex {
   DraftBatch propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
                      std::int64_t max_branches = 1);
   Finished finish(Handle handle, double time = 0);
+
+  // What requests of that reach have learned, and what they go on from. Throws std::invalid_argument if `state` is none.
+  std::vector<float> calibration(std::span<const ScopeId> read_scopes, ScopeId write_scope);
+  void set_calibration(std::span<const ScopeId> read_scopes, ScopeId write_scope, std::span<const float> state);
 
   // Everything remembered and learned, not what is open. O(size). Sequences that are added meanwhile may be missing.
   std::vector<std::byte> snapshot() const;

@@ -42,7 +42,6 @@ class ScopeNumbers {
 
 namespace {
 
-// As a list of scopes to read, of which the first counts: earlier versions wrote all of them.
 void put_reach(const Reach& reach, const ScopeNumbers& numbers, SectionWriter& section) {
   std::vector<std::int32_t> reads;
   std::vector<std::uint8_t> sources;

@@ -22,14 +22,19 @@ class Growth {
   Growth(const Reading& reading, const Trail& trail, const Calibration& calibration, DraftScratch& scratch,
          Draft& draft)
       : reading_(reading), logs_(reading.logs), trail_(trail), calibration_(calibration), draft_(draft),
-        found_(scratch.found), corpus_places_(scratch.corpus_places), weights_(scratch.weights), ballot_(scratch.ballot), frontier_(scratch.frontier) {
+        found_(scratch.found), corpus_places_(scratch.corpus_places), weights_(scratch.weights),
+        voters_(scratch.voters), ballot_(scratch.ballot), frontier_(scratch.frontier) {
     found_.clear();
     weights_.clear();
+    voters_.clear();
     frontier_.clear();
   }
 
   void gather(unsigned max_candidates) {
     const std::span<const Token> context = logs_[0]->tokens();
+    for (const TokenLog* log : logs_.subspan(1)) {
+      if (log != nullptr && !context.empty()) log->prefetch_newest(&context.back(), context.size());
+    }
     for (const Cursor& cursor : trail_.cursors) add_cursor(cursor, context);
     const std::size_t num_cursors = found_.size();
     for (std::uint32_t i = 0; i < logs_.size(); ++i) {
@@ -104,10 +109,11 @@ class Growth {
     }
     draft_.escape_share /= total;
     for (std::size_t i = 0; i < weights_.size(); ++i) {
-      draft_.places[i].candidate.share = static_cast<float>(weights_[i] / total);
-      found_[i].share = draft_.places[i].candidate.share;
+      Candidate& place = draft_.places[i].candidate;
+      place.share = static_cast<float>(weights_[i] / total);
+      if (place.share < kLeastShare) continue;
+      voters_.push_back({place.log, place.next, place.guess, place.share, place.match_length});
     }
-    std::erase_if(found_, [](const Candidate& candidate) { return candidate.share < kLeastShare; });
   }
 
   PlaceTraits traits_of(const Candidate& candidate) const {
@@ -142,13 +148,14 @@ class Growth {
 
   // Considers the continuations of a node (-1: of the context): one child for each token its voters guess.
   void expand(std::int32_t parent, unsigned max_branches, double min_probability) {
-    const unsigned depth = parent < 0 ? 0 : depth_of(parent) + 1;
+    unsigned depth = 0;
     std::uint32_t first = 0;
-    auto last = static_cast<std::uint32_t>(found_.size());
+    auto last = static_cast<std::uint32_t>(voters_.size());
     double path = 1.0;
     double unlikely = draft_.escape_share;
     if (parent >= 0) {
       const Draft::Node& node = draft_.nodes[static_cast<std::size_t>(parent)];
+      depth = node.depth + 1;
       first = node.first;
       last = node.last;
       path = node.path_probability;
@@ -174,19 +181,19 @@ class Growth {
 
   // Gathers the voters that guess the same token as the one at `at` behind it; returns the end of the group.
   std::uint32_t next_group(std::uint32_t at, std::uint32_t last, double& total) {
-    DraftScratch::Group group{found_[at].guess, at, at, 0, 0.0, at};
+    DraftScratch::Voter* const voters = voters_.data();
+    const Token token = voters[at].guess;
+    DraftScratch::Group group{token, at, at, 0, 0.0, at};
     for (std::uint32_t i = at; i < last; ++i) {
-      if (found_[i].guess != group.token) continue;
-      const auto place = found_.begin() + static_cast<std::ptrdiff_t>(group.last);
-      const auto voter_at = found_.begin() + static_cast<std::ptrdiff_t>(i);
-      std::rotate(place, voter_at, voter_at + 1);  // the others keep their order
-      const Candidate& voter = found_[group.last];
-      if (group.weight == 0.0 || voter.share > found_[group.best].share) group.best = group.last;
+      if (voters[i].guess != token) continue;
+      if (i != group.last) std::rotate(voters + group.last, voters + i, voters + i + 1);  // the others keep their order
+      const DraftScratch::Voter& voter = voters[group.last];
+      if (group.weight == 0.0 || voter.share > voters[group.best].share) group.best = group.last;
       group.weight += static_cast<double>(voter.share);
       group.match_length = std::max(group.match_length, voter.match_length);
       ++group.last;
     }
-    if (group.token != kBorder) {
+    if (token != kBorder) {
       total += group.weight;
       ballot_.push_back(group);
     }
@@ -198,15 +205,16 @@ class Growth {
     const double share = group.weight / total;
     const unsigned length = std::min(group.match_length + depth, kMaxMatch);
     const unsigned context = Calibration::map_context(depth, rank, group.last - group.first, length);
-    const double probability = calibration_.probability(context, share);
+    const Calibration::Knot knot = Calibration::knot_of(context, share);
+    const double probability = calibration_.probability(knot);
     const double reached = path * probability;
     if (reached < min_probability * kConsidered) return;
     draft_.nodes.push_back({.token = group.token,
                             .parent = parent,
+                            .depth = depth,
                             .probability = static_cast<float>(probability),
-                            .source = reading_.source(found_[group.best].log),
-                            .context = static_cast<std::uint16_t>(context),
-                            .share = share,
+                            .source = reading_.source(voters_[group.best].log),
+                            .knot = knot,
                             .path_probability = reached,
                             .first = group.first,
                             .last = group.last});
@@ -219,7 +227,7 @@ class Growth {
   // LZ77 copies do, so that a loop is drafted for as long as it may last.
   void advance_voters(std::int32_t node, std::uint32_t first, std::uint32_t last) {
     for (std::uint32_t i = first; i < last; ++i) {
-      Candidate& voter = found_[i];
+      DraftScratch::Voter& voter = voters_[i];
       ++voter.next;
       if (reading_.is_corpus(voter.log)) {
         voter.guess = reading_.segment(voter.log).at(voter.next);
@@ -236,18 +244,10 @@ class Growth {
 
   // The `at`-th token of the path to `node`; kBorder past its end.
   Token drafted(std::int32_t node, std::size_t at) const {
-    const std::size_t depth = depth_of(node);
+    const std::size_t depth = draft_.nodes[static_cast<std::size_t>(node)].depth;
     if (at > depth) return kBorder;
     for (std::size_t up = depth - at; up > 0; --up) node = draft_.nodes[static_cast<std::size_t>(node)].parent;
     return draft_.nodes[static_cast<std::size_t>(node)].token;
-  }
-
-  unsigned depth_of(std::int32_t node) const {
-    unsigned depth = 0;
-    for (node = draft_.nodes[static_cast<std::size_t>(node)].parent; node >= 0; ++depth) {
-      node = draft_.nodes[static_cast<std::size_t>(node)].parent;
-    }
-    return depth;
   }
 
   const Reading& reading_;
@@ -258,6 +258,7 @@ class Growth {
   std::vector<Candidate>& found_;
   std::vector<SegmentPlace>& corpus_places_;
   std::vector<double>& weights_;
+  std::vector<DraftScratch::Voter>& voters_;
   std::vector<DraftScratch::Group>& ballot_;
   std::vector<DraftScratch::Open>& frontier_;
 };
@@ -344,7 +345,7 @@ SourceCounts Drafter::score(Draft& draft, std::span<const Token> committed, Cali
     for (std::size_t i = static_cast<std::size_t>(draft.at + 1); i < draft.nodes.size(); ++i) {
       const Draft::Node& node = draft.nodes[i];
       if (node.parent != draft.at) continue;
-      calibration.record(node.context, node.share, node.token == token);
+      calibration.record(node.knot, node.token == token);
       if (node.token == token) next = static_cast<std::int32_t>(i);
     }
     draft.alive = next >= 0;

@@ -13,7 +13,7 @@
 namespace paceline {
 
 struct DraftSettings {
-  unsigned max_candidates = 16;
+  unsigned max_candidates = 12;
   double min_probability = 0.1;
 };
 
@@ -39,12 +39,12 @@ struct Draft {
     Token token = 0;
     std::int32_t parent = -1;        // -1: continues the context
     std::int32_t issued = -1;        // index among the nodes handed out; -1: considered only
+    std::uint32_t depth = 0;         // 0: continues the context
     float probability = 0;           // P(accepted | parent accepted)
     Source source = Source::kContext;
-    std::uint16_t context = 0;       // of the probability map
-    double share = 0;                // the map's input
+    Calibration::Knot knot;          // of the probability map
     double path_probability = 0;
-    std::uint32_t first = 0;         // its voters, in `places`
+    std::uint32_t first = 0;         // its voters
     std::uint32_t last = 0;
   };
   struct Place {
@@ -66,7 +66,15 @@ struct Draft {
 
 // What drafting needs for the length of a call, kept for the next.
 struct DraftScratch {
-  // The voters of one node that guess the same token: `found` from first to last.
+  // A place that votes on: what it takes to copy on from there.
+  struct Voter {
+    std::uint32_t log;
+    Position next;          // position of its guess
+    Token guess;            // kBorder: it has none
+    float share;
+    unsigned match_length;  // at the root
+  };
+  // The voters of one node that guess the same token: `voters` from first to last.
   struct Group {
     Token token;
     std::uint32_t first, last;
@@ -84,9 +92,17 @@ struct DraftScratch {
     }
   };
 
+  explicit DraftScratch(std::size_t max_places) {
+    found.reserve(max_places);
+    weights.reserve(max_places);
+    voters.reserve(max_places);
+    ballot.reserve(max_places);
+  }
+
   std::vector<Candidate> found;
   std::vector<SegmentPlace> corpus_places;  // of the last of `found`
   std::vector<double> weights;
+  std::vector<Voter> voters;
   std::vector<Group> ballot;
   std::vector<Open> frontier;  // a heap
 };

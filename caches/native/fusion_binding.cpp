@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "columns.hpp"
 #include "fusion.hpp"
+#include "numpy_arrays.hpp"
 #include "validation.hpp"
 
 namespace nb = nanobind;
@@ -34,60 +34,54 @@ class Fusion {
     check_probability("min_probability", min_probability);
   }
 
-  nb::tuple fuse_batch(const Column<std::int64_t>& offsets, const Column<Token>& token_ids,
-                       const Column<std::int32_t>& parent, const Column<float>& prob,
-                       const Column<std::uint8_t>& source, const Column<std::int64_t>& place_offsets,
-                       const Column<std::int32_t>& place_parent, const Column<Token>& place_token,
-                       const Column<Token>& top_token, const Column<float>& top_prob, const Column<Key>& keys,
-                       const Column<std::int32_t>& max_tokens, std::int64_t max_branches) {
-    const std::size_t num_requests = keys.shape(0);
-    const auto rows = view<std::int64_t>(offsets);
-    const auto places = view<std::int64_t>(place_offsets);
-    const auto budgets = view<std::int32_t>(max_tokens);
-    check_offsets(rows, num_requests, token_ids.shape(0));
-    check_offsets(places, num_requests, place_parent.shape(0));
-    check_limits(budgets, num_requests);
+  nb::tuple fuse_batch(NumpyArray offsets, NumpyArray token_ids,
+                       NumpyArray parent, NumpyArray prob,
+                       NumpyArray source, NumpyArray place_offsets,
+                       NumpyArray place_parent, NumpyArray place_token,
+                       NumpyArray top_token, NumpyArray top_prob, NumpyArray keys,
+                       NumpyArray max_tokens, std::int64_t max_branches) {
+    const auto rows = view<std::int64_t>("offsets", offsets);
+    const RetrievedTree trees{view<Token>("token_ids", token_ids), view<std::int32_t>("parent", parent),
+                              view<float>("prob", prob), view<std::uint8_t>("source", source)};
+    const auto places = view<std::int64_t>("place_offsets", place_offsets);
+    const DrafterView seen{view<std::int32_t>("place_parent", place_parent), view<Token>("place_token", place_token),
+                           view<Token>("top_token", top_token), view<float>("top_prob", top_prob)};
+    const auto owners = view<Key>("keys", keys);
+    const auto budgets = view<std::int32_t>("max_tokens", max_tokens);
+    check_offsets(rows, owners.size(), trees.token.size());
+    check_offsets(places, owners.size(), seen.parent.size());
+    check_limits(budgets, owners.size());
     check_range("max_branches", max_branches, 1, "give 1 (chains) to 16", 16);
-    const std::size_t num_places = place_parent.shape(0);
-    const std::size_t width = num_places == 0 ? 0 : top_token.shape(0) / num_places;
-    check_same("parent", parent.shape(0), token_ids.shape(0));
-    check_same("prob", prob.shape(0), token_ids.shape(0));
-    check_same("source", source.shape(0), token_ids.shape(0));
-    check_same("place_token", place_token.shape(0), num_places);
-    check_same("top_token", top_token.shape(0), num_places * width);
-    check_same("top_prob", top_prob.shape(0), num_places * width);
+    check_same("parent", trees.parent.size(), trees.token.size());
+    check_same("prob", trees.prob.size(), trees.token.size());
+    check_same("source", trees.source.size(), trees.token.size());
+    check_same("place_token", seen.token.size(), seen.parent.size());
+    check_same("top_token", seen.top_token.size(), seen.parent.size() * seen.width());
+    check_same("top_prob", seen.top_prob.size(), seen.top_token.size());
     FusedBatch batch;
     Arrays arrays;
     {
       const nb::gil_scoped_release released;
-      batch.keys.assign(keys.data(), keys.data() + num_requests);
-      batch.drafts.resize(num_requests);
+      batch.keys.assign(owners.begin(), owners.end());
+      batch.drafts.resize(owners.size());
       arrays.offsets.push_back(0);
-      for (std::size_t i = 0; i < num_requests; ++i) {
-        const auto a = static_cast<std::size_t>(rows[i]);
-        const auto n = static_cast<std::size_t>(rows[i + 1]) - a;
-        const auto c = static_cast<std::size_t>(places[i]);
-        const auto m = static_cast<std::size_t>(places[i + 1]) - c;
-        const RetrievedTree tree{view<Token>(token_ids).subspan(a, n), view<std::int32_t>(parent).subspan(a, n),
-                                 view<float>(prob).subspan(a, n), view<std::uint8_t>(source).subspan(a, n)};
-        const DrafterView seen{view<std::int32_t>(place_parent).subspan(c, m), view<Token>(place_token).subspan(c, m),
-                               view<Token>(top_token).subspan(c * width, m * width),
-                               view<float>(top_prob).subspan(c * width, m * width)};
+      for (std::size_t i = 0; i < owners.size(); ++i) {
         const FusionLimits limits{static_cast<std::size_t>(budgets[i]), static_cast<std::size_t>(max_branches),
                                   min_probability_};
-        fuse(tree, seen, mixer(batch.keys[i]), limits, batch.drafts[i]);
+        fuse(part(trees, rows[i], rows[i + 1]), part(seen, places[i], places[i + 1]), mixer(owners[i]), limits,
+             batch.drafts[i]);
         arrays.add(batch.drafts[i]);
       }
     }
-    return nb::make_tuple(to_numpy(std::move(arrays.offsets)), to_numpy(std::move(arrays.token_ids)),
-                          to_numpy(std::move(arrays.parent)), to_numpy(std::move(arrays.prob)),
-                          to_numpy(std::move(arrays.source)), std::move(batch));
+    return nb::make_tuple(to_numpy(arrays.offsets), to_numpy(arrays.token_ids),
+                          to_numpy(arrays.parent), to_numpy(arrays.prob),
+                          to_numpy(arrays.source), std::move(batch));
   }
 
-  nb::object learn_batch(const FusedBatch& batch, const Column<Token>& token_ids,
-                         const Column<std::int64_t>& offsets) {
-    const auto rows = view<std::int64_t>(offsets);
-    const auto tokens = view<Token>(token_ids);
+  nb::object learn_batch(const FusedBatch& batch, NumpyArray token_ids,
+                         NumpyArray offsets) {
+    const auto rows = view<std::int64_t>("offsets", offsets);
+    const auto tokens = view<Token>("token_ids", token_ids);
     check_offsets(rows, batch.drafts.size(), tokens.size());
     std::vector<std::int32_t> accepted;
     const std::scoped_lock lock(mutex_);
@@ -96,7 +90,7 @@ class Fusion {
                                             static_cast<std::size_t>(rows[i + 1] - rows[i]));
       accepted.push_back(static_cast<std::int32_t>(learn(batch.drafts[i], committed, mixers_[batch.keys[i]])));
     }
-    return nb::cast(to_numpy(std::move(accepted)));
+    return to_numpy(accepted);
   }
 
   void forget(Key key) {
@@ -109,10 +103,10 @@ class Fusion {
     return {held.state().begin(), held.state().end()};
   }
 
-  void restore(Key key, const Column<float>& state) {
+  void restore(Key key, NumpyArray state) {
     Mixer restored;
-    if (!restored.restore(view<float>(state))) {
-      refuse("state", std::to_string(state.shape(0)) + " long", "give what `state` returned, finite numbers");
+    if (!restored.restore(view<float>("state", state))) {
+      refuse("state", std::to_string(view<float>("state", state).size()) + " long", "give what `state` returned, finite numbers");
     }
     const std::scoped_lock lock(mutex_);
     mixers_[key] = restored;
@@ -137,6 +131,21 @@ class Fusion {
       offsets.push_back(static_cast<std::int64_t>(token_ids.size()));
     }
   };
+
+  static RetrievedTree part(const RetrievedTree& all, std::int64_t begin, std::int64_t end) {
+    const auto first = static_cast<std::size_t>(begin);
+    const std::size_t length = static_cast<std::size_t>(end) - first;
+    return {all.token.subspan(first, length), all.parent.subspan(first, length), all.prob.subspan(first, length),
+            all.source.subspan(first, length)};
+  }
+
+  static DrafterView part(const DrafterView& all, std::int64_t begin, std::int64_t end) {
+    const auto first = static_cast<std::size_t>(begin);
+    const std::size_t length = static_cast<std::size_t>(end) - first;
+    const std::size_t width = all.width();
+    return {all.parent.subspan(first, length), all.token.subspan(first, length),
+            all.top_token.subspan(first * width, length * width), all.top_prob.subspan(first * width, length * width)};
+  }
 
   static void check_same(const char* name, std::size_t length, std::size_t wanted) {
     if (length != wanted) refuse(name, std::to_string(length) + " long", "give " + std::to_string(wanted));

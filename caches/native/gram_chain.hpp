@@ -63,7 +63,8 @@ class GramChain {
   void prefer_huge_pages() { previous_.prefer_huge_pages(); }
   void map_slots(std::size_t num_slots) { previous_ = Buffer<Position>::mapped(num_slots); }
 
-  void prefetch(std::uint32_t bucket) const { __builtin_prefetch(&heads_[bucket], 1); }
+  void prefetch(std::uint32_t bucket) const { __builtin_prefetch(&heads_[bucket]); }
+  void prefetch_to_link(std::uint32_t bucket) const { __builtin_prefetch(&heads_[bucket], 1); }
   // The position becomes the newest of its bucket. Readers that find it see what was written before.
   void link(std::uint32_t bucket, Position position, std::size_t slot) {
     poke(previous_[slot], heads_[bucket]);

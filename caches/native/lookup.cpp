@@ -7,8 +7,8 @@
 namespace paceline {
 namespace {
 
-constexpr unsigned kVisitsPerCandidate = 4;
-constexpr unsigned kLinksPerVisit = 4;           // room for links of other grams in the same bucket
+constexpr unsigned kLinksPerVisit = 2;           // room for links of other grams in the same bucket
+constexpr unsigned kSpareLinks = 240;            // and for what has been made borders
 constexpr unsigned kMatchedToForgetMisses = 16;  // a copy that went on this long is no longer an edited one
 
 // The tokens before a position of a log, newest first, without a slot to compute for each.
@@ -37,12 +37,12 @@ class ChainWalk {
   // Collects places with shortest <= match length < below along one chain.
   void collect(const GramChain& chain, unsigned shortest, unsigned below) {
     if (context_.size() < chain.gram()) return;
-    unsigned visits = max_candidates_ * kVisitsPerCandidate;
-    unsigned links = visits * kLinksPerVisit;
+    auto visits = static_cast<unsigned>(max_candidates_ - (found_.size() - first_));
+    unsigned links = visits * kLinksPerVisit + kSpareLinks;
     // The context's own last gram is the newest of its chain and has nothing after it yet.
     Position at = own_ ? log_.older(chain, log_.end() - 1) : log_.newest(chain, &context_.back());
     unsigned rank = 0;
-    for (; at != kNone && visits > 0 && links > 0 && !full(); at = log_.older(chain, at), --links) {
+    for (; at != kNone && visits > 0 && links > 0; at = log_.older(chain, at), --links) {
       const unsigned length = match_length(log_, at + 1, context_);
       if (length < shortest) continue;
       --visits;
@@ -59,8 +59,6 @@ class ChainWalk {
   }
 
  private:
-  bool full() const { return found_.size() - first_ >= max_candidates_; }
-
   const TokenLog& log_;
   std::uint32_t log_number_;
   bool own_;
@@ -91,9 +89,30 @@ unsigned num_similar(const TokenLog& log, Position next, std::span<const Token> 
   return equal;
 }
 
+// Asks for what find_candidates will read, both chains at once: each link waits for memory, and so does what it leads
+// to.
+void prefetch_places(const TokenLog& log, std::span<const Token> context, unsigned num_places) {
+  const auto newest = [&](const GramChain& chain) {
+    return context.size() < chain.gram() ? kNone : log.newest(chain, &context.back());
+  };
+  Position of_long = newest(log.long_chain());
+  Position of_short = newest(log.short_chain());
+  for (unsigned i = 0; i < num_places && (of_long != kNone || of_short != kNone); ++i) {
+    if (of_long != kNone) {
+      log.prefetch(of_long);
+      of_long = log.older(log.long_chain(), of_long);
+    }
+    if (of_short != kNone) {
+      log.prefetch(of_short);
+      of_short = log.older(log.short_chain(), of_short);
+    }
+  }
+}
+
 void find_candidates(const TokenLog& log, std::uint32_t log_number, bool own, std::span<const Token> context,
                      unsigned max_candidates, std::vector<Candidate>& found) {
   if (context.empty() || log.empty()) return;
+  if (!own) prefetch_places(log, context, max_candidates);
   ChainWalk walk(log, log_number, own, context, max_candidates, found);
   walk.collect(log.long_chain(), kLongGram, kMaxMatch + 1);
   walk.collect(log.short_chain(), kShortGram, kLongGram);

@@ -38,7 +38,8 @@ unsigned num_similar(const TokenLog& log, Position next, std::span<const Token> 
 
 // Appends to `found` the at most `max_candidates` newest places of `log` whose preceding long gram equals the end of
 // `context`, newest first, and, if there is room, then those that match by at least the short gram but not the long.
-// Visits at most a fixed multiple of max_candidates links. `own`: the log is the context itself.
+// Each place of a chain that matches takes one of max_candidates visits, also where it is no candidate. `own`: the log
+// is the context itself.
 void find_candidates(const TokenLog& log, std::uint32_t log_number, bool own, std::span<const Token> context,
                      unsigned max_candidates, std::vector<Candidate>& found);
 

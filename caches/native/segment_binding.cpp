@@ -1,6 +1,5 @@
 #include "segment_binding.hpp"
 
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
@@ -15,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "columns.hpp"
+#include "numpy_arrays.hpp"
 #include "segment.hpp"
 
 namespace nb = nanobind;
@@ -35,23 +34,23 @@ nb::tuple columns(const std::vector<SegmentPlace>& places) {
     count.push_back(place.count);
     total.push_back(place.total);
   }
-  return nb::make_tuple(to_numpy(std::move(next)), to_numpy(std::move(match_length)), to_numpy(std::move(count)),
-                        to_numpy(std::move(total)));
+  return nb::make_tuple(to_numpy(next), to_numpy(match_length), to_numpy(count),
+                        to_numpy(total));
 }
 
-void build(const std::string& path, const Column<Token>& token_ids, const Column<Position>& places) {
-  const auto text = view<Token>(token_ids);
-  const auto sorted = view<Position>(places);
+void build(const std::string& path, NumpyArray token_ids, NumpyArray places) {
+  const auto text = view<Token>("token_ids", token_ids);
+  const auto sorted = view<Position>("places", places);
   const nb::gil_scoped_release released;
   write_segment(path, text, sorted);
 }
 
-nb::tuple find(const CorpusSegment& segment, const Column<Token>& context, std::int64_t max_candidates) {
+nb::tuple find(const CorpusSegment& segment, NumpyArray context, std::int64_t max_candidates) {
   if (max_candidates < 1 || max_candidates > CorpusSegment::kMaxFound) {
     throw std::invalid_argument("max_candidates is " + std::to_string(max_candidates) + "; give 1 to " +
                                 std::to_string(CorpusSegment::kMaxFound));
   }
-  const auto tokens = view<Token>(context);
+  const auto tokens = view<Token>("context", context);
   std::vector<SegmentPlace> found;
   {
     const nb::gil_scoped_release released;
@@ -61,18 +60,18 @@ nb::tuple find(const CorpusSegment& segment, const Column<Token>& context, std::
 }
 
 // Follows drafted tokens from the longest match of a context on: (match length, places) after each.
-nb::list follow(const CorpusSegment& segment, const Column<Token>& context, const Column<Token>& drafted) {
+nb::list follow(const CorpusSegment& segment, NumpyArray context, NumpyArray drafted) {
   nb::list result;
-  SegmentInterval interval = segment.locate(view<Token>(context));
+  SegmentInterval interval = segment.locate(view<Token>("context", context));
   result.append(nb::make_tuple(interval.match_length, interval.size()));
-  for (const Token token : view<Token>(drafted)) {
+  for (const Token token : view<Token>("drafted", drafted)) {
     interval = segment.extend(interval, token);
     result.append(nb::make_tuple(interval.match_length, interval.size()));
   }
   return result;
 }
 
-nb::ndarray<nb::numpy, Token, nb::ndim<1>> read(const CorpusSegment& segment, std::int64_t start, std::int64_t stop) {
+nb::object read(const CorpusSegment& segment, std::int64_t start, std::int64_t stop) {
   const auto end = static_cast<std::int64_t>(segment.size());
   if (start < 0 || stop < start || stop > end) {
     throw std::invalid_argument("positions " + std::to_string(start) + " to " + std::to_string(stop) +
@@ -80,7 +79,7 @@ nb::ndarray<nb::numpy, Token, nb::ndim<1>> read(const CorpusSegment& segment, st
   }
   std::vector<Token> tokens;
   for (std::int64_t at = start; at < stop; ++at) tokens.push_back(segment.at(static_cast<Position>(at)));
-  return to_numpy(std::move(tokens));
+  return to_numpy(tokens);
 }
 
 void check_integrity(const CorpusSegment& segment) {

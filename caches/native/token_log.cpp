@@ -182,7 +182,7 @@ void TokenLog::index_run(GramChain& chain, Position first, std::size_t count, st
       if (run + i + 1 < chain.gram()) continue;
       const bool is_whole = into + i + 1 >= chain.gram();  // else the gram begins at the ring's last slots
       buckets[i] = is_whole ? chain.bucket(&tokens_[into + i]) : bucket_at(chain, first + static_cast<Position>(i));
-      chain.prefetch(buckets[i]);
+      chain.prefetch_to_link(buckets[i]);
     }
     for (std::size_t i = 0; i < ahead; ++i, ++first) {
       if (++run < chain.gram()) {

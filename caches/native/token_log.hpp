@@ -14,7 +14,7 @@ namespace paceline {
 
 inline constexpr Token kBorder = -1;                // stands between two sequences of a log
 inline constexpr Position kMaxEnd = 0xF0000000u;    // positions are renumbered before they pass this
-inline constexpr unsigned kLongGram = 4;               // chosen by replaying agent traces
+inline constexpr unsigned kLongGram = 3;               // chosen by replaying agent traces
 inline constexpr unsigned kShortGram = 1;             // matches of a single token still pay
 inline constexpr unsigned kMaxGram = kLongGram;
 
@@ -96,6 +96,20 @@ class TokenLog {
   Position older(const GramChain& chain, Position position) const {
     const Position found = chain.previous(slot(position));
     return found < position && found >= begin() ? found : kNone;
+  }
+
+  // Asks for the newest positions of the grams that end at *last, of which `num_tokens` may be read.
+  void prefetch_newest(const Token* last, std::size_t num_tokens) const {
+    for (const Indexed* indexed : {&long_, &short_}) {
+      const GramChain& chain = indexed->chain;
+      if (chain.num_heads() != 0 && num_tokens >= chain.gram()) chain.prefetch(chain.bucket(last));
+    }
+  }
+  // Asks for what looking at a live position reads.
+  void prefetch(Position position) const {
+    const std::size_t at = slot(position);
+    __builtin_prefetch(&tokens_[at]);
+    __builtin_prefetch(&said_[at / kSaidBits]);
   }
 
   // Most bytes that a log of that capacity ever uses, a chain being widened included. Grows with the capacity.

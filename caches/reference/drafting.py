@@ -16,9 +16,8 @@ from paceline.caches.reference.segment import Place, ReferenceSegment
 from paceline.caches.tree import Source
 
 BORDER: Final = -1
-LONG_MATCH: Final = 4
+LONG_MATCH: Final = 3
 MAX_MATCH: Final = 64
-VISITS_PER_CANDIDATE: Final = 4
 
 _MAX_SIMILAR: Final = 16
 _MAX_MISSES: Final = 3
@@ -188,12 +187,16 @@ def num_similar(log: Log, position: int, context: Sequence[int], length: int) ->
 
 
 def find_candidates(log: Log, number: int, context: Sequence[int], most: int) -> list[Candidate]:
-    """The newest places that match by four tokens or more, then those that match by fewer."""
+    """The newest places that match by three tokens or more, then those that match by fewer.
+
+    A place that is looked at and not taken takes a candidate's room too.
+    """
     found: list[Candidate] = []
     for shortest, below in ((LONG_MATCH, MAX_MATCH + 1), (1, LONG_MATCH)):
         num_visits = rank = 0
+        most_visits = most - len(found)
         for position in range(log.end - 1, log.begin, -1):
-            if num_visits == most * VISITS_PER_CANDIDATE or len(found) == most:
+            if num_visits == most_visits:
                 break
             length = match_length(log, position, context)
             if length < shortest:

@@ -99,7 +99,7 @@ class ReferenceIndex:
         shared_capacity: int = 4_194_304,
         max_sessions: int = 1024,
         max_session_tokens: int = 33_554_432,
-        max_candidates: int = 16,
+        max_candidates: int = 12,
         min_probability: float = 0.1,
     ) -> None:
         self._shared_capacity = shared_capacity

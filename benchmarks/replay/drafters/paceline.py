@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from paceline.benchmarks.replay.base import Draft, Memory, TokenIds
 from paceline.caches._native import CorpusSegment, DraftIndex
@@ -48,7 +49,7 @@ class PacelineDrafter:
             self._index.attach_corpora(scope_id, self._segments)
         self._handles[request_id], _ = self._index.begin(
             prompt_ids,
-            read_scopes=np.array([scope_id], np.int32),
+            read_scopes=_reads(scope_id),
             write_scope=scope_id,
             session=session_key(session_id),
         )
@@ -74,11 +75,27 @@ class PacelineDrafter:
         """Add the request to the scope's log."""
         self._index.finish(self._handles.pop(request_id))
 
+    def learned(self, scope: str) -> npt.NDArray[np.float32]:
+        """What it has learned of its drafts in the scope: see `DraftIndex.calibration`."""
+        scope_id = self._index.scope(scope)
+        return self._index.calibration(read_scopes=_reads(scope_id), write_scope=scope_id)
+
+    def go_on_from(self, scope: str, learned: npt.NDArray[np.float32]) -> None:
+        """Draft in the scope from what was learned elsewhere."""
+        scope_id = self._index.scope(scope)
+        self._index.set_calibration(
+            read_scopes=_reads(scope_id), write_scope=scope_id, state=learned
+        )
+
     def memory(self) -> Memory | None:
         """By the index's own account: shared log and kept contexts."""
         stats = self._index.stats()
         num_tokens = stats["shared_tokens"] + stats["context_tokens"]
         return Memory(stats["bytes"], num_tokens) if num_tokens else None
+
+
+def _reads(scope_id: int) -> npt.NDArray[np.int32]:
+    return np.array([scope_id], np.int32)
 
 
 def session_key(session_id: str) -> int:

@@ -62,7 +62,7 @@ class NativeAgainstReference(RuleBasedStateMachine):
         shared_capacity=st.sampled_from([2, 3, 20, MAX_SHARED]),
         max_sessions=st.sampled_from([1024, 1024, 2, 0]),
         max_session_tokens=st.sampled_from([100_000, 100_000, 60, 0]),
-        max_candidates=st.sampled_from([16, 32]),
+        max_candidates=st.sampled_from([12, 16, 32]),
         min_probability=st.sampled_from([0.01, 0.1, 0.5]),
     )
     def start(self, **chosen: Any) -> None:
