@@ -22,8 +22,10 @@ class DraftIndex:
     one request that has none.
 
     A log is a ring of tokens with hashed k-gram chains (previous-occurrence arrays and head tables,
-    as in LZ match finders). Every method releases the GIL and may be called from any thread. Adding
-    tokens, of whatever length, does not keep other threads from drafting.
+    as in LZ match finders). Every method may be called from any thread and releases the GIL, but
+    for `propose` and `commit` of a few requests: they take a few microseconds, and to get the GIL
+    back from another thread takes longer. Adding tokens, of whatever length, does not keep other
+    threads from drafting.
 
     Args:
         shared_capacity: tokens each shared log keeps; the oldest are overwritten. In [2, 2**31];
@@ -32,7 +34,8 @@ class DraftIndex:
             used out first. 0 keeps none.
         max_session_tokens: tokens that the kept contexts may hold together (about 20 bytes each);
             >= 0.
-        max_candidates: earlier places a lookup verifies per log. In [1, 256].
+        max_candidates: most earlier places a lookup verifies per log; four once a copy has gone on
+            for 16 tokens. In [1, 256].
         min_probability: no node is handed out whose path from the context has a lower calibrated
             probability than this. In (0, 1].
 

@@ -7,6 +7,9 @@ namespace paceline {
 namespace {
 
 constexpr std::size_t kMaxCursors = 4;
+// Once a copy has gone on for this long, hardly any other place has a say: fewer are looked for.
+constexpr unsigned kFollowedLong = 16;
+constexpr unsigned kCandidatesBeside = 4;
 constexpr double kLearningRate = 0.05;
 constexpr float kLeastShare = 0.01f;  // of a place that votes: those with less cost time and change nothing
 // Nodes down to this part of min_probability are kept and learned from: what fell silent can rise again.
@@ -36,6 +39,8 @@ class Growth {
     for (const TokenLog* log : logs_.subspan(1)) {
       if (log != nullptr && !context.empty()) log->prefetch_newest(&context.back(), context.size());
     }
+    const bool follows_long = !trail_.cursors.empty() && trail_.cursors.front().num_matched >= kFollowedLong;
+    if (follows_long) max_candidates = std::min(max_candidates, kCandidatesBeside);
     for (const Cursor& cursor : trail_.cursors) add_cursor(cursor, context);
     const std::size_t num_cursors = found_.size();
     for (std::uint32_t i = 0; i < logs_.size(); ++i) {

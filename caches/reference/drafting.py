@@ -22,6 +22,8 @@ _MAX_SIMILAR: Final = 16
 _MAX_MISSES: Final = 3
 _MATCHED_TO_FORGET_MISSES: Final = 16
 _MAX_CURSORS: Final = 4
+_FOLLOWED_LONG: Final = 16
+_CANDIDATES_BESIDE: Final = 4
 _LEARNING_RATE: Final = 0.05
 _CONSIDERED: Final = 0.3
 _LEAST_SHARE: Final = float(np.float32(0.01))
@@ -288,6 +290,8 @@ def _advanced(
 def _gather(logs: Sequence[Log | None], trail: Trail, max_candidates: int) -> list[Candidate]:
     assert logs[0] is not None
     context = logs[0].tokens
+    if trail.cursors and trail.cursors[0].num_matched >= _FOLLOWED_LONG:
+        max_candidates = min(max_candidates, _CANDIDATES_BESIDE)
     gathered = []
     for cursor in trail.cursors:
         log = logs[cursor.log]
