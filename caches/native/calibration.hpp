@@ -32,6 +32,16 @@ struct PlaceTraits {
   std::int64_t distance = 0;   // from the place last copied rightly
 };
 
+// What is known of a node when its share becomes a probability.
+struct NodeTraits {
+  unsigned depth = 0;         // 0: continues the context
+  unsigned rank = 0;          // among its siblings, likeliest first
+  unsigned num_votes = 0;     // places behind it
+  unsigned match_length = 0;  // of the longest of them, its own path included; at most kMaxMatch
+  bool is_own = false;        // whether the heaviest of them lies in the request's own context
+  bool was_said = false;      // whether the model said the token there
+};
+
 inline constexpr unsigned kNumFeatures = 6;
 using PlaceFeatures = std::array<std::uint16_t, kNumFeatures>;
 
@@ -45,7 +55,7 @@ PlaceFeatures features_of(const PlaceTraits& traits);
 // place's score is the sum of one weight for each trait; P(token) is the share of the places that guess it in the sum
 // of exp(score). The first token committed after a draft is one step of gradient on its log-likelihood.
 //
-// *The probability map* turns such a share into an observed frequency, by depth, rank and agreement: the adaptive
+// *The probability map* turns such a share into an observed frequency, by depth, rank, agreement, match and kind of text: the adaptive
 // probability map of context-mixing compressors (Mahoney, PAQ).
 class Calibration {
  public:
@@ -67,7 +77,7 @@ class Calibration {
   };
   static Knot knot_of(unsigned context, double share);
   // Context of the probability map for a node.
-  static unsigned map_context(unsigned depth, unsigned rank, unsigned num_votes, unsigned match_length);
+  static unsigned map_context(const NodeTraits& traits);
   double probability(const Knot& knot) const;
   void record(const Knot& knot, bool hit);
 

@@ -196,9 +196,14 @@ class Growth {
   void consider(std::int32_t parent, unsigned depth, unsigned rank, double total, double path, double min_probability) {
     const DraftScratch::Group& group = ballot_[rank];
     const double share = group.weight / total;
-    const unsigned length = std::min(group.match_length + depth, kMaxMatch);
-    const unsigned context = Calibration::map_context(depth, rank, group.last - group.first, length);
-    const Calibration::Knot knot = Calibration::knot_of(context, share);
+    const DraftScratch::Voter& best = voters_[group.best];
+    const NodeTraits traits{.depth = depth,
+                            .rank = rank,
+                            .num_votes = group.last - group.first,
+                            .match_length = std::min(group.match_length + depth, kMaxMatch),
+                            .is_own = best.log == 0,
+                            .was_said = was_said(best)};
+    const Calibration::Knot knot = Calibration::knot_of(Calibration::map_context(traits), share);
     const double probability = calibration_.probability(knot);
     const double reached = path * probability;
     if (reached < min_probability * kConsidered) return;
@@ -206,7 +211,7 @@ class Growth {
                             .parent = parent,
                             .depth = depth,
                             .probability = static_cast<float>(probability),
-                            .source = source_of(voters_[group.best].log),
+                            .source = source_of(best.log),
                             .knot = knot,
                             .path_probability = reached,
                             .first = group.first,
@@ -214,6 +219,12 @@ class Growth {
     if (reached < min_probability) return;
     frontier_.push_back({reached, static_cast<std::uint32_t>(draft_.nodes.size() - 1)});
     std::push_heap(frontier_.begin(), frontier_.end());
+  }
+
+  // What is copied from the draft itself is what the model would say.
+  bool was_said(const DraftScratch::Voter& voter) const {
+    const TokenLog& log = *logs_[voter.log];
+    return voter.next >= log.end() || log.was_said(voter.next);
   }
 
   // Moves a node's voters past its token. A copy that reaches the end of the context goes on in the draft itself, as

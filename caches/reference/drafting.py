@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from paceline.caches.reference.calibration import Calibration, Traits, map_context
+from paceline.caches.reference.calibration import Calibration, NodeTraits, Traits
 from paceline.caches.tree import Source
 
 BORDER: Final = -1
@@ -215,7 +215,7 @@ def draft(
     _rank(made, logs, trail, calibration)
     voters = [replace(place) for place in made.places if place.share >= _LEAST_SHARE]
     frontier = made.roots = _children(
-        None, voters, made.escape_share, calibration, max_branches, min_probability
+        None, voters, made.escape_share, logs, calibration, max_branches, min_probability
     )
     made.considered = made.roots
     while frontier and len(made.issued) < max_tokens:
@@ -229,7 +229,7 @@ def draft(
         if len(made.issued) < max_tokens:
             _advance_voters(node, logs)
             node.children = _children(
-                node, node.voters, 0.0, calibration, max_branches, min_probability
+                node, node.voters, 0.0, logs, calibration, max_branches, min_probability
             )
             frontier = frontier + node.children
     return made
@@ -353,6 +353,7 @@ def _children(
     parent: Node | None,
     voters: Sequence[Candidate],
     unlikely: float,
+    logs: Sequence[Log | None],
     calibration: Calibration,
     max_branches: int,
     min_probability: float,
@@ -373,11 +374,19 @@ def _children(
     for rank, token in enumerate(ballot):
         group = groups[token]
         share = weights[token] / total
-        length = min(max(voter.match_length for voter in group) + depth, MAX_MATCH)
-        context = map_context(depth, rank, len(group), length)
+        best = max(group, key=lambda voter: voter.share)
+        log = logs[best.log]
+        assert log is not None
+        context = NodeTraits(
+            depth=depth,
+            rank=rank,
+            num_votes=len(group),
+            match_length=min(max(voter.match_length for voter in group) + depth, MAX_MATCH),
+            is_own=best.log == 0,
+            was_said=best.next >= log.end or log.was_said(best.next),
+        ).map_context()
         probability = calibration.probability(context, share)
         if reached * probability >= min_probability * _CONSIDERED:
-            best = max(group, key=lambda voter: voter.share)
             children.append(
                 Node(
                     token,
