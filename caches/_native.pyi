@@ -6,11 +6,13 @@ import numpy.typing as npt
 def initial_calibration() -> npt.NDArray[np.float32]:
     """What every calibration starts from: the numbers behind its weights and probabilities."""
 
-def calibration_shape() -> tuple[int, int, int]:
-    """(num_weights, num_contexts, num_knots) of a calibration's numbers.
+def calibration_shape() -> tuple[int, int, int, int, int]:
+    """(num_weights, num_length_weights, num_lengths, num_contexts, num_knots) of its numbers.
 
-    First come the weights that rank places, then of each context of the probability map the trials
-    at its knots, which are half a logit apart and lie around 0, then the hits in the same order.
+    First come the weights that rank places, of which the first num_length_weights are those of
+    match lengths, num_lengths of rising length for each kind of place; then of each context of the
+    probability map the trials at its knots, which are half a logit apart and lie around 0, then the
+    hits in the same order.
     """
 
 class DraftIndex:

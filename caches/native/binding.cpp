@@ -91,7 +91,8 @@ std::vector<float> initial_state() {
 
 nb::tuple calibration_shape() {
   const Calibration::Shape shape = Calibration::shape();
-  return nb::make_tuple(shape.num_weights, shape.num_contexts, shape.num_knots);
+  return nb::make_tuple(shape.num_weights, shape.num_length_weights, shape.num_lengths, shape.num_contexts,
+                        shape.num_knots);
 }
 
 nb::object calibration(DraftIndex& index, NumpyArray read_scopes, ScopeId write_scope) {

@@ -165,7 +165,7 @@ void Calibration::record(const Knot& knot, bool hit) {
   }
 }
 
-Calibration::Shape Calibration::shape() { return {kMap, kNumContexts, kNumKnots}; }
+Calibration::Shape Calibration::shape() { return {kMap, kRankWeights, kNumLengths, kNumContexts, kNumKnots}; }
 
 bool Calibration::restore(std::span<const float> state) {
   if (state.size() != table_.size()) return false;

@@ -81,9 +81,9 @@ class Calibration {
   double probability(const Knot& knot) const;
   void record(const Knot& knot, bool hit);
 
-  // How the state is laid out: the weights, then of each context of the map the trials at its knots, then their hits.
+  // How the state is laid out: the weights (first those of match lengths, each kind's by rising length), then of each context of the map the trials at its knots, then their hits.
   struct Shape {
-    std::size_t num_weights, num_contexts, num_knots;
+    std::size_t num_weights, num_length_weights, num_lengths, num_contexts, num_knots;
   };
   static Shape shape();
   // Everything learned, to be kept and restored.

@@ -167,7 +167,7 @@ void test_a_fresh_map_rises() {
 void test_a_fresh_ranking_prefers_long_matches() {
   const Calibration calibration;
   float previous = -100.0f;
-  for (const unsigned length : {0u, 1u, 8u, 17u, kMaxMatch}) {
+  for (const unsigned length : {0u, 1u, 4u, 32u, kMaxMatch}) {
     const float score = calibration.score(features_of({.match_length = length, .longest = length})) -
                         calibration.escape_score(length, 1);
     expect(score > previous, "a longer match leaves less to the case that no place is right");
