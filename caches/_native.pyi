@@ -15,11 +15,13 @@ def fitted_weights() -> npt.NDArray[np.int64]:
     sources start as the workload's.
     """
 
-def calibration_shape() -> tuple[int, int, int]:
-    """(num_weights, num_contexts, num_knots) of a calibration's numbers.
+def calibration_shape() -> tuple[int, int, int, int, int]:
+    """(num_weights, num_length_weights, num_lengths, num_contexts, num_knots) of its numbers.
 
-    First come the weights that rank places, then of each context of the probability map the trials
-    at its knots, which are half a logit apart and lie around 0, then the hits in the same order.
+    First come the weights that rank places, of which the first num_length_weights are those of
+    match lengths, num_lengths of rising length for each kind of place; then of each context of the
+    probability map the trials at its knots, which are half a logit apart and lie around 0, then the
+    hits in the same order.
     """
 
 class DraftIndex:
@@ -31,8 +33,10 @@ class DraftIndex:
     the same write scope, or with the one request that has neither.
 
     A log is a ring of tokens with hashed k-gram chains (previous-occurrence arrays and head tables,
-    as in LZ match finders). Every method releases the GIL and may be called from any thread. Adding
-    tokens, of whatever length, does not keep other threads from drafting.
+    as in LZ match finders). Every method may be called from any thread and releases the GIL, but
+    for `propose` and `commit` of a few requests: they take a few microseconds, and to get the GIL
+    back from another thread takes longer. Adding tokens, of whatever length, does not keep other
+    threads from drafting.
 
     Args:
         shared_capacity: tokens each shared log keeps; the oldest are overwritten. In [2, 2**31];
@@ -41,7 +45,8 @@ class DraftIndex:
             used out first. 0 keeps none.
         max_session_tokens: tokens that the kept contexts may hold together (about 20 bytes each);
             >= 0.
-        max_candidates: earlier places a lookup verifies per log. In [1, 256].
+        max_candidates: most earlier places a lookup verifies per log; four once a copy has gone on
+            for 16 tokens. In [1, 256].
         min_probability: no node is handed out whose path from the context has a lower calibrated
             probability than this. In (0, 1].
 

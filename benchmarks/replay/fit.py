@@ -28,6 +28,7 @@ MIN_PROBABILITY: Final = 0.05
 """Of the drafts learned from: below what is drafted in use, so that doubtful nodes are met."""
 KNOTS_PER_LOGIT: Final = 2.0
 BLANK_TRIALS: Final = 8.0
+LENGTH_STEP: Final = 0.5
 LEAST_TRIALS: Final = 5.0
 IDENTITY_WEIGHT: Final = 0.125
 MOST_OFFSET: Final = 3.0
@@ -97,11 +98,17 @@ def fit_prior(
 
 
 def blank_state() -> State:
-    """A calibration that knows nothing: all places alike, shares taken for probabilities."""
-    num_weights, num_contexts, num_knots = calibration_shape()
+    """A calibration that knows of places only that longer matches are better.
+
+    Lengths that the traces hardly have would otherwise never count. Shares are taken for
+    probabilities.
+    """
+    num_weights, num_length_weights, num_lengths, num_contexts, num_knots = calibration_shape()
+    weights = np.zeros(num_weights)
+    weights[:num_length_weights] = LENGTH_STEP * (np.arange(num_length_weights) % num_lengths)
     expected = BLANK_TRIALS / (1.0 + np.exp(-knot_logits(num_knots)))
     counts = [np.full(num_contexts * num_knots, BLANK_TRIALS), np.tile(expected, num_contexts)]
-    state: State = np.concatenate([np.zeros(num_weights), *counts]).astype(np.float32)
+    state: State = np.concatenate([weights, *counts]).astype(np.float32)
     return state
 
 
@@ -113,7 +120,7 @@ def knot_logits(num_knots: int) -> Values:
 
 def prior_of(state: Values) -> Prior:
     """A state's weights, and a line through each context of its probability map."""
-    num_weights, num_contexts, num_knots = calibration_shape()
+    num_weights, _, _, num_contexts, num_knots = calibration_shape()
     trials, hits = state[num_weights:].reshape(2, num_contexts, num_knots)
     lines = [_line(*counts) for counts in zip(trials, hits, strict=True)]
     offsets, slopes = np.array(lines).T

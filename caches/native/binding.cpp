@@ -28,6 +28,11 @@ using namespace nb::literals;
 namespace paceline {
 namespace {
 
+// Calls of so few requests keep the GIL: what they take is less than what it takes to get it back from another thread.
+// No lock of the index is held by a thread that waits for the GIL.
+constexpr std::size_t kFewRequests = 4;
+constexpr std::size_t kFewTokens = 1024;
+
 std::uint64_t checked_key(const char* name, std::int64_t key) {
   check_range(name, key, 0, "give 0 (none) or a positive key");
   return static_cast<std::uint64_t>(key);
@@ -65,6 +70,8 @@ void commit(DraftIndex& index, NumpyArray handles, NumpyArray token_ids, NumpyAr
   const auto batch = view<Handle>("handles", handles);
   const auto tokens = view<Token>("token_ids", token_ids);
   const auto bounds = view<std::int64_t>("offsets", offsets);
+  const bool is_short = batch.size() <= kFewRequests && tokens.size() <= kFewTokens;
+  if (is_short && index.try_commit(batch, tokens, bounds)) return;
   const nb::gil_scoped_release released;
   index.commit(batch, tokens, bounds);
 }
@@ -72,11 +79,13 @@ void commit(DraftIndex& index, NumpyArray handles, NumpyArray token_ids, NumpyAr
 nb::tuple propose(DraftIndex& index, NumpyArray handles, NumpyArray max_tokens, std::int64_t max_branches) {
   const auto batch = view<Handle>("handles", handles);
   const auto limits = view<std::int32_t>("max_tokens", max_tokens);
-  DraftBatch drafts;
-  {
+  std::optional<DraftBatch> tried;
+  if (batch.size() <= kFewRequests) tried = index.try_propose(batch, limits, max_branches);
+  if (!tried) {
     const nb::gil_scoped_release released;
-    drafts = index.propose(batch, limits, max_branches);
+    tried = index.propose(batch, limits, max_branches);
   }
+  const DraftBatch& drafts = *tried;
   return nb::make_tuple(to_numpy(drafts.offsets), to_numpy(drafts.token_ids),
                         to_numpy(drafts.parent), to_numpy(drafts.prob),
                         to_numpy(drafts.source));
@@ -89,7 +98,8 @@ std::vector<float> initial_state() {
 
 nb::tuple calibration_shape() {
   const Calibration::Shape shape = Calibration::shape();
-  return nb::make_tuple(shape.num_weights, shape.num_contexts, shape.num_knots);
+  return nb::make_tuple(shape.num_weights, shape.num_length_weights, shape.num_lengths, shape.num_contexts,
+                        shape.num_knots);
 }
 
 nb::object fitted_weights() {

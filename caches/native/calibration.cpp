@@ -44,7 +44,7 @@ constexpr unsigned kNumFitted = 2;  // sources that the priors were fitted for: 
 constexpr unsigned kNumDepths = 4;
 constexpr unsigned kNumNodeRanks = 4;
 constexpr unsigned kNumMapLengths = 5;
-constexpr unsigned kNumContexts = kNumDepths * kNumNodeRanks * 2 * kNumMapLengths;
+constexpr unsigned kNumContexts = kNumDepths * kNumNodeRanks * 2 * kNumMapLengths * 2 * 2;
 constexpr unsigned kNumKnots = 25;  // at every half of a logit from -6 to 6
 constexpr double kKnotsPerLogit = 2.0;
 constexpr float kPriorTrials = 16.0f;
@@ -170,11 +170,12 @@ std::size_t Calibration::escape_index(unsigned longest, std::size_t num_candidat
   return kEscapeWeights + kLengthBuckets[longest] * kNumCrowds + crowd;
 }
 
-unsigned Calibration::map_context(unsigned depth, unsigned rank, unsigned num_votes, unsigned match_length) {
-  const unsigned level = depth == 0 ? 0 : depth < 3 ? 1 : depth < 8 ? 2 : 3;
-  const unsigned place = level * kNumNodeRanks + std::min(rank, kNumNodeRanks - 1);
-  const unsigned several = num_votes > 1 ? 1 : 0;
-  return (place * 2 + several) * kNumMapLengths + kLengthBuckets[match_length] / 3;
+unsigned Calibration::map_context(const NodeTraits& traits) {
+  const unsigned level = traits.depth == 0 ? 0 : traits.depth < 3 ? 1 : traits.depth < 8 ? 2 : 3;
+  const unsigned place = level * kNumNodeRanks + std::min(traits.rank, kNumNodeRanks - 1);
+  const unsigned votes = place * 2 + (traits.num_votes > 1 ? 1 : 0);
+  const unsigned length = votes * kNumMapLengths + kLengthBuckets[traits.match_length] / 3;
+  return (length * 2 + (traits.is_own ? 1 : 0)) * 2 + (traits.was_said ? 1 : 0);
 }
 
 Calibration::Knot Calibration::knot_of(unsigned context, double share) {
@@ -206,7 +207,7 @@ void Calibration::record(const Knot& knot, bool hit) {
   }
 }
 
-Calibration::Shape Calibration::shape() { return {kMap, kNumContexts, kNumKnots}; }
+Calibration::Shape Calibration::shape() { return {kMap, kRankWeights, kNumLengths, kNumContexts, kNumKnots}; }
 
 bool Calibration::restore(std::span<const float> state) {
   if (state.size() != table_.size()) return false;

@@ -42,6 +42,16 @@ struct PlaceTraits {
   std::uint32_t total = 0;     // of all places of that match; these take the place of age and distance
 };
 
+// What is known of a node when its share becomes a probability.
+struct NodeTraits {
+  unsigned depth = 0;         // 0: continues the context
+  unsigned rank = 0;          // among its siblings, likeliest first
+  unsigned num_votes = 0;     // places behind it
+  unsigned match_length = 0;  // of the longest of them, its own path included; at most kMaxMatch
+  bool is_own = false;        // whether the heaviest of them lies in the request's own context
+  bool was_said = false;      // whether the model said the token there
+};
+
 inline constexpr unsigned kNumFeatures = 6;
 using PlaceFeatures = std::array<std::uint16_t, kNumFeatures>;
 
@@ -55,7 +65,7 @@ PlaceFeatures features_of(const PlaceTraits& traits);
 // place's score is the sum of one weight for each trait; P(token) is the share of the places that guess it in the sum
 // of exp(score). The first token committed after a draft is one step of gradient on its log-likelihood.
 //
-// *The probability map* turns such a share into an observed frequency, by depth, rank and agreement: the adaptive
+// *The probability map* turns such a share into an observed frequency, by depth, rank, agreement, match and kind of text: the adaptive
 // probability map of context-mixing compressors (Mahoney, PAQ).
 class Calibration {
  public:
@@ -77,13 +87,13 @@ class Calibration {
   };
   static Knot knot_of(unsigned context, double share);
   // Context of the probability map for a node.
-  static unsigned map_context(unsigned depth, unsigned rank, unsigned num_votes, unsigned match_length);
+  static unsigned map_context(const NodeTraits& traits);
   double probability(const Knot& knot) const;
   void record(const Knot& knot, bool hit);
 
-  // How the state is laid out: the weights, then of each context of the map the trials at its knots, then their hits.
+  // How the state is laid out: the weights (first those of match lengths, each kind's by rising length), then of each context of the map the trials at its knots, then their hits.
   struct Shape {
-    std::size_t num_weights, num_contexts, num_knots;
+    std::size_t num_weights, num_length_weights, num_lengths, num_contexts, num_knots;
   };
   static Shape shape();
   // Where in the state the weights lie that priors are fitted for (of the context and the workload, and of the escape),

@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::int64_t kMaxBranches = 16;
 constexpr std::int32_t kMaxReserved = 256;  // nodes of a tree; larger ones grow
+constexpr std::size_t kPlacesReserved = 64;
 
 const IndexSettings& checked(const IndexSettings& settings) {
   check_range("shared_capacity", settings.shared_capacity, kMinCapacity, "give 2 to 2147483648 tokens", kMaxCapacity);
@@ -225,10 +226,22 @@ Handle DraftIndex::open(std::unique_ptr<Request> opened, std::size_t num_deletio
 
 void DraftIndex::commit(std::span<const Handle> handles, std::span<const Token> token_ids,
                         std::span<const std::int64_t> offsets) {
+  const std::shared_lock lock(mutex_);
+  commit_locked(handles, token_ids, offsets);
+}
+
+bool DraftIndex::try_commit(std::span<const Handle> handles, std::span<const Token> token_ids,
+                            std::span<const std::int64_t> offsets) {
+  const std::shared_lock lock(mutex_, std::try_to_lock);
+  if (lock) commit_locked(handles, token_ids, offsets);
+  return lock.owns_lock();
+}
+
+void DraftIndex::commit_locked(std::span<const Handle> handles, std::span<const Token> token_ids,
+                               std::span<const std::int64_t> offsets) {
   check_tokens("token_ids", token_ids);
   check_offsets(offsets, handles.size(), token_ids.size());
   Reading reading;
-  const std::shared_lock lock(mutex_);
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
     const auto committed = token_ids.subspan(static_cast<std::size_t>(offsets[i]),
@@ -269,14 +282,27 @@ std::int64_t DraftIndex::num_tokens(Handle handle) const {
 
 DraftBatch DraftIndex::propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
                                std::int64_t max_branches) {
+  const std::shared_lock lock(mutex_);
+  return propose_locked(handles, max_tokens, max_branches);
+}
+
+std::optional<DraftBatch> DraftIndex::try_propose(std::span<const Handle> handles,
+                                                  std::span<const std::int32_t> max_tokens,
+                                                  std::int64_t max_branches) {
+  const std::shared_lock lock(mutex_, std::try_to_lock);
+  if (!lock) return std::nullopt;
+  return propose_locked(handles, max_tokens, max_branches);
+}
+
+DraftBatch DraftIndex::propose_locked(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
+                                      std::int64_t max_branches) {
   check_range("max_branches", max_branches, 1, "give 1 (chains) to 16", kMaxBranches);
   check_limits(max_tokens, handles.size());
   DraftBatch batch;
   batch.reserve(handles.size(), max_tokens);
   batch.offsets.push_back(0);
   Reading reading;
-  DraftScratch scratch(2 * static_cast<std::size_t>(settings_.max_candidates) + kMaxReserved / 8);
-  const std::shared_lock lock(mutex_);
+  DraftScratch scratch(kPlacesReserved);
   for (const Handle handle : handles) request(handle);
   for (std::size_t i = 0; i < handles.size(); ++i) {
     Request& open = request(handles[i]);

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <span>
 #include <stdexcept>
@@ -148,6 +149,11 @@ class DraftIndex {
                std::span<const std::uint8_t> read_sources = {});
   void commit(std::span<const Handle> handles, std::span<const Token> token_ids,
               std::span<const std::int64_t> offsets);
+  // The same without waiting for who changes the tables: false or nothing if they would have to.
+  bool try_commit(std::span<const Handle> handles, std::span<const Token> token_ids,
+                  std::span<const std::int64_t> offsets);
+  std::optional<DraftBatch> try_propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
+                                        std::int64_t max_branches = 1);
   void truncate(Handle handle, std::int64_t num_tokens);
   std::int64_t num_tokens(Handle handle) const;
   DraftBatch propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
@@ -176,6 +182,10 @@ class DraftIndex {
   struct Restored;
   struct Scope;
 
+  void commit_locked(std::span<const Handle> handles, std::span<const Token> token_ids,
+                     std::span<const std::int64_t> offsets);
+  DraftBatch propose_locked(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
+                            std::int64_t max_branches);
   Request& request(Handle handle) const;
   Scope& open_scope(ScopeId scope_id) const;
   std::shared_ptr<Scope> held_scope(ScopeId scope_id) const;

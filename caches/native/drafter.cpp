@@ -7,6 +7,9 @@ namespace paceline {
 namespace {
 
 constexpr std::size_t kMaxCursors = 4;
+// Once a copy has gone on for this long, hardly any other place has a say: fewer are looked for.
+constexpr unsigned kFollowedLong = 16;
+constexpr unsigned kCandidatesBeside = 4;
 constexpr double kLearningRate = 0.05;
 constexpr float kLeastShare = 0.01f;  // of a place that votes: those with less cost time and change nothing
 // Nodes down to this part of min_probability are kept and learned from: what fell silent can rise again.
@@ -35,6 +38,8 @@ class Growth {
     for (const TokenLog* log : logs_.subspan(1)) {
       if (log != nullptr && !context.empty()) log->prefetch_newest(&context.back(), context.size());
     }
+    const bool follows_long = !trail_.cursors.empty() && trail_.cursors.front().num_matched >= kFollowedLong;
+    if (follows_long) max_candidates = std::min(max_candidates, kCandidatesBeside);
     for (const Cursor& cursor : trail_.cursors) add_cursor(cursor, context);
     const std::size_t num_cursors = found_.size();
     for (std::uint32_t i = 0; i < logs_.size(); ++i) {
@@ -203,9 +208,14 @@ class Growth {
   void consider(std::int32_t parent, unsigned depth, unsigned rank, double total, double path, double min_probability) {
     const DraftScratch::Group& group = ballot_[rank];
     const double share = group.weight / total;
-    const unsigned length = std::min(group.match_length + depth, kMaxMatch);
-    const unsigned context = Calibration::map_context(depth, rank, group.last - group.first, length);
-    const Calibration::Knot knot = Calibration::knot_of(context, share);
+    const DraftScratch::Voter& best = voters_[group.best];
+    const NodeTraits traits{.depth = depth,
+                            .rank = rank,
+                            .num_votes = group.last - group.first,
+                            .match_length = std::min(group.match_length + depth, kMaxMatch),
+                            .is_own = best.log == 0,
+                            .was_said = was_said(best)};
+    const Calibration::Knot knot = Calibration::knot_of(Calibration::map_context(traits), share);
     const double probability = calibration_.probability(knot);
     const double reached = path * probability;
     if (reached < min_probability * kConsidered) return;
@@ -213,7 +223,7 @@ class Growth {
                             .parent = parent,
                             .depth = depth,
                             .probability = static_cast<float>(probability),
-                            .source = reading_.source(voters_[group.best].log),
+                            .source = reading_.source(best.log),
                             .knot = knot,
                             .path_probability = reached,
                             .first = group.first,
@@ -221,6 +231,13 @@ class Growth {
     if (reached < min_probability) return;
     frontier_.push_back({reached, static_cast<std::uint32_t>(draft_.nodes.size() - 1)});
     std::push_heap(frontier_.begin(), frontier_.end());
+  }
+
+  // What is copied from the draft itself is what the model would say.
+  bool was_said(const DraftScratch::Voter& voter) const {
+    if (reading_.is_corpus(voter.log)) return false;
+    const TokenLog& log = *logs_[voter.log];
+    return voter.next >= log.end() || log.was_said(voter.next);
   }
 
   // Moves a node's voters past its token. A copy that reaches the end of the context goes on in the draft itself, as

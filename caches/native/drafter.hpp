@@ -13,7 +13,7 @@
 namespace paceline {
 
 struct DraftSettings {
-  unsigned max_candidates = 12;
+  unsigned max_candidates = 12;  // a log; fewer beside a copy that goes on for long
   double min_probability = 0.1;
 };
 

@@ -41,7 +41,7 @@ _FOLLOWED_WEIGHTS: Final = _SIMILAR_WEIGHTS + _NUM_SOURCES * (_MAX_SIMILAR + 1) 
 _PLACE_WEIGHTS: Final = _FOLLOWED_WEIGHTS + _NUM_SOURCES * (_MAX_MISSES + 1) * _NUM_FOLLOWED
 _ESCAPE_WEIGHTS: Final = _PLACE_WEIGHTS + _NUM_SOURCES * _NUM_DISTANCES * _NUM_AGES
 _MAP: Final = _ESCAPE_WEIGHTS + _NUM_LENGTHS * _NUM_CROWDS
-_HITS: Final = len(_DEPTH_BOUNDS) * _NUM_NODE_RANKS * 2 * 5 * _NUM_KNOTS
+_HITS: Final = len(_DEPTH_BOUNDS) * _NUM_NODE_RANKS * 2 * 5 * 2 * 2 * _NUM_KNOTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,11 +140,24 @@ def length_bucket(match_length: int) -> int:
     return bisect_right(_LENGTH_BOUNDS, match_length) - 1
 
 
-def map_context(depth: int, rank: int, num_votes: int, match_length: int) -> int:
-    """Context of the probability map for a node."""
-    level = bisect_right(_DEPTH_BOUNDS, depth) - 1
-    place = level * _NUM_NODE_RANKS + min(rank, _NUM_NODE_RANKS - 1)
-    return (place * 2 + (num_votes > 1)) * 5 + length_bucket(match_length) // 3
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTraits:
+    """What is known of a node when its share becomes a probability; see the native `NodeTraits`."""
+
+    depth: int
+    rank: int
+    num_votes: int
+    match_length: int
+    is_own: bool
+    was_said: bool
+
+    def map_context(self) -> int:
+        """Context of the probability map."""
+        level = bisect_right(_DEPTH_BOUNDS, self.depth) - 1
+        place = level * _NUM_NODE_RANKS + min(self.rank, _NUM_NODE_RANKS - 1)
+        votes = place * 2 + (self.num_votes > 1)
+        length = votes * 5 + length_bucket(self.match_length) // 3
+        return (length * 2 + self.is_own) * 2 + self.was_said
 
 
 def _escape_index(longest: int, num_candidates: int) -> int:

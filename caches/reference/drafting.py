@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from paceline.caches.reference.calibration import Calibration, Traits, map_context
+from paceline.caches.reference.calibration import Calibration, NodeTraits, Traits
 from paceline.caches.reference.segment import Place, ReferenceSegment
 from paceline.caches.tree import Source
 
@@ -23,6 +23,8 @@ _MAX_SIMILAR: Final = 16
 _MAX_MISSES: Final = 3
 _MATCHED_TO_FORGET_MISSES: Final = 16
 _MAX_CURSORS: Final = 4
+_FOLLOWED_LONG: Final = 16
+_CANDIDATES_BESIDE: Final = 4
 _LEARNING_RATE: Final = 0.05
 _CONSIDERED: Final = 0.3
 _MOST_PLACES: Final = 16
@@ -330,6 +332,8 @@ def _gather(reading: Reading, trail: Trail, max_candidates: int) -> list[Candida
     logs = reading.logs
     assert logs[0] is not None
     context = logs[0].tokens
+    if trail.cursors and trail.cursors[0].num_matched >= _FOLLOWED_LONG:
+        max_candidates = min(max_candidates, _CANDIDATES_BESIDE)
     gathered = []
     for cursor in trail.cursors:
         log = logs[cursor.log]
@@ -409,6 +413,15 @@ def _traits(place: Candidate, longest: int, reading: Reading, trail: Trail) -> T
     )
 
 
+def _was_said(reading: Reading, place: Candidate) -> bool:
+    """Whether the model said a place's token; what is copied from the draft itself it would say."""
+    if reading.source(place.log) is Source.CORPUS:
+        return False
+    log = reading.logs[place.log]
+    assert log is not None
+    return place.next >= log.end or log.was_said(place.next)
+
+
 def _children(
     reading: Reading,
     parent: Node | None,
@@ -434,11 +447,17 @@ def _children(
     for rank, token in enumerate(ballot):
         group = groups[token]
         share = weights[token] / total
-        length = min(max(voter.match_length for voter in group) + depth, MAX_MATCH)
-        context = map_context(depth, rank, len(group), length)
+        best = max(group, key=lambda voter: voter.share)
+        context = NodeTraits(
+            depth=depth,
+            rank=rank,
+            num_votes=len(group),
+            match_length=min(max(voter.match_length for voter in group) + depth, MAX_MATCH),
+            is_own=best.log == 0,
+            was_said=_was_said(reading, best),
+        ).map_context()
         probability = calibration.probability(context, share)
         if reached * probability >= min_probability * _CONSIDERED:
-            best = max(group, key=lambda voter: voter.share)
             children.append(
                 Node(
                     token,

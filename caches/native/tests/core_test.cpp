@@ -143,7 +143,7 @@ void test_unbounded_log_refuses_to_pass_its_end() {
 // The map follows what it sees, and an old habit is outweighed in a bounded number of trials.
 void test_the_map_forgets() {
   Calibration calibration;
-  const unsigned context = Calibration::map_context(0, 0, 1, 8);
+  const unsigned context = Calibration::map_context({.num_votes = 1, .match_length = 8});
   for (int i = 0; i < 100'000; ++i) calibration.record(Calibration::knot_of(context, 0.5), true);
   expect(calibration.probability(Calibration::knot_of(context, 0.5)) > 0.99, "a share that is always right is believed");
   for (int i = 0; i < 5'000; ++i) calibration.record(Calibration::knot_of(context, 0.5), false);
@@ -154,7 +154,7 @@ void test_the_map_forgets() {
 // A fresh map gives probabilities, and greater ones for greater shares.
 void test_a_fresh_map_rises() {
   const Calibration calibration;
-  const unsigned context = Calibration::map_context(2, 1, 3, 17);
+  const unsigned context = Calibration::map_context({.depth = 2, .rank = 1, .num_votes = 3, .match_length = 17});
   double previous = 0;
   for (double share = 0.01; share < 1.0; share += 0.01) {
     const double probability = calibration.probability(Calibration::knot_of(context, share));
@@ -167,7 +167,7 @@ void test_a_fresh_map_rises() {
 void test_a_fresh_ranking_prefers_long_matches() {
   const Calibration calibration;
   float previous = -100.0f;
-  for (const unsigned length : {0u, 1u, 8u, 17u, kMaxMatch}) {
+  for (const unsigned length : {0u, 1u, 4u, 32u, kMaxMatch}) {
     const float score = calibration.score(features_of({.match_length = length, .longest = length})) -
                         calibration.escape_score(length, 1);
     expect(score > previous, "a longer match leaves less to the case that no place is right");
@@ -214,7 +214,7 @@ void test_state_round_trip() {
   Calibration learned;
   const PlaceFeatures features = features_of({.match_length = 3, .longest = 7});
   learned.shift(features, 0.25);
-  learned.record(Calibration::knot_of(Calibration::map_context(1, 0, 1, 4), 0.3), true);
+  learned.record(Calibration::knot_of(Calibration::map_context({.depth = 1, .num_votes = 1, .match_length = 4}), 0.3), true);
   Calibration restored;
   expect(restored.restore(learned.state()), "a state is restored");
   expect(std::ranges::equal(restored.state(), learned.state()), "it is the same");

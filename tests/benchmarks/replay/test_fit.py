@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 Fit = Callable[[Rows], str]
 """The header, or what was said where there is none."""
 
-NUM_WEIGHTS, NUM_CONTEXTS, NUM_KNOTS = calibration_shape()
+NUM_WEIGHTS, _, _, NUM_CONTEXTS, NUM_KNOTS = calibration_shape()
 
 
 @pytest.fixture(scope="module")
