@@ -21,7 +21,7 @@ def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) ->
     """Identity of a request from its extra arguments.
 
     Read are ``paceline_tenant``, ``_workload``, ``_session``, ``_group``, ``_sharing``,
-    ``_record``, ``_tiers``, ``_capacity`` and ``_retention_seconds``.
+    ``_record``, ``_tiers``, ``_capacity``, ``_retention_seconds`` and ``_stored_tokens``.
 
     Never raises. Anything missing or of a wrong type fails closed: the request belongs to nobody
     (tenant ""), shares with no one and is not recorded.
@@ -59,10 +59,11 @@ def _limits(xargs: Mapping[str, Any]) -> TierLimits | None:
     """The tenant's limits, None if they cannot be understood."""
     tiers = xargs.get("paceline_tiers")
     capacity = xargs.get("paceline_capacity")
+    stored_tokens = xargs.get("paceline_stored_tokens")
     retention = xargs.get("paceline_retention_seconds")
     if not (tiers is None or isinstance(tiers, str)):
         return None
-    if not (capacity is None or type(capacity) is int):
+    if not all(count is None or type(count) is int for count in (capacity, stored_tokens)):
         return None
     if not (retention is None or type(retention) in (int, float)):
         return None
@@ -73,6 +74,7 @@ def _limits(xargs: Mapping[str, Any]) -> TierLimits | None:
         return TierLimits(
             **{name: name in on for name in TIERS},
             capacity=capacity,
+            stored_tokens=stored_tokens,
             retention_seconds=None if retention is None else float(retention),
         )
     except (ConfigError, OverflowError):

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from paceline.adapters.forgetting import Owner, SequenceOwners
 from paceline.adapters.phrases import LoadedPhrases
 from paceline.caches import DraftIndex, SequenceRecord, Source, TokenTree, TreeBatch
+from paceline.caches.journal_keeper import Quota
 from paceline.caches.phrases import PhraseSet
 from paceline.caches.tier_settings import NO_LIMITS, MemorySettings, TierLimits
 from paceline.caches.tiers import NOWHERE, Route, TieredMemory, Writer
@@ -147,6 +148,9 @@ class Speculator:
         self._clock = clock
         self._open: dict[str, _OpenRequest] = {}
         self._lock = threading.Lock()
+        self._limits: dict[
+            str, TierLimits
+        ] = {}  # of tenants that have asked, by their last request
         self._owners = SequenceOwners(self.memory.settings.largest_log)
         self._phrases = LoadedPhrases(self.memory)
 
@@ -183,6 +187,7 @@ class Speculator:
         prompt = _as_tokens(prompt_ids)
         started_at = self._clock()
         if info.scope:
+            self._limits[info.tenant] = info.limits
             with self.memory.route(_writer(info), writes=info.record, now=started_at) as route:
                 handle = self._open_context(info, prompt, route)
         else:
@@ -396,6 +401,19 @@ class Speculator:
         O(sequences of the scope + tokens forgotten).
         """
         return self.memory.evict_before(scope, time)
+
+    def quota_of(self, tenant: str) -> Quota:
+        """What a tenant may keep in the journal, as its last request here said, and the engine."""
+        limits, settings = self._limits.get(tenant, NO_LIMITS), self.memory.settings
+        retentions = (
+            limits.retention_seconds,
+            settings.workload.retention_seconds,
+            settings.tenant.retention_seconds,
+        )
+        return Quota(
+            max_tokens=limits.stored_tokens,
+            retention_seconds=min((r for r in retentions if r is not None), default=None),
+        )
 
     def expire(self) -> int:
         """Draft no more from what is older than its retention; returns how many tokens.

@@ -21,6 +21,7 @@ from typing import Final
 
 import click
 
+from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import RequestInfo, Speculator
 from paceline.benchmarks.replay.base import Draft, Memory, TokenIds
 from paceline.benchmarks.replay.command import (
@@ -35,7 +36,6 @@ from paceline.benchmarks.replay.run import Tally, requests_of
 from paceline.benchmarks.report import Report, write_report
 from paceline.caches import ModelFingerprint, SequenceRecord
 from paceline.caches.embedded_store import EmbeddedStore
-from paceline.caches.journal import Journal
 from paceline.errors import ConfigError
 
 TENANT: Final = "bench"
@@ -55,15 +55,8 @@ class Engine:
     def __init__(self, redis_url: str, model: ModelFingerprint) -> None:
         self.speculator = Speculator()
         self.num_received = self.num_published = 0
-        self.journal = Journal(
-            redis_url,
-            model,
-            origin=self.speculator.origin,
-            on_record=self._absorb,
-            on_again=self.speculator.absorb_again,
-            on_forget=self.speculator.forget_subject,
-            on_phrases=self.speculator.absorb_phrases,
-            on_warmed_up=self.speculator.drop_phrases,
+        self.journal = open_shared_journal(
+            self.speculator, redis_url, model, on_record=self._absorb
         )
         self.speculator.attach_journal(self)
         self.journal.start()

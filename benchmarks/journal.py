@@ -25,6 +25,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import Speculator
 from paceline.benchmarks.index_text import load_text, tokenize_traces
 from paceline.benchmarks.report import Report, write_report
@@ -320,15 +321,12 @@ def _journal(
     absorb: Any = None,
     **options: Any,
 ) -> Iterator[Journal]:
-    journal = Journal(
+    journal = open_shared_journal(
+        speculator,
         redis_url,
         model,
         origin=origin,
         on_record=absorb or speculator.absorb,
-        on_again=speculator.absorb_again,
-        on_forget=speculator.forget_subject,
-        on_phrases=speculator.absorb_phrases,
-        on_warmed_up=speculator.drop_phrases,
         **options,
     )
     journal.start()

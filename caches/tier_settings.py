@@ -102,6 +102,7 @@ class TierLimits:
         tenant: False keeps each of the tenant's workloads to itself.
         capacity: most tokens of each of the scope's logs, None for the engine's.
         retention_seconds: as in `TierSettings`; the shorter one holds.
+        stored_tokens: most tokens of the tenant that the journal keeps for a model, None for all.
     """
 
     session: bool = True
@@ -109,10 +110,13 @@ class TierLimits:
     tenant: bool = True
     capacity: int | None = None
     retention_seconds: float | None = None
+    stored_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.capacity is not None and self.capacity < MIN_CAPACITY:
             raise ConfigError(f"capacity is {self.capacity}; give at least {MIN_CAPACITY} tokens")
+        if self.stored_tokens is not None and self.stored_tokens < 1:
+            raise ConfigError(f"stored_tokens is {self.stored_tokens}; give at least 1")
         _check_retention(self.retention_seconds)
 
 

@@ -53,6 +53,8 @@ class Identity:
             fields["paceline_capacity"] = memory.capacity
         if memory.retention_seconds is not None:
             fields["paceline_retention_seconds"] = memory.retention_seconds
+        if memory.stored_tokens is not None:
+            fields["paceline_stored_tokens"] = memory.stored_tokens
         if self.tenant.speculation != "auto":
             fields["paceline_speculation"] = self.tenant.speculation
         return fields

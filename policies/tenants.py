@@ -34,6 +34,8 @@ class MemoryPolicy(BaseModel):
         tenant: whether one kind of work drafts from the others of the sharing scope.
         capacity: most tokens of each of the scope's logs; None for the engines'.
         retention_seconds: what finished longer ago is forgotten; in a group the shortest holds.
+        stored_tokens: most tokens that Redis keeps of the tenant for each model, the newest; None
+            for no limit of its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +45,7 @@ class MemoryPolicy(BaseModel):
     tenant: bool = True
     capacity: Annotated[int, Field(ge=2)] | None = None
     retention_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    stored_tokens: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def tiers(self) -> tuple[str, ...]:

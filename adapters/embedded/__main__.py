@@ -14,6 +14,7 @@ from paceline.adapters.embedded.server import EngineServer
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.metrics import MemoryCollector, registry_of
+from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
@@ -152,18 +153,8 @@ def _journal(
 ) -> Journal | None:
     if not redis_url or speculator is None:
         return None
-    journal = Journal(
-        redis_url,
-        fingerprint,
-        origin=speculator.origin,
-        on_record=speculator.absorb,
-        on_again=speculator.absorb_again,
-        on_forget=speculator.forget_subject,
-        on_phrases=speculator.absorb_phrases,
-        on_warmed_up=speculator.drop_phrases,
-    )
+    journal = open_shared_journal(speculator, redis_url, fingerprint)
     journal.start()
-    speculator.attach_journal(journal)
     return journal
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.housekeeping import Housekeeping
+from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.vllm.proposer import DraftProposer
 from paceline.adapters.vllm.seeding import make_rewindable
@@ -121,22 +122,16 @@ def open_journal(
     if not settings.redis_url:
         return None
     try:
-        journal = Journal(
+        journal = open_shared_journal(
+            speculator,
             settings.redis_url,
             fingerprint(model_config),
-            origin=speculator.origin,
-            on_record=speculator.absorb,
-            on_again=speculator.absorb_again,
-            on_forget=speculator.forget_subject,
-            on_phrases=speculator.absorb_phrases,
-            on_warmed_up=speculator.drop_phrases,
             warm_up_tokens=settings.warm_up_tokens,
         )
         journal.start()
     except JournalError as error:
         logger.error("the draft memory stays local to this engine: %s", error)
         return None
-    speculator.attach_journal(journal)
     return journal
 
 

@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import RequestInfo, Speculator
 from paceline.caches import ModelFingerprint, SequenceRecord
-from paceline.caches.journal import Journal
 from paceline.caches.journal_keeper import StoreLimits
 from paceline.caches.tier_settings import MemorySettings
 
@@ -96,15 +96,13 @@ class ChaosEngine:
         self._flushed = self._file(FLUSHED)
         self._steps = (self._folder / STEPS).open("ab", buffering=0)
         self._speculator = Speculator(memory=MemorySettings.of_capacity(262_144), origin=job.origin)
-        self._journal = Journal(
+        self._journal = open_shared_journal(
+            self._speculator,
             job.url,
             ModelFingerprint(model=job.model, tokenizer="chaos"),
-            origin=job.origin,
             on_record=self._absorb,
-            on_forget=self._speculator.forget_subject,
             limits=StoreLimits(segment_tokens=65_536, seal_after_seconds=5.0),
         )
-        self._speculator.attach_journal(self._journal)
 
     def run(self) -> None:
         """Serve until SIGUSR1, follow the others until SIGTERM."""

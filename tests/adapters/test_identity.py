@@ -19,7 +19,7 @@ anything = st.recursive(
 names = st.sampled_from(
     [
         *("tenant", "workload", "session", "group", "record"),
-        *("sharing", "tiers", "capacity", "retention_seconds"),
+        *("sharing", "tiers", "capacity", "retention_seconds", "stored_tokens"),
     ]
 ).map("paceline_{}".format)
 
@@ -69,6 +69,8 @@ def test_what_the_proxy_sends_is_understood() -> None:
         {"paceline_tenant": "t", "paceline_tiers": 3},
         {"paceline_tenant": "t", "paceline_capacity": 1},
         {"paceline_tenant": "t", "paceline_capacity": True},
+        {"paceline_tenant": "t", "paceline_stored_tokens": 0},
+        {"paceline_tenant": "t", "paceline_stored_tokens": "9"},
         {"paceline_tenant": "t", "paceline_retention_seconds": -1},
         {"paceline_tenant": "t", "paceline_retention_seconds": float("nan")},
         {"paceline_tenant": "t", "paceline_retention_seconds": 10**400},
@@ -88,12 +90,18 @@ def test_limits_and_global_sharing_are_understood() -> None:
             "paceline_sharing": "global",
             "paceline_tiers": "session",
             "paceline_capacity": 1000,
+            "paceline_stored_tokens": 5000,
             "paceline_retention_seconds": 60,
         },
     )
     assert info.scope == "global"
     assert info.limits == TierLimits(
-        session=True, workload=False, tenant=False, capacity=1000, retention_seconds=60.0
+        session=True,
+        workload=False,
+        tenant=False,
+        capacity=1000,
+        retention_seconds=60.0,
+        stored_tokens=5000,
     )
     off = request_info_from_xargs("r", {"paceline_tenant": "t", "paceline_tiers": ""})
     assert off.limits == TierLimits(session=False, workload=False, tenant=False)

@@ -5,7 +5,8 @@ import pytest
 
 from paceline.adapters.speculator import RequestInfo, Speculator
 from paceline.caches import SequenceRecord
-from paceline.caches.tier_settings import TierLimits
+from paceline.caches.journal_keeper import Quota
+from paceline.caches.tier_settings import MemorySettings, TierLimits, TierSettings
 from paceline.errors import DraftError
 
 TEXT = list(range(100, 164))
@@ -215,3 +216,15 @@ def test_close_finishes_what_is_open() -> None:
     assert [r.request_id for r in sink.records] == ["a"]
     assert len(speculator) == 0
     speculator.index.check_integrity()
+
+
+def test_a_tenants_quota_is_what_its_last_request_said() -> None:
+    """The shorter retention holds, the engine's for tenants that have not asked yet."""
+    tier = TierSettings(retention_seconds=500.0)
+    speculator = Speculator(memory=MemorySettings(workload=tier))
+    limits = TierLimits(stored_tokens=1000, retention_seconds=60.0)
+    speculator.begin(RequestInfo(request_id="1", tenant="a", limits=limits), [1, 2, 3])
+    assert speculator.quota_of("a") == Quota(max_tokens=1000, retention_seconds=60.0)
+    assert speculator.quota_of("b") == Quota(retention_seconds=500.0)
+    speculator.begin(RequestInfo(request_id="2", tenant="a"), [1, 2, 3])
+    assert speculator.quota_of("a") == Quota(retention_seconds=500.0)

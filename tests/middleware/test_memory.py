@@ -14,10 +14,10 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
+from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import RequestInfo, Speculator
 from paceline.caches import ModelFingerprint
 from paceline.caches.embedded_store import EmbeddedStore
-from paceline.caches.journal import Journal
 from paceline.caches.journal_keeper import StoreLimits
 from paceline.middleware.cli import cli
 from paceline.middleware.serve import STORE_FOLDER
@@ -35,18 +35,8 @@ class Engine:
 
     def __init__(self, url: str) -> None:
         self.speculator = Speculator()
-        self.journal = Journal(
-            url,
-            MODEL,
-            origin=self.speculator.origin,
-            on_record=self.speculator.absorb,
-            on_again=self.speculator.absorb_again,
-            on_forget=self.speculator.forget_subject,
-            on_phrases=self.speculator.absorb_phrases,
-            on_warmed_up=self.speculator.drop_phrases,
-            limits=StoreLimits(segment_tokens=200, seal_after_seconds=0.0),
-        )
-        self.speculator.attach_journal(self.journal)
+        limits = StoreLimits(segment_tokens=200, seal_after_seconds=0.0)
+        self.journal = open_shared_journal(self.speculator, url, MODEL, limits=limits)
         self.journal.start()
 
     def say(self, name: str, tokens: list[int], *, tenant: str = "a", session: str = "") -> None:

@@ -166,7 +166,9 @@ def test_no_client_widens_what_its_tenant_may_see(
     path.write_text(
         f"""
 tenants:
-  - {{name: shop, keys: ['{hash_key("shop-key")}'], memory: {{tenant: false, capacity: 1000}}}}
+  - name: shop
+    keys: ['{hash_key("shop-key")}']
+    memory: {{tenant: false, capacity: 1000, stored_tokens: 70}}
   - name: club
     keys: ['{hash_key("club-key")}']
     sharing: global
@@ -179,6 +181,7 @@ tenants:
         "paceline_group": "bank",
         "paceline_tiers": "session,workload,tenant",
         "paceline_capacity": 10**9,
+        "paceline_stored_tokens": 10**9,
         "paceline_retention_seconds": 10**9,
         "paceline_record": 1,
     }
@@ -188,6 +191,7 @@ tenants:
     assert "paceline_sharing" not in shop
     assert "paceline_group" not in shop
     assert (shop["paceline_tiers"], shop["paceline_capacity"]) == ("session,workload", 1000)
+    assert shop["paceline_stored_tokens"] == 70
     assert "paceline_retention_seconds" not in shop
     assert (club["paceline_sharing"], club["paceline_retention_seconds"]) == ("global", 60.0)
     assert "paceline_tiers" not in club

@@ -56,6 +56,7 @@ def test_keys_name_tenants() -> None:
         ("tenants: [{name: a, sharing: private, group: g}]", "'private' and group 'g'"),
         ("tenants: [{name: a, sharing: global, group: g}]", "'global' and group 'g'"),
         ("tenants: [{name: a, memory: {capacity: 1}}]", r"memory\.capacity"),
+        ("tenants: [{name: a, memory: {stored_tokens: 0}}]", r"memory\.stored_tokens"),
         ("tenants: [{name: a, memory: {retention_seconds: 0}}]", r"memory\.retention_seconds"),
         ("tenants: [{name: a, memory: {cellar: true}}]", r"memory\.cellar"),
     ],

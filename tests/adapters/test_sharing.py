@@ -1,0 +1,72 @@
+"""A speculator and the journal on a real Redis: what a tenant's policy says reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+
+from journals import open_store
+from paceline.adapters.sharing import open_shared_journal
+from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.caches import ModelFingerprint
+from paceline.caches.journal_keeper import StoreLimits
+from paceline.caches.tier_settings import TierLimits
+from redis_server import RedisServer
+from waiting import wait_until
+
+pytestmark = pytest.mark.redis
+
+MODEL = ModelFingerprint(model="m", tokenizer="t")
+LIMITS = StoreLimits(segment_tokens=100, seal_after_seconds=0.0)
+
+
+@contextmanager
+def sharing(redis: RedisServer) -> Iterator[Speculator]:
+    """An engine's memory on the Redis."""
+    speculator = Speculator()
+    journal = open_shared_journal(speculator, redis.url, MODEL, limits=LIMITS)
+    journal.start()
+    try:
+        yield speculator
+        assert journal.flush(10)
+    finally:
+        journal.close()
+
+
+def say(speculator: Speculator, name: str, tokens: list[int], info: RequestInfo) -> None:
+    speculator.begin(info, tokens[:8])
+    speculator.commit(name, tokens[8:])
+    speculator.finish(name)
+
+
+def test_what_one_engine_serves_the_next_one_drafts(redis_server: RedisServer) -> None:
+    """An engine that starts on the Redis drafts from what another has served there."""
+    text = list(range(100, 160))
+    with sharing(redis_server) as speculator:
+        say(speculator, "1", text, RequestInfo(request_id="1", tenant="a"))
+    with sharing(redis_server) as speculator:
+        asking = RequestInfo(request_id="2", tenant="a")
+        wait_until(lambda: speculator.stats()["shared_tokens"] >= 60)
+        speculator.begin(asking, text[:20])
+        tree = speculator.propose(["2"], max_tokens=4)[0]
+        assert tree.token_ids.tolist() == text[20:24]
+
+
+def test_redis_keeps_no_more_of_a_tenant_than_its_policy_allows(
+    redis_server: RedisServer,
+) -> None:
+    """The oldest records go until what is left fits; a tenant without a limit keeps all."""
+    limits = TierLimits(stored_tokens=500)
+    with sharing(redis_server) as speculator:
+        for number in range(40):
+            text = list(range(1000 * number, 1000 * number + 50))
+            for tenant, its in (("bounded", limits), ("free", TierLimits())):
+                name = f"{tenant}{number}"
+                info = RequestInfo(request_id=name, tenant=tenant, limits=its)
+                say(speculator, name, text, info)
+        store = open_store(redis_server.url, MODEL)
+        with closing(store.client):
+            wait_until(lambda: store.tenant_sizes("free").num_tokens == 2000)
+            wait_until(lambda: 0 < store.tenant_sizes("bounded").num_tokens <= 500)
