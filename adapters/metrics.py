@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from itertools import accumulate
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from paceline.adapters.speculator import Speculator
+from paceline.caches.journal_lag import LAG_BOUNDS, LagCounts
 
 TIERS: Final = {
     "context": "session",
@@ -21,6 +29,16 @@ TIERS: Final = {
 JOURNAL_GAUGES: Final = ("queued", "connected")
 
 
+class CountingJournal(Protocol):
+    """What is read of a `Journal`."""
+
+    def stats(self) -> Mapping[str, int]:
+        """Its counters."""
+
+    def lag(self) -> LagCounts:
+        """How late records came."""
+
+
 class MemoryCollector(Collector):
     """Sizes, drafts and acceptance of one engine's draft memory, by sharing scope and tier.
 
@@ -29,21 +47,20 @@ class MemoryCollector(Collector):
 
     Args:
         speculator: whose memory.
-        journal_stats: counters of the journal it publishes to, None without one.
+        journal: the one it publishes to, None without one.
     """
 
-    def __init__(
-        self, speculator: Speculator, journal_stats: Callable[[], Mapping[str, int]] | None = None
-    ) -> None:
+    def __init__(self, speculator: Speculator, journal: CountingJournal | None = None) -> None:
         self._speculator = speculator
-        self._journal_stats = journal_stats
+        self._journal = journal
 
     def collect(self) -> Iterator[Metric]:
         """One reading. O(logs held)."""
         yield from self._by_scope()
         yield from self._totals()
-        if self._journal_stats is not None:
-            yield from _journal(self._journal_stats())
+        if self._journal is not None:
+            yield from _events(self._journal.stats())
+            yield _lag(self._journal.lag())
 
     def _by_scope(self) -> Iterator[Metric]:
         drafted = CounterMetricFamily(
@@ -109,7 +126,17 @@ def registry_of(collector: Collector) -> CollectorRegistry:
     return registry
 
 
-def _journal(stats: Mapping[str, int]) -> Iterator[Metric]:
+def _lag(lag: LagCounts) -> Metric:
+    bounds = ["+Inf" if math.isinf(bound) else str(bound) for bound in LAG_BOUNDS]
+    return HistogramMetricFamily(
+        "paceline_journal_lag_seconds",
+        "From a record's finish at another engine to its delivery here.",
+        buckets=list(zip(bounds, accumulate(lag.counts), strict=True)),
+        sum_value=lag.total_seconds,
+    )
+
+
+def _events(stats: Mapping[str, int]) -> Iterator[Metric]:
     events = CounterMetricFamily(
         "paceline_journal_events", "What the journal counts, by kind.", labels=["event"]
     )

@@ -24,6 +24,7 @@ from paceline.caches.journal_keeper import (
     StoreLimits,
     no_quota,
 )
+from paceline.caches.journal_lag import LagCounts
 from paceline.caches.journal_reader import JournalReader, RecentRequests
 from paceline.caches.journal_store import KNOWN, RECORDED, REFUSED, Appending, JournalStore
 from paceline.caches.keys import JournalKeys, namespace_of
@@ -215,6 +216,10 @@ class Journal:
         """
         with self._changed:
             return {**self._counts, "queued": len(self._queue)}
+
+    def lag(self) -> LagCounts:
+        """How late the records of others came, from their finish to their delivery here."""
+        return self._reader.lag.read()
 
     def _forever(self, work: Callable[[JournalStore, Backoff], None]) -> None:
         """Do one thread's work over connection after connection."""

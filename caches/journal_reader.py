@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Final
 
+from paceline.caches.journal_lag import LagHistogram
 from paceline.caches.journal_store import (
     BEGINNING,
     PAGE_ENTRIES,
@@ -70,6 +71,7 @@ class JournalReader:
         counts: counters to increase: received, warmed_up, forgotten, skipped_own,
             skipped_duplicate, skipped_forgotten, skipped_newer, skipped_malformed.
         clock: monotonic seconds.
+        wall_clock: Unix seconds, which records are timed by.
     """
 
     def __init__(
@@ -84,7 +86,11 @@ class JournalReader:
         on_failure: Callable[[Exception], None],
         counts: MutableMapping[str, int],
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        self.lag = LagHistogram()
+        """From a record's finish to its delivery, of those that came while following."""
+        self._wall_clock = wall_clock
         self._origin = origin
         self._known = known
         self._on_record = on_record
@@ -201,6 +207,7 @@ class JournalReader:
         record = self._decoder.record(entry, shelf)
         if record is not None and self._deliver(record):
             self._counts["received"] += 1
+            self.lag.add(self._wall_clock() - record.finished_at)
 
     def _position(self, shelf: Shelf) -> EntryId:
         return self._positions.get(shelf, BEGINNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -115,10 +116,37 @@ def test_every_setting_of_the_worker_is_described() -> None:
 def test_tables_are_those_of_the_measured_files() -> None:
     """Each benchmark's table in README is what its JSON file gives."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    files = sorted((ROOT / "docs" / "benchmarks").glob("*.json"))
-    assert [file.stem for file in files] == ["agent", "proxy"]
-    for file in files:
-        assert table(file) in text
+    for name in ("agent", "proxy"):
+        assert table(ROOT / "docs" / "benchmarks" / f"{name}.json") in text
+
+
+def test_what_the_memory_costs_is_what_was_measured() -> None:
+    """The table of the index is made of its two files, rounded."""
+    ours, both = (
+        json.loads((ROOT / "docs" / "benchmarks" / f"{name}.json").read_text("utf-8"))["figures"]
+        for name in ("index", "index-arctic")
+    )
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    for figure, row in (
+        ("insert_ns_per_token", "| {ours:.0f} ns | {us:.1f} µs | {factor:.0f} |"),
+        ("resident_bytes_per_token", "| {ours:.0f} bytes | {peer:.0f} bytes | {factor:.0f} |"),
+        ("start_ms", "| {ours:.1f} ms | {peer:.0f} ms | {factor:.0f} |"),
+        ("batch_256_ms", "| {ours:.2f} ms | {peer:.1f} ms | {factor:.0f} |"),
+    ):
+        peer = both[f"10000000.arctic.{figure}"]
+        values = {
+            "ours": ours[f"10000000.paceline.{figure}"],
+            "peer": peer,
+            "us": peer / 1000,
+            "factor": both[f"10000000.arctic_over_paceline.{figure}"],
+        }
+        assert row.format(**values) in text, figure
+    for kind in ("unseen", "held"):
+        mean, p99 = f"propose_{kind}_us_mean", f"propose_{kind}_us_p99"
+        for figures, who in ((ours, "paceline"), (both, "arctic")):
+            pair = (figures[f"10000000.{who}.{figure}"] for figure in (mean, p99))
+            assert " and ".join(f"{value:.1f}" for value in pair) + " µs" in text
 
 
 def test_links_lead_somewhere() -> None:

@@ -116,8 +116,7 @@ def main(
 
     metrics = None
     if speculator is not None:
-        journal_stats = None if journal is None else journal.stats
-        metrics = registry_of(MemoryCollector(speculator, journal_stats))
+        metrics = registry_of(MemoryCollector(speculator, journal))
     server = EngineServer(engine, model_name=name, memory_metrics=metrics, on_close=close)
     uvicorn.run(
         server.app(),

@@ -164,7 +164,7 @@ def open_metrics(
         from paceline.adapters.metrics import MemoryCollector, serve_metrics
 
         return serve_metrics(
-            MemoryCollector(speculator, None if journal is None else journal.stats),
+            MemoryCollector(speculator, journal),
             host=settings.metrics_host,
             port=settings.metrics_port,
         )

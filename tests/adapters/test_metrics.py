@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from paceline.adapters.metrics import MemoryCollector, registry_of, serve_metrics
 from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.caches.journal_lag import LagCounts, LagHistogram
 from paceline.errors import DraftError
 from paceline.processes import free_port
 
@@ -27,6 +28,21 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
     if found is None:
         raise DraftError(f"{name} of {labels} is not told")
     return found
+
+
+class Counted:
+    """What a journal would say that took so many seconds with its records."""
+
+    def __init__(self, *lags: float) -> None:
+        self._lag = LagHistogram()
+        for lag in lags:
+            self._lag.add(lag)
+
+    def stats(self) -> dict[str, int]:
+        return {"published": 3, "queued": 2}
+
+    def lag(self) -> LagCounts:
+        return self._lag.read()
 
 
 def test_drafts_are_told_by_scope_and_tier() -> None:
@@ -62,8 +78,7 @@ def test_what_was_forgotten_is_told() -> None:
     speculator = Speculator()
     serve(speculator, "a", tenant="a", session="s")
     serve(speculator, "b", tenant="a", session="s")
-    stats = {"published": 3, "queued": 2}
-    registry = registry_of(MemoryCollector(speculator, lambda: stats))
+    registry = registry_of(MemoryCollector(speculator, Counted()))
     name, labels = "paceline_memory_drafted_tokens_total", {"scope": "tenant:a", "tier": "workload"}
     before = value(registry, name, **labels)
     assert before > 0
@@ -72,6 +87,18 @@ def test_what_was_forgotten_is_told() -> None:
     assert value(registry, "paceline_memory_tokens", scope="tenant:a") == 0
     assert value(registry, "paceline_journal_events_total", event="published") == 3
     assert value(registry, "paceline_journal_queued") == 2
+
+
+def test_the_journals_lag_is_a_histogram() -> None:
+    """Each record counts in every bucket that is not below it; a negative lag counts as none."""
+    registry = registry_of(MemoryCollector(Speculator(), Counted(0.05, 0.3, 20.0, -1.0)))
+    buckets = {
+        bound: value(registry, "paceline_journal_lag_seconds_bucket", le=bound)
+        for bound in ("0.01", "0.05", "0.25", "0.5", "10.0", "+Inf")
+    }
+    assert list(buckets.values()) == [1, 2, 2, 3, 3, 4]
+    assert value(registry, "paceline_journal_lag_seconds_count") == 4
+    assert value(registry, "paceline_journal_lag_seconds_sum") == 0.05 + 0.3 + 20.0
 
 
 def test_metrics_can_be_fetched() -> None:

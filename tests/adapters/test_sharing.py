@@ -54,6 +54,24 @@ def test_what_one_engine_serves_the_next_one_drafts(redis_server: RedisServer) -
         assert tree.token_ids.tolist() == text[20:24]
 
 
+def test_a_record_is_followed_within_seconds_and_its_lag_told(redis_server: RedisServer) -> None:
+    """What one engine finishes reaches one that runs beside it; how late is counted there."""
+    follower = Speculator()
+    journal = open_shared_journal(follower, redis_server.url, MODEL, limits=LIMITS)
+    journal.start()
+    try:
+        wait_until(journal.warmed_up.is_set)
+        with sharing(redis_server) as speculator:
+            text = list(range(300, 360))
+            say(speculator, "1", text, RequestInfo(request_id="1", tenant="a"))
+            wait_until(lambda: follower.stats()["shared_tokens"] >= 60)
+        lag = journal.lag()
+        assert sum(lag.counts) == 1
+        assert 0 < lag.total_seconds < 10
+    finally:
+        journal.close()
+
+
 def test_redis_keeps_no_more_of_a_tenant_than_its_policy_allows(
     redis_server: RedisServer,
 ) -> None:
