@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from paceline.adapters.speculator import RequestInfo
+from paceline.adapters.request_info import RequestInfo
 from paceline.caches.tier_settings import TIERS, TierLimits
 from paceline.errors import ConfigError
 

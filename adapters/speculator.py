@@ -14,14 +14,14 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final, Protocol
-from urllib.parse import quote
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.forgetting import Owner, SequenceOwners
 from paceline.adapters.phrases import LoadedPhrases
+from paceline.adapters.request_info import RequestInfo
 from paceline.caches import DraftIndex, SequenceRecord, Source, TokenTree, TreeBatch
 from paceline.caches.journal_keeper import Quota
 from paceline.caches.phrases import PhraseSet
@@ -30,62 +30,7 @@ from paceline.caches.tiers import NOWHERE, Route, TieredMemory, Writer
 from paceline.caches.tombstones import Tombstone
 from paceline.errors import DraftError
 
-GLOBAL_SCOPE: Final = "global"
-"""Sharing scope of every tenant that its policy lets share with all others that do."""
-
 TokenIds = Sequence[int] | npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestInfo:
-    """Who asks: what a request's drafts may be drawn from and where its tokens go.
-
-    Attributes:
-        request_id: the engine's id of the request, unique while it is open.
-        tenant: who pays; "" when nobody vouched for the request, which then shares with no one.
-        workload: name of the kind of work, "" if unknown.
-        session: id of the agent's conversation, "" if unknown.
-        group: sharing group the tenant belongs to, "" for the tenant alone.
-        is_global: whether the tenant shares with every other tenant that does; then it has no
-            group.
-        adapter: LoRA adapter that answers, "" for the bare target; adapters share nothing with each
-            other.
-        record: False leaves nothing of the request's tokens behind: not in shared memory, not in
-            the journal, not in a context for its session's next turn.
-        limits: what the tenant's policy keeps its memory to.
-    """
-
-    request_id: str
-    tenant: str = "local"
-    workload: str = ""
-    session: str = ""
-    group: str = ""
-    is_global: bool = False
-    adapter: str = ""
-    record: bool = True
-    limits: TierLimits = NO_LIMITS
-
-    @property
-    def owner(self) -> str:
-        """Whose corpora the request is drafted from, "" for nobody's.
-
-        The sharing scope without its adapter: a corpus is text, whichever adapter reads it.
-        """
-        if not self.tenant:
-            return ""
-        if self.group:
-            return f"group:{quote(self.group, safe='')}"
-        return GLOBAL_SCOPE if self.is_global else f"tenant:{quote(self.tenant, safe='')}"
-
-    @property
-    def scope(self) -> str:
-        """Name of the sharing scope, "" for none; different for different scopes.
-
-        Nothing of one scope reaches a draft of another.
-        """
-        if not (self.owner and self.adapter):
-            return self.owner
-        return f"{self.owner}/adapter:{quote(self.adapter, safe='')}"
 
 
 class RecordSink(Protocol):

@@ -21,8 +21,9 @@ from typing import Final
 
 import click
 
+from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.sharing import open_shared_journal
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.speculator import Speculator
 from paceline.benchmarks.replay.base import Draft, Memory, TokenIds
 from paceline.benchmarks.replay.command import (
     ReplaySettings,

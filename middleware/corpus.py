@@ -172,7 +172,7 @@ def scope_name(tenant: str | None, group: str | None) -> str:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from paceline.adapters.speculator import RequestInfo
+    from paceline.adapters.request_info import RequestInfo
     from paceline.policies.tenants import Name
 
     if tenant is not None and group is not None:

@@ -19,6 +19,7 @@ from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
 from paceline.caches.journal import Journal
+from paceline.caches.tombstones import Tombstone
 from paceline.errors import PacelineError
 
 GRACE_SECONDS = 5
@@ -93,10 +94,12 @@ def main(
         name = model_name or (PACKAGED_NAME if model is None else model.name)
         speculator = None if no_speculation else Speculator()
         fingerprint = fingerprint_of(target, name)
-        journal = _journal(redis_url, speculator, fingerprint)
         corpora = corpus_feed(corpus_dir, speculator, fingerprint)
         small = None if drafter is None or no_speculation else Target.load(drafter)
         engine = EmbeddedEngine(target, speculator, settings, drafter=small)
+        journal = None
+        if redis_url and speculator is not None:
+            journal = open_journal(redis_url, speculator, fingerprint, engine)
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
 
@@ -147,12 +150,16 @@ def corpus_feed(
     return feed
 
 
-def _journal(
-    redis_url: str | None, speculator: Speculator | None, fingerprint: ModelFingerprint
-) -> Journal | None:
-    if not redis_url or speculator is None:
-        return None
-    journal = open_shared_journal(speculator, redis_url, fingerprint)
+def open_journal(
+    redis_url: str, speculator: Speculator, fingerprint: ModelFingerprint, engine: EmbeddedEngine
+) -> Journal:
+    """Start sharing through Redis; what is forgotten there the engine forgets as well."""
+
+    def forget(tombstone: Tombstone) -> None:
+        speculator.forget_subject(tombstone)
+        engine.forget_kept()
+
+    journal = open_shared_journal(speculator, redis_url, fingerprint, on_forget=forget)
     journal.start()
     return journal
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
 from paceline.adapters.failures import FailureLog
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
 from paceline.caches import TokenTree
 
 logger = logging.getLogger("paceline.embedded")
@@ -81,8 +82,9 @@ class Drafts:
                 self._speculator.begin(info, prompt_ids)
                 is_open = True
         if self._drafter is not None:
-            self._drafter.begin(info.request_id)
-            is_open = True
+            with self._failing_open():
+                self._drafter.begin(info.request_id)
+                is_open = True
         return is_open
 
     def propose(self, wishes: Sequence[Wish]) -> list[Draft]:

@@ -21,7 +21,8 @@ from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
 from paceline.adapters.embedded.sampling import TokenLogprobs, logprobs_of, verify
 from paceline.adapters.embedded.target import Row, Target
 from paceline.adapters.failures import FailureLog
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
 from paceline.errors import EngineError
 
 logger = logging.getLogger("paceline.embedded")
@@ -87,6 +88,7 @@ class _Running:
     reply: Reply
     key_values: KeyValues
     is_drafting: bool
+    generation: int
     num_cached: int = 0
     draft: Draft = NO_DRAFT
 
@@ -211,6 +213,10 @@ class EmbeddedEngine:
             "kept_bytes": self._prefixes.num_bytes,
         }
 
+    def forget_kept(self) -> None:
+        """Keep no keys and values of what was read so far; from any thread."""
+        self._prefixes.clear()
+
     def step(self) -> None:
         """One forward pass for all requests that run; does nothing if none does."""
         self._drop_aborted()
@@ -238,19 +244,30 @@ class EmbeddedEngine:
                 if job is None:
                     is_open = False
                 else:
-                    self._admit(job)
-            self.step()
+                    self._admit_or_fail(job)
+            try:
+                self.step()
+            except Exception as error:  # noqa: BLE001  logged: the engine must go on serving
+                for running in list(self._running):
+                    self._fail(running, error)
+
+    def _admit_or_fail(self, job: Job) -> None:
+        try:
+            self._admit(job)
+        except Exception as error:  # noqa: BLE001  logged: it must not end the other requests
+            self._failed(job, error)
 
     def _admit(self, job: Job) -> None:
         request = job.request
         self.counts.requests += 1
         self.counts.prompt_tokens += len(request.prompt_ids)
         reply = Reply(request, self.target)
-        owner = _owner(request.info)
+        owner, generation = _owner(request.info), self._prefixes.generation
         key_values = self._prefixes.take(owner, reply.tokens) if owner else None
         running = _Running(
             job, reply, self.target.sequence() if key_values is None else key_values,
             is_drafting=self._drafts.begin(request.info, request.prompt_ids),
+            generation=generation,
         )  # fmt: skip
         running.num_cached = len(running.key_values)
         self.counts.cached_tokens += running.num_cached
@@ -347,10 +364,13 @@ class EmbeddedEngine:
         )
 
     def _fail(self, running: _Running, error: Exception) -> None:
-        self.counts.failed += 1
-        logger.error("request %s failed", running.request_id, exc_info=error)
         self._leave(running, keep=False)
-        running.job.on_progress(Progress(error=f"the engine failed: {type(error).__name__}"))
+        self._failed(running.job, error)
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        self.counts.failed += 1
+        logger.error("request %s failed", job.request.info.request_id, exc_info=error)
+        job.on_progress(Progress(error=f"the engine failed: {type(error).__name__}"))
 
     def _leave(self, running: _Running, *, keep: bool = True) -> None:
         """Close a request and keep its keys and values for the next that begins alike."""
@@ -364,7 +384,7 @@ class EmbeddedEngine:
             tokens = running.reply.tokens
             running.key_values.crop(len(tokens))
             held = tokens[: len(running.key_values)]
-            self._prefixes.keep(owner, held, running.key_values)
+            self._prefixes.keep(owner, held, running.key_values, running.generation)
 
     def _draft(self) -> None:
         """Draft for all requests that are being answered, in one call."""
@@ -384,7 +404,8 @@ class EmbeddedEngine:
 
 
 def _owner(info: RequestInfo) -> str:
-    """Whose later requests may go on from this one's keys and values, "" for nobody's."""
-    if not info.tenant:
-        return ""
-    return info.scope if info.record else f"{info.scope}\0{info.tenant}\0{info.session}"
+    """Whose later requests may go on from this one's keys and values, "" for nobody's.
+
+    A request that is not recorded leaves nothing behind.
+    """
+    return info.scope if info.record else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
@@ -28,17 +29,23 @@ class PrefixStore:
     """The most recently used sequences, of any length, up to a number of bytes.
 
     A sequence is found by its owner's requests alone: how fast a prompt is read tells whether it
-    was read before.
+    was read before. Safe to use from several threads.
 
     Args:
         max_bytes: memory for all of them; 0 keeps none.
+
+    Attributes:
+        num_bytes: memory of those that are kept.
+        generation: how often everything was let go.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # least recently used first
         self._next = 0
+        self._lock = threading.Lock()
         self.num_bytes = 0
+        self.generation = 0
 
     def __len__(self) -> int:
         """Sequences kept."""
@@ -50,33 +57,53 @@ class PrefixStore:
         None if none is long enough.
         At least the last token is left to be read. O(kept * tokens).
         """
-        best: int | None = None
-        longest = LEAST_TOKENS - 1
-        for name, kept in self._kept.items():
-            if kept.owner == owner:
-                length = num_common(kept.tokens, tokens[:-1])
-                if length > longest:
-                    best, longest = name, length
-        if best is None:
-            return None
-        kept = self._kept[best]
-        if longest < LEAST_TAKEN * len(kept.tokens):
-            self._kept.move_to_end(best)
-            copied: KeyValues = kept.key_values.copy(longest)
-            return copied
-        self._drop(best)
-        kept.key_values.crop(longest)
-        return kept.key_values
+        with self._lock:
+            best: int | None = None
+            longest = LEAST_TOKENS - 1
+            for name, kept in self._kept.items():
+                if kept.owner == owner:
+                    length = num_common(kept.tokens, tokens[:-1])
+                    if length > longest:
+                        best, longest = name, length
+            if best is None:
+                return None
+            kept = self._kept[best]
+            if longest < LEAST_TAKEN * len(kept.tokens):
+                self._kept.move_to_end(best)
+                copied: KeyValues = kept.key_values.copy(longest)
+                return copied
+            self._drop(best)
+            kept.key_values.crop(longest)
+            return kept.key_values
 
-    def keep(self, owner: str, tokens: npt.NDArray[np.int32], key_values: KeyValues) -> None:
-        """Keep a sequence that holds `tokens`; it belongs to the store from now on."""
+    def keep(
+        self, owner: str, tokens: npt.NDArray[np.int32], key_values: KeyValues, generation: int
+    ) -> None:
+        """Keep a sequence that holds `tokens`; it belongs to the store from now on.
+
+        Args:
+            owner: whose it is.
+            tokens: int32, (tokens,).
+            key_values: theirs.
+            generation: of this store when the request began; an older one's is not kept.
+        """
         if key_values.num_bytes > self._max_bytes or len(tokens) < LEAST_TOKENS:
             return
-        self._next += 1
-        self._kept[self._next] = _Kept(owner, tokens.copy(), key_values)
-        self.num_bytes += key_values.num_bytes
-        while self.num_bytes > self._max_bytes:
-            self._drop(next(iter(self._kept)))
+        with self._lock:
+            if generation != self.generation:
+                return
+            self._next += 1
+            self._kept[self._next] = _Kept(owner, tokens.copy(), key_values)
+            self.num_bytes += key_values.num_bytes
+            while self.num_bytes > self._max_bytes:
+                self._drop(next(iter(self._kept)))
+
+    def clear(self) -> None:
+        """Let everything go, and keep nothing of requests that run now."""
+        with self._lock:
+            self.generation += 1
+            self._kept.clear()
+            self.num_bytes = 0
 
     def _drop(self, name: int) -> None:
         self.num_bytes -= self._kept.pop(name).key_values.num_bytes

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from paceline.adapters.embedded.sampling import SamplingParams, TokenLogprobs
-from paceline.adapters.speculator import RequestInfo
+from paceline.adapters.request_info import RequestInfo
 
 FinishReason = Literal["stop", "length", "abort"]
 

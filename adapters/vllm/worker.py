@@ -1,10 +1,10 @@
 """vLLM worker classes that draft from Paceline's memory: `CPUWorker` and `GPUWorker`.
 
 Each is the platform's own worker with three additions: after the model is loaded it attaches a
-`Speculator` to the proposer (on the one rank whose drafts vLLM uses), before each step it closes
-the requests that left, and at shutdown it flushes the journal. The classes are made on first
-access, so that a CPU process never imports the GPU platform's code paths before vLLM has chosen its
-platform.
+`Speculator` to the proposer (on the one rank whose drafts vLLM uses) and opens what belongs to its
+memory: journal, corpora, upkeep, metrics; before each step it closes the requests that left; at
+shutdown it stops all of that and flushes the journal. The classes are made on first access, so that
+a CPU process never imports the GPU platform's code paths before vLLM has chosen its platform.
 """
 
 from __future__ import annotations

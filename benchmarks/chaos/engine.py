@@ -17,8 +17,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.sharing import open_shared_journal
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint, SequenceRecord
 from paceline.caches.journal_keeper import StoreLimits
 from paceline.caches.tier_settings import MemorySettings

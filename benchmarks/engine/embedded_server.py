@@ -14,7 +14,8 @@ from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
 from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
 from paceline.adapters.embedded.sampling import SamplingParams
 from paceline.adapters.embedded.target import Row, Target, tree_layout
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
 from paceline.benchmarks.engine import stepping
 from paceline.benchmarks.engine.records import Step, WorkRequest
 from paceline.benchmarks.engine.stepping import StepLog

@@ -21,16 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.caches.reference.calibration import Calibration
-from paceline.caches.reference.drafting import (
-    MAX_MATCH,
-    Draft,
-    Log,
-    Reading,
-    Trail,
-    draft,
-    follow,
-    score,
-)
+from paceline.caches.reference.drafting import Draft, Trail, draft, follow, score
+from paceline.caches.reference.lookup import MAX_MATCH, Log, Reading
 from paceline.caches.reference.segment import ReferenceSegment
 from paceline.caches.reference.shared_log import SharedLog
 from paceline.caches.tree import Source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from paceline.caches.reference.drafting import BORDER, Log
+from paceline.caches.reference.lookup import BORDER, Log
 
 
 @dataclass(slots=True)

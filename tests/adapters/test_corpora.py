@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from paceline.adapters.corpora import RETRY_SECONDS, CorpusFeed
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
 from paceline.caches import DraftIndex, ModelFingerprint
 from paceline.caches.corpus import CorpusStore, OpenedCorpora
 from waiting import wait_until

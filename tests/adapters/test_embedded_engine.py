@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
 from paceline.caches.corpus import CorpusStore
 from paceline.caches.tokenizer import TextTokenizer
 from paceline.errors import EngineError

@@ -38,7 +38,7 @@ def test_only_the_owner_finds_a_kept_beginning() -> None:
     from paceline.adapters.embedded.prefixes import PrefixStore
 
     store = PrefixStore(1 << 20)
-    store.keep("a", LONG, sequence(100))
+    store.keep("a", LONG, sequence(100), 0)
     asked = np.append(LONG, text(7, 8))
     assert store.take("b", asked) is None
     found = store.take("a", asked)
@@ -63,8 +63,8 @@ def test_the_longest_common_beginning_is_reused(
     from paceline.adapters.embedded.prefixes import PrefixStore
 
     store = PrefixStore(1 << 20)
-    store.keep("a", text(*range(500, 540)), sequence(40))
-    store.keep("a", LONG, sequence(100))
+    store.keep("a", text(*range(500, 540)), sequence(40), 0)
+    store.keep("a", LONG, sequence(100), 0)
     found = store.take("a", asked)
     assert found is not None
     assert len(found) == common
@@ -76,7 +76,7 @@ def test_short_beginnings_are_not_worth_it() -> None:
     from paceline.adapters.embedded.prefixes import PrefixStore
 
     store = PrefixStore(1 << 20)
-    store.keep("a", LONG, sequence(100))
+    store.keep("a", LONG, sequence(100), 0)
     assert store.take("a", np.append(LONG[:15], text(3, 3))) is None
     assert len(store) == 1
 
@@ -87,11 +87,26 @@ def test_memory_is_bounded_least_recently_used_first() -> None:
 
     store = PrefixStore(3 * 100 * BYTES_PER_TOKEN)
     for owner in "abc":
-        store.keep(owner, LONG, sequence(100))
+        store.keep(owner, LONG, sequence(100), 0)
     assert store.take("a", np.append(LONG[:50], text(1, 1))) is not None
-    store.keep("d", LONG, sequence(100))
+    store.keep("d", LONG, sequence(100), 0)
     assert store.num_bytes == 3 * 100 * BYTES_PER_TOKEN
     assert [store.take(owner, LONG) is not None for owner in "abcd"] == [True, False, True, True]
     assert store.num_bytes == 0
-    store.keep("e", np.arange(1000, dtype=np.int32), sequence(1000))
+    store.keep("e", np.arange(1000, dtype=np.int32), sequence(1000), 0)
     assert len(store) == 0
+
+
+def test_what_is_let_go_is_not_found_nor_kept_late() -> None:
+    """After `clear` nothing is held, and requests that had begun before leave nothing."""
+    from paceline.adapters.embedded.prefixes import PrefixStore
+
+    store = PrefixStore(1 << 20)
+    store.keep("a", LONG, sequence(100), store.generation)
+    before = store.generation
+    store.clear()
+    assert (len(store), store.num_bytes) == (0, 0)
+    store.keep("a", LONG, sequence(100), before)
+    assert store.take("a", LONG) is None
+    store.keep("a", LONG, sequence(100), store.generation)
+    assert store.take("a", LONG) is not None

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
 from waiting import wait_until
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def test_the_next_turn_reads_only_what_is_new(target: Target) -> None:
         "nobody": {"tenant": "", "record": False},
         "another session": {"session": "s2"},
         "unrecorded": {"record": False},
+        "unrecorded again": {"record": False},
     }
     cached = {}
     for name, info in turns.items():
@@ -159,6 +161,7 @@ def test_the_next_turn_reads_only_what_is_new(target: Target) -> None:
         "nobody": 0,
         "another session": len(longer) - 1,
         "unrecorded": 0,
+        "unrecorded again": 0,
     }
     assert engine.counts.cached_tokens == known + len(longer) - 1
 
@@ -185,6 +188,54 @@ def test_a_failing_request_leaves_the_others_alone(target: Target, client: Clien
     assert client.tokens("good") == expected
     assert client.steps["bad"][-1].error == "the engine failed: IndexError"
     assert client.engine.counts.failed == 1
+
+
+def test_a_request_that_cannot_begin_ends_alone(
+    target: Target, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory for its keys and values one request fails; the engine serves the next."""
+    make = target.sequence
+
+    def once() -> Any:
+        monkeypatch.setattr(target, "sequence", make)
+        raise MemoryError
+
+    monkeypatch.setattr(target, "sequence", once)
+    client.submit(request(target, PROMPTS[1], "bad"))
+    client.wait("bad")
+    assert client.steps["bad"][-1].error == "the engine failed: MemoryError"
+    client.submit(request(target, PROMPTS[2], "good"))
+    client.wait("good")
+    assert len(client.tokens("good")) == 16
+
+
+def test_a_step_that_fails_ends_its_requests_and_no_more(
+    target: Target, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong around the model, the engine's thread goes on."""
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client.engine, "_rows", broken)
+        client.submit(request(target, PROMPTS[1], "bad"))
+        client.wait("bad")
+    assert client.steps["bad"][-1].error == "the engine failed: RuntimeError"
+    client.submit(request(target, PROMPTS[2], "good"))
+    client.wait("good")
+    assert len(client.tokens("good")) == 16
+
+
+def test_forgetting_reaches_what_was_kept(target: Target) -> None:
+    """Afterwards the same prompt is read anew."""
+    engine = make_engine(target)
+    cached = []
+    for name in ("1", "2", "forgotten"):
+        if name == "forgotten":
+            engine.forget_kept()
+        cached.append(next(iter(engine.generate(request(target, PROMPTS[0] * 2, name)))).num_cached)
+    assert cached[0] == cached[2] == 0 < cached[1]
 
 
 def test_long_prompts_do_not_stop_the_replies_of_others(target: Target, client: Client) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.adapters.forgetting import Owner, SequenceOwners
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
 from paceline.caches import DraftIndex, SequenceRecord
 from paceline.caches.keys import Shelf
 from paceline.caches.phrases import PhraseSet

@@ -7,7 +7,8 @@ import urllib.request
 from prometheus_client import CollectorRegistry
 
 from paceline.adapters.metrics import MemoryCollector, registry_of, serve_metrics
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
 from paceline.caches.journal_lag import LagCounts, LagHistogram
 from paceline.errors import DraftError
 from paceline.processes import free_port

@@ -8,8 +8,9 @@ from contextlib import closing, contextmanager
 import pytest
 
 from journals import open_store
+from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.sharing import open_shared_journal
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint
 from paceline.caches.journal_keeper import StoreLimits
 from paceline.caches.tier_settings import TierLimits

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
 from paceline.caches import SequenceRecord
 from paceline.caches.journal_keeper import Quota
 from paceline.caches.tier_settings import MemorySettings, TierLimits, TierSettings

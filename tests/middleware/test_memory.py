@@ -14,8 +14,9 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
+from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.sharing import open_shared_journal
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.journal_keeper import StoreLimits

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from paceline.adapters.speculator import RequestInfo, Speculator
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
 from paceline.benchmarks.replay.base import Draft, Memory, TokenIds
 from paceline.caches import DraftIndex
 from paceline.caches.tier_settings import MemorySettings
