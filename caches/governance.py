@@ -160,7 +160,7 @@ class MemoryGovernor:
         for namespace in sorted({*described, *self._legacy_namespaces()}):
             fields = described.get(namespace, {})
             store = JournalStore(self._client, JournalKeys(namespace))
-            migrate(store, lambda _tenant: 0.0)
+            migrate(store)
             yield (
                 store,
                 ModelFingerprint(

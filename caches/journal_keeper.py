@@ -177,11 +177,13 @@ class JournalKeeper:
         if not store.take_lease("sweep", self._holder, seconds=SWEEP_SECONDS * 0.8):
             return False
         self._counts["sweeps"] += 1
-        self._counts["migrated"] += migrate(store, self._retention_seconds)
+        self._counts["migrated"] += migrate(store)
         now = store.now()
         for shelf, _ in store.shelves():
-            if self._quota_of(shelf.tenant).retention_seconds is not None:
-                self._retire(store, shelf, now)
+            retention = store.retention_seconds(shelf.tenant)
+            if retention:
+                self._retire(store, shelf, now, retention)
+            store.settle(shelf)
         store.wither(now - TOMBSTONE_SECONDS)
         return True
 
@@ -191,12 +193,9 @@ class JournalKeeper:
             counted = self._counter.take()
         phrases = PhraseStore(store, self._phrases)
         for owner, counts in counted.items():
-            retention = self._retention_seconds(owner.shelf.tenant)
+            retention = store.retention_seconds(owner.shelf.tenant)
             if phrases.add(owner, counts, retention_seconds=retention):
                 self._counts["phrases"] += counts.counts.total()
-
-    def _retention_seconds(self, tenant: str) -> float:
-        return self._quota_of(tenant).retention_seconds or 0.0
 
     def _look_after(self, store: JournalStore, shelf: Shelf) -> bool:
         """Seal and evict; True if the tail is full still, of records that are too young."""
@@ -236,7 +235,7 @@ class JournalKeeper:
             num_tokens=sum(len(item.record.token_ids) for item in stored),
             num_bytes=len(block),
         )
-        retention = self._retention_seconds(shelf.tenant)
+        retention = store.retention_seconds(shelf.tenant)
         return store.seal(
             shelf,
             segment,
@@ -311,9 +310,8 @@ class JournalKeeper:
             self._counts["evicted_tokens"] += removed.num_tokens
             excess = _excess(sizes(), quota)
 
-    def _retire(self, store: JournalStore, shelf: Shelf, now: float) -> None:
+    def _retire(self, store: JournalStore, shelf: Shelf, now: float, retention: float) -> None:
         """Remove what is over age."""
-        retention = self._retention_seconds(shelf.tenant)
         cutoff = int((now - retention) * 1000)
         for segment in store.segments(shelf):
             if segment.last_id[0] < cutoff:
@@ -328,7 +326,6 @@ class JournalKeeper:
             if len(old) < len(page):
                 break
             position = page[-1].entry_id
-        store.settle(shelf)
 
 
 def _drop_before(store: JournalStore, shelf: Shelf, segment: SegmentInfo, cutoff: int) -> None:

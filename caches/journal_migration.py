@@ -7,7 +7,6 @@ may go on beside: what it writes is moved at the next sweep; it does not see wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from paceline.caches.journal_store import RECORDED, Appending, JournalStore
@@ -18,28 +17,22 @@ from paceline.errors import RecordError
 PAGE_ENTRIES: Final = 64
 
 
-def migrate(store: JournalStore, retention_seconds: Callable[[str], float]) -> int:
+def migrate(store: JournalStore) -> int:
     """Move every readable record of layout 1 here; returns how many this call moved.
 
     Entries of a newer record schema stay where they are; damaged ones are removed.
-
-    Args:
-        store: where to.
-        retention_seconds: of a tenant, 0 for ever.
     """
     legacy = LegacyKeys(store.keys.namespace)
     moved = 0
     for name in store.client.smembers(legacy.scopes):
         scope = name.decode()
         stream = legacy.journal(scope)
-        moved += _move_stream(store, stream, scope, retention_seconds)
+        moved += _move_stream(store, stream, scope)
         store.retire(stream, legacy.scopes, scope)
     return moved
 
 
-def _move_stream(
-    store: JournalStore, stream: str, scope: str, retention_seconds: Callable[[str], float]
-) -> int:
+def _move_stream(store: JournalStore, stream: str, scope: str) -> int:
     moved, lower = 0, "-"
     while True:
         page = store.client.xrange(stream, min=lower, count=PAGE_ENTRIES)
@@ -60,7 +53,7 @@ def _move_stream(
                 Appending(
                     record,
                     data,
-                    retention_seconds=retention_seconds(record.tenant),
+                    retention_seconds=None,
                     source=(stream, entry_id.decode()),
                 )
             )

@@ -12,7 +12,8 @@ APPEND: Final = """
 -- KEYS: bell, shelves, forgotten; then of each record: tail, shelf, tenant, owned, seen, source
 -- ARGV: length of the bell;
 --   then of each record: shelf's name, record, number of tokens, begun at, origin, source id,
---   retention in ms (0: for ever), seconds to remember the request for (0: not at all), 4 subjects
+--   the tenant's retention in ms from now on (0: for ever, -1: as it was), seconds to remember the
+--   request for (0: not at all), 4 subjects
 -- Answers of each record: 1 recorded, 0 known already, -1 forgotten, -2 moved by another; then
 --   tokens and bytes of the tail, tokens and bytes of the shelf, tokens and bytes of the tenant.
 local now = redis.call('TIME')
@@ -61,8 +62,14 @@ while key <= #KEYS do
       redis.call('HINCRBY', shelf, 'bytes', size),
       redis.call('HINCRBY', tenant, 'tokens', tokens),
       redis.call('HINCRBY', tenant, 'bytes', size)}
-    if retention > 0 then redis.call('PEXPIRE', tail, retention)
-    else redis.call('PERSIST', tail) end
+    if retention < 0 then retention = tonumber(redis.call('HGET', tenant, 'retention') or '0') end
+    if retention > 0 then
+      redis.call('HSET', tenant, 'retention', retention)
+      redis.call('PEXPIRE', tail, retention)
+    else
+      redis.call('HDEL', tenant, 'retention')
+      redis.call('PERSIST', tail)
+    end
     redis.call('ZADD', KEYS[2], ms, name)
     redis.call('SADD', owned, name)
     answers[#answers + 1] = answer

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
+from math import ceil
 from typing import Any, Final, Self
 
 from redis.exceptions import NoScriptError
@@ -138,14 +139,15 @@ class Appending:
     Attributes:
         record: the record.
         encoded: the same as bytes.
-        retention_seconds: how long the tail outlives its newest record, 0 for ever.
+        retention_seconds: how long the tenant's records are kept from now on, 0 for ever, None as
+            long as before; also how long the tail outlives its newest record.
         remember_seconds: how long the request is known as recorded, 0 not at all.
         source: stream and entry that it is moved from, all or nothing; None for a new record.
     """
 
     record: SequenceRecord
     encoded: bytes
-    retention_seconds: float = 0.0
+    retention_seconds: float | None = 0.0
     remember_seconds: int = 600
     source: tuple[str, str] | None = None
 
@@ -208,7 +210,7 @@ class JournalStore:
             keys += [self.keys.seen(shelf, record.request_id), stream]
             names = subjects(tenant=record.tenant, scope=record.scope, session=record.session)
             arguments += [shelf.name, item.encoded, len(record.token_ids), repr(record.begun_at)]
-            arguments += [record.origin, entry_id, int(item.retention_seconds * 1000)]
+            arguments += [record.origin, entry_id, _milliseconds(item.retention_seconds)]
             arguments += [item.remember_seconds, *names, *[""] * (MAX_SUBJECTS - len(names))]
         return [_appended(answer) for answer in self.run(scripts.APPEND, keys, arguments)]
 
@@ -227,6 +229,10 @@ class JournalStore:
         """What a tenant holds."""
         answer = self.client.hmget(self.keys.tenant(tenant), "records", "tokens", "bytes")
         return Sizes(*(int(value or 0) for value in answer))
+
+    def retention_seconds(self, tenant: str) -> float:
+        """How long a tenant's records are kept, as its last record said; 0 for ever."""
+        return int(self.client.hget(self.keys.tenant(tenant), "retention") or 0) / 1000
 
     def shelf_sizes(self, shelf: Shelf) -> ShelfSizes:
         """What a shelf holds."""
@@ -418,6 +424,10 @@ def _entries(rows: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Entry]
         )
         for entry_id, fields in rows
     ]
+
+
+def _milliseconds(retention_seconds: float | None) -> int:
+    return -1 if retention_seconds is None else ceil(retention_seconds * 1000)
 
 
 def _number(text: bytes) -> int:

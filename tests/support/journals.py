@@ -74,7 +74,7 @@ def open_store(url: str, model: ModelFingerprint = MODEL) -> JournalStore:
 
 
 def append(
-    store: JournalStore, *records: SequenceRecord, retention_seconds: float = 0.0
+    store: JournalStore, *records: SequenceRecord, retention_seconds: float | None = 0.0
 ) -> list[Appended]:
     """Write records as a publisher does."""
     return [
