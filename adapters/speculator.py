@@ -68,7 +68,7 @@ class Speculator:
     memory alone.
 
     Args:
-        index: the draft memory, all of its scopes; a new one if None.
+        index: the draft memory, all of its scopes; a new one, as large as `memory` says, if None.
         memory: what the shared logs in it may hold and who reads which; defaults if None.
         journal: receives each finished sequence of a recording tenant; None keeps them in this
             process.
@@ -85,8 +85,11 @@ class Speculator:
         origin: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.index = DraftIndex() if index is None else index
-        self.memory = TieredMemory(self.index, memory)
+        settings = MemorySettings() if memory is None else memory
+        if index is None:
+            index = DraftIndex(max_session_tokens=settings.session.capacity)
+        self.index = index
+        self.memory = TieredMemory(index, settings)
         self.origin = uuid.uuid4().hex if origin is None else origin
         self._journal = journal
         self._corpora: CorpusScopes | None = None
@@ -391,7 +394,7 @@ class Speculator:
             read_scopes=read_scopes,
             read_sources=read_sources,
             write_scope=route.write_scope,
-            session=_session_key(info) if self.memory.settings.session else 0,
+            session=_session_key(info) if self.memory.settings.session.enabled else 0,
             key=_digest(info.request_id),
         )
         return handle

@@ -37,6 +37,7 @@ from paceline.benchmarks.replay.run import Tally, requests_of
 from paceline.benchmarks.report import Report, write_report
 from paceline.caches import ModelFingerprint, SequenceRecord
 from paceline.caches.embedded_store import EmbeddedStore
+from paceline.caches.tier_settings import MemorySettings
 from paceline.errors import ConfigError
 
 TENANT: Final = "bench"
@@ -51,17 +52,20 @@ class Engine:
     Args:
         redis_url: where.
         model: whose tokens; engines of one fleet have the same.
+        memory: what it may hold; the defaults if None.
     """
 
-    def __init__(self, redis_url: str, model: ModelFingerprint) -> None:
-        self.speculator = Speculator()
+    def __init__(
+        self, redis_url: str, model: ModelFingerprint, memory: MemorySettings | None = None
+    ) -> None:
+        self.speculator = Speculator(memory=memory)
         self.num_received = self.num_published = 0
         self.journal = open_shared_journal(
             self.speculator, redis_url, model, on_record=self._absorb
         )
         self.speculator.attach_journal(self)
         self.journal.start()
-        _wait("an engine's start", self.journal.warmed_up.is_set)
+        wait_for("an engine's start", self.journal.warmed_up.is_set)
 
     def publish(self, record: SequenceRecord) -> None:
         """Hand a record to the journal."""
@@ -159,7 +163,7 @@ class Fleet:
         engine.speculator.finish(str(request_id))
         if engine.num_published > before:
             for other, count in zip(others, wanted, strict=True):
-                _wait("a record's delivery", partial(other.has_received, count))
+                wait_for("a record's delivery", partial(other.has_received, count))
 
     def memory(self) -> Memory | None:
         """Not measured here."""
@@ -207,9 +211,9 @@ def run_fleet_bench(redis_url: str, scopes: Sequence[Scope]) -> dict[str, float]
             whole = Counts()
             whole.merge(first)
             whole.merge(second)
-            figures[f"{source}/{plan.name}/tokens_per_step"] = _tokens_per_step(whole)
+            figures[f"{source}/{plan.name}/tokens_per_step"] = tokens_per_step(whole)
             figures[f"{source}/{plan.name}/drafted_per_step"] = whole.drafted / whole.steps
-            figures[f"{source}/{plan.name}/second_half"] = _tokens_per_step(second)
+            figures[f"{source}/{plan.name}/second_half"] = tokens_per_step(second)
     return figures | _ratios(figures)
 
 
@@ -224,11 +228,13 @@ def _ratios(figures: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def _tokens_per_step(counts: Counts) -> float:
+def tokens_per_step(counts: Counts) -> float:
+    """What a verification commits in the mean; NaN where there was none."""
     return counts.committed / counts.steps if counts.steps else float("nan")
 
 
-def _wait(what: str, condition: Callable[[], bool]) -> None:
+def wait_for(what: str, condition: Callable[[], bool]) -> None:
+    """Wait until something holds, for half a minute at most."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         if time.monotonic() > deadline:
@@ -237,7 +243,8 @@ def _wait(what: str, condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def _redis(url: str | None) -> Iterator[str]:
+def redis_or_embedded(url: str | None) -> Iterator[str]:
+    """A Redis to use: the one given, or an embedded Valkey that ends with the context."""
     if url is not None:
         yield url
         return
@@ -284,6 +291,6 @@ def fleet(
         peers=Path(),
     )
     scopes = load_all_scopes(settings)
-    with _redis(redis_url) as url:
+    with redis_or_embedded(redis_url) as url:
         figures = run_fleet_bench(url, scopes)
     write_report(Report(bench="fleet", settings=settings.as_json(), figures=figures), json_file)

@@ -111,10 +111,17 @@ class DraftIndex:
         """
 
     def evict_before(self, scope_id: int, time: float) -> int:
-        """Forget a scope's shared sequences added under an earlier time.
+        """Forget what a scope was given under an earlier time.
 
-        Returns the number of tokens forgotten. Session contexts stay.
-        O(sequences of the scope + tokens forgotten).
+        Shared sequences, and kept contexts of requests that read the scope first or write to it, by
+        when the last of them finished. Returns the number of tokens forgotten.
+        O(sequences of the scope + tokens forgotten + kept contexts).
+        """
+
+    def evict_contexts_before(self, time: float) -> int:
+        """Forget kept contexts, of any scope, whose last request finished earlier.
+
+        Returns the number of tokens forgotten. O(kept contexts + tokens forgotten).
         """
 
     def attach_corpora(self, scope_id: int, segments: Sequence[CorpusSegment]) -> None:

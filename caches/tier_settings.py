@@ -29,7 +29,8 @@ class TierSettings:
 
     Attributes:
         enabled: False has no request read from it or write to it.
-        capacity: tokens that each of its logs keeps, in [2, 2**31]; the oldest are overwritten.
+        capacity: tokens that each of its logs keeps, in [2, 2**31]; the oldest are overwritten. Of
+            the session tier: that the contexts it keeps hold together.
         retention_seconds: what finished longer ago is forgotten; None keeps it while there is room.
     """
 
@@ -51,7 +52,8 @@ class MemorySettings:
     """The shared memory of one engine.
 
     Attributes:
-        session: whether a conversation's context is kept for its next turn.
+        session: the contexts of conversations, kept for their next turn. They go with the log that
+            they read first or write to, and with its retention, if that is shorter.
         workload: the logs of single workloads.
         tenant: the common log of a sharing scope, and reading other workloads' logs.
         num_neighbours: how many other workloads' logs a request reads, those written to last; each
@@ -60,7 +62,7 @@ class MemorySettings:
         max_tokens: tokens over all logs, about 17 bytes each; likewise.
     """
 
-    session: bool = True
+    session: TierSettings = TierSettings(capacity=MAX_TOKENS)
     workload: TierSettings = TierSettings()
     tenant: TierSettings = TierSettings()
     num_neighbours: int = 2

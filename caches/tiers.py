@@ -204,7 +204,10 @@ class TieredMemory:
         )
 
     def evict_before(self, scope: str, time: float) -> int:
-        """Forget what a sharing scope was given before a Unix time; returns how many tokens."""
+        """Forget what a sharing scope was given before a Unix time; returns how many tokens.
+
+        Kept contexts of its requests go likewise.
+        """
         evict = self._index.evict_before
         return sum(
             self._forget(log, partial(evict, log.scope_id, time)) for log in self._held(scope)
@@ -234,13 +237,15 @@ class TieredMemory:
             return sum(self._drop(log) for log in self._held(scope))
 
     def expire(self, now: float) -> int:
-        """Forget what is older than its retention; returns how many tokens.
+        """Forget what is older than its retention, contexts too; returns how many tokens.
 
         Call it now and then, off the engine's step: O(sequences + tokens forgotten).
         """
         with self._lock:
             scopes = list(self._scopes)
         num_expired = sum(self._expire(scope, now) for scope in scopes)
+        if (retention := self.settings.session.retention_seconds) is not None:
+            num_expired += self._index.evict_contexts_before(now - retention)
         with self._lock:
             self._counts["tokens_expired"] += num_expired
         return num_expired

@@ -29,6 +29,8 @@ class WorkerSettings:
         tiers: which of ``session``, ``workload`` and ``tenant`` are on, with commas between.
         shared_capacity: tokens that each log of the memory keeps: one for each sharing scope and
             one for each of its workloads.
+        session_tokens: tokens that the contexts of conversations hold together, which are kept for
+            their next turn.
         max_logs: logs the memory holds; the least recently used is dropped.
         max_tokens: tokens the logs hold together; likewise.
         neighbours: logs of other workloads that a request drafts from, the latest ones.
@@ -46,6 +48,7 @@ class WorkerSettings:
     redis_url: str = ""
     tiers: str = "session,workload,tenant"
     shared_capacity: int = 4_194_304
+    session_tokens: int = 33_554_432
     max_logs: int = 512
     max_tokens: int = 33_554_432
     neighbours: int = 2
@@ -57,7 +60,7 @@ class WorkerSettings:
     corpus_dir: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("shared_capacity", "warm_up_tokens"):
+        for name in ("shared_capacity", "session_tokens", "warm_up_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"{PREFIX}{name.upper()} is {getattr(self, name)}; give at least 1 token"
@@ -92,17 +95,17 @@ class WorkerSettings:
             ConfigError: a value lies outside its range.
         """
 
-        def tier(name: str) -> TierSettings:
+        def tier(name: str, capacity: int) -> TierSettings:
             return TierSettings(
                 enabled=name in self.tiers_on,
-                capacity=self.shared_capacity,
+                capacity=capacity,
                 retention_seconds=self.retention_seconds or None,
             )
 
         return MemorySettings(
-            session="session" in self.tiers_on,
-            workload=tier("workload"),
-            tenant=tier("tenant"),
+            session=tier("session", self.session_tokens),
+            workload=tier("workload", self.shared_capacity),
+            tenant=tier("tenant", self.shared_capacity),
             num_neighbours=self.neighbours,
             max_logs=self.max_logs,
             max_tokens=self.max_tokens,

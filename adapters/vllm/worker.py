@@ -58,9 +58,11 @@ class SpeculatingWorker:
         if not drafts_count_here():
             return
         settings = WorkerSettings.from_env(os.environ)
-        self._speculator = Speculator(
-            DraftIndex(min_probability=settings.min_probability), memory=settings.memory()
+        memory = settings.memory()
+        index = DraftIndex(
+            min_probability=settings.min_probability, max_session_tokens=memory.session.capacity
         )
+        self._speculator = Speculator(index, memory=memory)
         self._housekeeping = Housekeeping(self._speculator.expire)
         self._housekeeping.start()
         self._journal = open_journal(settings, self._speculator, self.vllm_config.model_config)

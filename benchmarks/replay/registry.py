@@ -141,7 +141,7 @@ def _tiers(name: str, min_probability: float) -> DrafterSpec:
     state = hashlib.sha256(Path(_native.__file__).read_bytes())
     for module in (tiers, tier_settings, speculator):
         state.update(Path(str(module.__file__)).read_bytes())
-    make = partial(TiersDrafter, min_probability=min_probability, memory=memory)
+    make = partial(TiersDrafter.of_tiers, min_probability=min_probability, memory=memory)
     return DrafterSpec(called, make, f"{called} {memory} {state.hexdigest()} {_code('tiers')}")
 
 

@@ -261,6 +261,7 @@ NB_MODULE(_native, module) {
            "time"_a = 0.0, "num_prompt"_a = 0)
       .def("delete_sequence", &delete_sequence, "scope_id"_a, "key"_a, no_gil)
       .def("evict_before", &DraftIndex::evict_before, "scope_id"_a, "time"_a, no_gil)
+      .def("evict_contexts_before", &DraftIndex::evict_contexts_before, "time"_a, no_gil)
       .def("attach_corpora", &attach_corpora, "scope_id"_a, "segments"_a)
       .def("begin", &begin, "prompt_ids"_a, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1, "session"_a = 0,
            "key"_a = 0, "share_prompt"_a = false, "time"_a = 0.0, "read_sources"_a = nb::none())

@@ -158,8 +158,18 @@ std::size_t DraftIndex::evict_before(ScopeId scope_id, double time) {
   check_time(time);
   const std::shared_ptr<Scope> scope = held_scope(scope_id);
   const std::scoped_lock writing(scope->writing);
+  std::list<SessionStore::Kept> contexts;  // freed after the lock is gone
   const std::unique_lock lock(mutex_);
-  return scope->shared.evict_before(time);
+  const std::size_t num_shared = scope->shared.evict_before(time);
+  const std::scoped_lock keeping(sessions_mutex_);
+  return num_shared + sessions_.drop_before(time, scope_id, contexts);
+}
+
+std::size_t DraftIndex::evict_contexts_before(double time) {
+  check_time(time);
+  std::list<SessionStore::Kept> contexts;  // freed after the lock is gone
+  const std::scoped_lock keeping(sessions_mutex_);
+  return sessions_.drop_before(time, std::nullopt, contexts);
 }
 
 void DraftIndex::attach_corpora(ScopeId scope_id, CorpusSegments segments) {
@@ -351,19 +361,19 @@ DraftIndex::Finished DraftIndex::finish(Handle handle, double time) {
     append_to(*scope, unshared, unshared.size() - num_said, closed->keys.back(), time);
     writing.unlock();
   }
-  if (!closed->is_tainted) keep(*closed, num_deletions);
+  if (!closed->is_tainted) keep(*closed, time, num_deletions);
   spares_.give(std::move(closed->context));  // what is left of it, if it was kept
   return finished;
 }
 
-void DraftIndex::keep(Request& closed, std::size_t num_deletions) {
+void DraftIndex::keep(Request& closed, double time, std::size_t num_deletions) {
   std::list<SessionStore::Kept> dropped;
   {
     const std::shared_lock lock(mutex_);
     if (num_deletions != num_deletions_ || reaches_dropped_scope(closed.reach)) return;
     const std::scoped_lock keeping(sessions_mutex_);
     sessions_.keep({closed.session, std::move(closed.reach), std::exchange(closed.context, TokenLog(0)),
-                    std::move(closed.keys)},
+                    std::move(closed.keys), time},
                    dropped);
   }
   for (SessionStore::Kept& old : dropped) spares_.give(std::move(old.context));

@@ -139,6 +139,7 @@ class DraftIndex {
                      std::int64_t num_prompt = 0);
   std::size_t delete_sequence(ScopeId scope_id, SequenceKey key);
   std::size_t evict_before(ScopeId scope_id, double time);
+  std::size_t evict_contexts_before(double time);
   // Requests that read the scope, open ones too, draft from these segments and no longer from those that were attached
   // to it before. Segments are shared with whoever else holds them.
   void attach_corpora(ScopeId scope_id, CorpusSegments segments);
@@ -196,7 +197,7 @@ class DraftIndex {
   Scope* read_by(const Request& request, Reading& reading) const;
   Handle open(std::unique_ptr<Request> opened, std::size_t num_deletions);
   void append_to(Scope& scope, std::span<const Token> tokens, std::size_t num_read, SequenceKey key, double time);
-  void keep(Request& closed, std::size_t num_deletions);
+  void keep(Request& closed, double time, std::size_t num_deletions);
   void put_scopes(SectionWriter& section, ScopeNumbers& numbers) const;
   void put_contexts(SectionWriter& section, const ScopeNumbers& numbers) const;
   void put_learned(SectionWriter& section, const ScopeNumbers& numbers) const;

@@ -155,6 +155,7 @@ void DraftIndex::put_contexts(SectionWriter& section, const ScopeNumbers& number
     section.put(context->session);
     put_reach(context->reach, numbers, section);
     section.put_all<SequenceKey>(context->keys);
+    section.put(context->finished_at);
     section.put_all(context->context.tokens());
     section.put_all<std::uint32_t>(runs_of(context->context));
   }
@@ -230,8 +231,10 @@ void DraftIndex::get_scopes(SectionReader section, Restored& restored) const {
 void DraftIndex::get_contexts(SectionReader section, Restored& restored) {
   std::list<SessionStore::Kept> dropped;
   for (std::size_t left = section.get_count(kLeastRecordBytes); left > 0; --left) {
-    SessionStore::Kept kept{section.get<SessionKey>(), get_reach(restored.numbers, section), TokenLog(0), {}};
+    SessionStore::Kept kept{section.get<SessionKey>(), get_reach(restored.numbers, section), TokenLog(0), {}, 0};
     kept.keys = section.get_all<SequenceKey>();
+    kept.finished_at = section.get<double>();
+    check_time(kept.finished_at);
     const std::vector<Token> tokens = get_tokens(section);
     append_runs(kept.context, tokens, section.get_all<std::uint32_t>());
     restored.sessions.keep(std::move(kept), dropped);

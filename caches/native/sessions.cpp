@@ -86,6 +86,14 @@ std::size_t SessionStore::drop_sequence(ScopeId scope, SequenceKey key, std::lis
       dropped);
 }
 
+std::size_t SessionStore::drop_before(double time, std::optional<ScopeId> scope, std::list<Kept>& dropped) {
+  return drop_if(
+      [time, scope](const Kept& kept) {
+        return kept.finished_at < time && (!scope.has_value() || kept.reach.touches(*scope));
+      },
+      dropped);
+}
+
 template <typename Predicate>
 std::size_t SessionStore::drop_if(Predicate is_dropped, std::list<Kept>& dropped) {
   std::size_t num_dropped = 0;

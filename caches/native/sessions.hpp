@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <list>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -57,6 +58,7 @@ class SessionStore {
     Reach reach;
     TokenLog context;
     std::vector<SequenceKey> keys;  // of the requests whose tokens it may hold
+    double finished_at = 0;         // the last of them, in seconds
   };
   struct Match {
     TokenLog context;
@@ -76,6 +78,10 @@ class SessionStore {
   // Moves the contexts that touch `scope` and may hold tokens of the sequence `key` to `dropped`; returns how many
   // tokens they held.
   std::size_t drop_sequence(ScopeId scope, SequenceKey key, std::list<Kept>& dropped);
+
+  // Moves the contexts that were finished before `time`, and touch `scope` if one is given, to `dropped`; returns how
+  // many tokens they held.
+  std::size_t drop_before(double time, std::optional<ScopeId> scope, std::list<Kept>& dropped);
 
   // Least recently finished first.
   const std::list<Kept>& kept() const { return kept_; }

@@ -20,8 +20,8 @@ class BrokenSnapshot : public std::invalid_argument {
 
 // The file: a header (magic, byte-order mark, version, length, checksum of all that follows, number of sections), a
 // table of sections (kind, offset, length), the sections. Numbers are in the writer's byte order.
-// Version 1 was never released.
-inline constexpr std::uint32_t kSnapshotVersion = 2;
+// Versions 1 and 2 were never released.
+inline constexpr std::uint32_t kSnapshotVersion = 3;
 
 enum class SectionKind : std::uint32_t { kScopes = 1, kContexts = 2, kLearned = 3 };
 

@@ -12,7 +12,7 @@ it may miss a place that other grams of the bucket hide. Here nothing is missed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -59,6 +59,7 @@ class _Kept:
     reach: Reach
     context: Log
     keys: tuple[int, ...]
+    finished_at: float
 
 
 @dataclass(slots=True)
@@ -159,8 +160,13 @@ class ReferenceIndex:
         return self._logs[scope_id].erase(key) + sum(len(kept.context.tokens) for kept in dropped)
 
     def evict_before(self, scope_id: int, time: float) -> int:
-        """Forget the shared sequences of earlier times; returns how many tokens."""
-        return self._logs[scope_id].evict_before(time)
+        """Forget sequences and kept contexts of earlier times; returns how many tokens."""
+        num_shared = self._logs[scope_id].evict_before(time)
+        return num_shared + self._drop_before(time, lambda kept: scope_id in kept.reach[:2])
+
+    def evict_contexts_before(self, time: float) -> int:
+        """Forget kept contexts of earlier times; returns how many tokens."""
+        return self._drop_before(time, lambda _: True)
 
     def begin(
         self,
@@ -299,7 +305,7 @@ class ReferenceIndex:
         if not request.is_tainted and all(
             scope_id in self._logs or scope_id == -1 for scope_id in request.reach[:2]
         ):
-            self._keep(_Kept(request.session, request.reach, request.context, request.keys))
+            self._keep(_Kept(request.session, request.reach, request.context, request.keys, time))
         return np.array(new_tokens, np.int32), request.prompt_end - request.new_begin
 
     def restored(self) -> ReferenceIndex:
@@ -384,6 +390,11 @@ class ReferenceIndex:
             return Log(), 0, 0, ()
         self._kept = [other for other in self._kept if other is not kept]
         return kept.context, num_prefix, num_slid, kept.keys
+
+    def _drop_before(self, time: float, is_meant: Callable[[_Kept], bool]) -> int:
+        old = [kept for kept in self._kept if kept.finished_at < time and is_meant(kept)]
+        self._kept = [kept for kept in self._kept if kept not in old]
+        return sum(len(kept.context.tokens) for kept in old)
 
     def _keep(self, finished: _Kept) -> None:
         if finished.session == 0 or self._max_sessions == 0 or not finished.context.tokens:

@@ -219,6 +219,23 @@ def test_close_finishes_what_is_open() -> None:
     speculator.index.check_integrity()
 
 
+@pytest.mark.parametrize("kept_by", ["the engine", "the tenant"])
+def test_a_conversation_that_rests_too_long_is_forgotten(kept_by: str) -> None:
+    """Its context goes like what it said, by the shorter of the two retentions."""
+    now = 1000.0
+    tier = TierSettings(retention_seconds=60.0 if kept_by == "the engine" else 600.0)
+    limits = TierLimits(retention_seconds=None if kept_by == "the engine" else 60.0)
+    speculator = Speculator(memory=MemorySettings(session=tier), clock=lambda: now)
+    for session in "st":
+        info = RequestInfo(request_id=session, tenant="a", session=session, limits=limits)
+        speculator.begin(info, TEXT)
+        speculator.finish(session)
+        now += 50.0
+    assert speculator.stats()["sessions"] == 2
+    assert speculator.expire() >= len(TEXT)
+    assert speculator.stats()["sessions"] == 1
+
+
 def test_a_tenants_quota_is_what_its_last_request_said() -> None:
     """The shorter retention holds, the engine's for tenants that have not asked yet."""
     tier = TierSettings(retention_seconds=500.0)

@@ -13,14 +13,22 @@ class TiersDrafter:
     """A `Speculator` with one tenant, which is told the workload of each request.
 
     Args:
-        min_probability: where a chain stops, in (0, 1].
-        memory: which tiers there are.
+        speculator: of one engine.
     """
 
-    def __init__(self, *, min_probability: float, memory: MemorySettings) -> None:
-        index = DraftIndex(min_probability=min_probability)
-        self._speculator = Speculator(index, memory=memory)
+    def __init__(self, speculator: Speculator) -> None:
+        self._speculator = speculator
         self._workload = ""
+
+    @classmethod
+    def of_tiers(cls, *, min_probability: float, memory: MemorySettings) -> TiersDrafter:
+        """One with a memory of its own.
+
+        Args:
+            min_probability: where a chain stops, in (0, 1].
+            memory: which tiers there are.
+        """
+        return cls(Speculator(DraftIndex(min_probability=min_probability), memory=memory))
 
     def name_workload(self, workload: str) -> None:
         """Of the requests that start from now on."""

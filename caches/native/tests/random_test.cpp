@@ -50,6 +50,7 @@ class Player {
       case 4: index_.delete_sequence(scope(), key() + 1); return;
       case 5:
         if (below(random_, 8) == 0) index_.evict_before(scope(), time());
+        if (below(random_, 16) == 0) index_.evict_contexts_before(time());
         return;
       case 6: return truncate();
       case 7:

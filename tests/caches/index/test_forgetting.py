@@ -116,6 +116,28 @@ def test_finish_dates_what_it_adds() -> None:
     assert index.evict_before(scope, 7.5) == 3
 
 
+def test_kept_contexts_age_from_their_last_turn() -> None:
+    """Those of a scope go with its sequences, those of all scopes on their own account."""
+    index = DraftIndex()
+    scopes = [index.scope(name) for name in "ab"]
+    for session, (scope, time) in enumerate([(0, 1.0), (0, 5.0), (1, 2.0), (1, 6.0)], start=1):
+        for turn, end in enumerate((10, 20)):
+            handle, _ = index.begin(
+                i32(*range(end)), read_scopes=NONE, write_scope=scopes[scope], session=session
+            )
+            index.finish(handle, time=time - 1 + turn)
+    assert index.stats()["sessions"] == 4
+    assert index.evict_before(scopes[0], 2.0) == 20 + 20
+    assert index.stats()["sessions"] == 3
+    assert index.evict_contexts_before(6.0) == 20 + 20
+    assert index.stats()["sessions"] == 1
+    restored = DraftIndex()
+    restored.restore(index.snapshot())
+    assert restored.evict_contexts_before(6.0) == 0
+    assert restored.evict_contexts_before(7.0) == 20
+    index.check_integrity()
+
+
 def test_a_scope_has_a_capacity_of_its_own() -> None:
     """A capacity given at opening bounds that scope alone, and can't change while it is open."""
     index = DraftIndex(shared_capacity=100)
@@ -160,6 +182,7 @@ def test_too_few_bytes_for_any_capacity_are_refused() -> None:
         ("scope_id is 4; no scope", "delete_sequence", (4, 1), {}),
         ("scope_id is 4; no scope", "evict_before", (4, 1.0), {}),
         ("time is nan; give finite", "evict_before", (0, float("nan")), {}),
+        ("time is nan; give finite", "evict_contexts_before", (float("nan"),), {}),
         ("time is inf; give finite", "append_shared", (0, i32(1)), {"time": float("inf")}),
         ("key is -1; give 0 ", "append_shared", (0, i32(1)), {"key": -1}),
         ("key is -2; give 0 ", "begin", (i32(1),), {"read_scopes": NONE, "key": -2}),

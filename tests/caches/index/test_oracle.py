@@ -117,6 +117,10 @@ class NativeAgainstReference(RuleBasedStateMachine):
         scope = self.scopes[choice % len(self.scopes)]
         self.both(lambda index: index.evict_before(scope, time))
 
+    @rule(time=times)
+    def evict_contexts_before(self, time: float) -> None:
+        self.both(lambda index: index.evict_contexts_before(time))
+
     @rule(choice=choices, also=choices, numbers=st.lists(choices, max_size=2))
     def attach_corpora(self, choice: int, also: int, numbers: list[int]) -> None:
         """Attach segments to one scope or two, which then share them."""

@@ -135,7 +135,7 @@ def test_every_truncation_is_noticed(length: int) -> None:
     [
         (0, b"SQLite 3", "no snapshot of a draft memory"),
         (8, (0x04030201).to_bytes(4, "little"), "another byte order"),
-        (12, (9).to_bytes(4, "little"), "version 9, this Paceline reads 2; upgrade it"),
+        (12, (9).to_bytes(4, "little"), "version 9, this Paceline reads 3; upgrade it"),
     ],
 )
 def test_foreign_snapshots_are_named(at: int, value: bytes, says: str) -> None:
