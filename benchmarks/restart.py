@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -114,6 +115,7 @@ def run_restart_bench(
         num_stored = _fill(redis_url, model, engine, first, others, settings.size)
     finally:
         engine.journal.close()
+    _seal(redis_url, model, others)
     kept = _replay(engine.speculator, second, "kept")
     figures = {"stored_tokens": float(num_stored), "kept/tokens_per_step": kept}
     moments = {f"after_{seconds:g}s": seconds for seconds in settings.moments}
@@ -139,9 +141,8 @@ def _fill(
 ) -> int:
     """Let the engine serve requests and others say the rest; returns the tokens published."""
     served = TiersDrafter(engine.speculator)
-    limits = StoreLimits(seal_after_seconds=0.0)
     journal = open_shared_journal(
-        Speculator(), redis_url, model, origin="others", on_record=_ignore, limits=limits
+        Speculator(), redis_url, model, origin="others", on_record=_ignore
     )
     journal.start()
     num_published = num_records = 0
@@ -157,10 +158,11 @@ def _fill(
                 num_records += 1
                 if num_records % QUEUED_RECORDS == 0:
                     _flush(journal)
+                    wait_for("the others' records", partial(engine.has_received, num_records))
         _flush(journal)
         _flush(engine.journal)
-        wait_for("the others' last record", lambda: engine.has_received(num_records))
-        _wait_for_upkeep(journal)
+        wait_for("the others' last record", partial(engine.has_received, num_records))
+        time.sleep(COUNT_SECONDS)  # until counts of phrases are written
     return engine.speculator.stats()["shared_tokens"]
 
 
@@ -169,13 +171,20 @@ def _flush(journal: Journal) -> None:
         raise ConfigError(f"Redis did not take the records within {TIMEOUT_SECONDS:.0f} s")
 
 
-def _wait_for_upkeep(journal: Journal) -> None:
-    """Until counts are written and full tails are sealed."""
-    time.sleep(COUNT_SECONDS)
-    sealed = -1
-    while (now := journal.stats()["sealed"]) != sealed:
-        sealed = now
-        time.sleep(KEEPER_SECONDS + 1)
+def _seal(redis_url: str, model: ModelFingerprint, others: OtherText) -> None:
+    """Seal what is sealed after a minute, as most of a tenant's memory is."""
+    limits = StoreLimits(seal_after_seconds=0.0)
+    journal = open_shared_journal(
+        Speculator(), redis_url, model, origin="sealer", on_record=_ignore, limits=limits
+    )
+    journal.start()
+    with closing(journal):
+        journal.publish(others.next())  # what it leaves behind tells that the tail is full
+        _flush(journal)
+        sealed = -1
+        while (now := journal.stats()["sealed"]) != sealed:
+            sealed = now
+            time.sleep(KEEPER_SECONDS + 1)
 
 
 def _read(

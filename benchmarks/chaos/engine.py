@@ -6,6 +6,7 @@ anybody else can know it, so that it can be killed at any moment and judged by i
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -26,7 +27,8 @@ from paceline.caches.tier_settings import MemorySettings
 
 SAID, GOT, FLUSHED, STEPS, ENDED = "said", "got", "flushed", "steps", "ended"
 """Files: request ids as they finish; those of others as they come; how many of its own the store
-had surely taken; pairs of float64, a step's Unix time and its seconds; there if it ended in order.
+had surely taken; of each step three float64, its Unix time, its seconds, and for how many of them
+it waited for a processor; there if it ended in order.
 """
 NUM_PHRASES: Final = 400
 PHRASE_TOKENS: Final = 20
@@ -77,6 +79,22 @@ class Talker:
         return self._phrases[chosen].ravel()[:num_tokens]
 
 
+class ProcessorWait:
+    """How long this thread has been ready to run without a processor; 0 where Linux is not."""
+
+    def __init__(self) -> None:
+        try:
+            self._file: int | None = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        except OSError:
+            self._file = None
+
+    def seconds(self) -> float:
+        """Since the thread began."""
+        if self._file is None:
+            return 0.0
+        return int(os.pread(self._file, 128, 0).split()[1]) / 1e9
+
+
 class ChaosEngine:
     """Steps through requests until it is told to end.
 
@@ -96,6 +114,7 @@ class ChaosEngine:
         self._said = self._file(SAID)
         self._flushed = self._file(FLUSHED)
         self._steps = (self._folder / STEPS).open("ab", buffering=0)
+        self._processor = ProcessorWait()
         self._speculator = Speculator(memory=MemorySettings.of_capacity(262_144), origin=job.origin)
         self._journal = open_shared_journal(
             self._speculator,
@@ -115,8 +134,10 @@ class ChaosEngine:
         while not self._ending.is_set():
             if self._is_talking:
                 self._step()
-            for request_id in () if self._is_talking else list(self._open):
-                self._finish(request_id)
+            else:
+                self._note_said(list(self._open))
+                for request_id in list(self._open):
+                    self._finish(request_id)
             self._mark()
             due = max(due + self._job.step_seconds, time.monotonic() - 1.0)
             self._ending.wait(max(0.0, due - time.monotonic()))
@@ -130,12 +151,18 @@ class ChaosEngine:
 
     def _step(self) -> None:
         """What an engine's step asks of us, timed."""
-        now = time.time()
-        started = time.perf_counter()
-        for request_id in [r for r, (text, at) in self._open.items() if at == len(text)]:
+        ended = [r for r, (text, at) in self._open.items() if at == len(text)]
+        self._note_said(ended)
+        num_new = NUM_OPEN - len(self._open) + len(ended)
+        texts = [
+            (self._talker.text(PROMPT_TOKENS), self._talker.text(self._job.reply_tokens))
+            for _ in range(num_new)
+        ]
+        now, waited, started = time.time(), self._processor.seconds(), time.perf_counter()
+        for request_id in ended:
             self._finish(request_id)
-        while len(self._open) < NUM_OPEN:
-            self._begin()
+        for prompt, reply in texts:
+            self._begin(prompt, reply)
         ids = list(self._open)
         self._speculator.propose_batch(ids, max_tokens=16)
         accepted = []
@@ -145,18 +172,23 @@ class ChaosEngine:
             self._open[request_id] = text, min(len(text), at + ACCEPTED_A_STEP)
         self._speculator.commit_batch(ids, accepted)
         took = time.perf_counter() - started
-        self._steps.write(np.array([now, took]).tobytes())
+        waited = self._processor.seconds() - waited
+        self._steps.write(np.array([now, took, waited]).tobytes())
 
-    def _begin(self) -> None:
+    def _begin(self, prompt: npt.NDArray[np.int32], reply: npt.NDArray[np.int32]) -> None:
         self._num_requests += 1
         request_id = f"{self._job.origin}-{self._num_requests}"
         info = RequestInfo(request_id=request_id, tenant=f"t{self._num_requests % 2}")
-        self._speculator.begin(info, self._talker.text(PROMPT_TOKENS))
-        self._open[request_id] = self._talker.text(self._job.reply_tokens), 0
+        self._speculator.begin(info, prompt)
+        self._open[request_id] = reply, 0
+
+    def _note_said(self, request_ids: list[str]) -> None:
+        """Before they finish: afterwards others may know them."""
+        for request_id in request_ids:
+            self._said.write(f"{request_id}\n")
 
     def _finish(self, request_id: str) -> None:
         del self._open[request_id]
-        self._said.write(f"{request_id}\n")
         self._speculator.finish(request_id)
 
     def _mark(self) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from paceline.benchmarks.chaos.engine import ENDED, FLUSHED, GOT, SAID, STEPS
+
+STEP_FIELDS: Final = 3
+LATE_SECONDS: Final = 1e-3
+QUANTILES: Final = (0.5, 0.99, 0.999, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,8 @@ class Life:
         num_flushed: how many of them the store had surely taken.
         got: ids of others' records, as they were delivered.
         has_ended: whether it ended in order, with everything published.
-        steps: float64 (steps, 2): Unix time and seconds of each.
+        steps: float64 (steps, 3): Unix time of each, its seconds, and for how many of them it
+            waited for a processor.
     """
 
     said: Sequence[str]
@@ -40,7 +46,7 @@ class Life:
             num_flushed=int(flushed[-1]) if flushed else 0,
             got=_lines(folder / GOT),
             has_ended=(folder / ENDED).exists(),
-            steps=steps.reshape(-1, 2),
+            steps=steps.reshape(-1, STEP_FIELDS),
         )
 
     @property
@@ -78,15 +84,25 @@ def judge(lives: Sequence[Life], stored: Sequence[str]) -> dict[str, float]:
 def step_figures(
     lives: Iterable[Life], windows: Mapping[str, tuple[float, float]]
 ) -> dict[str, float]:
-    """How long steps took within stretches of Unix time, over all engines."""
+    """How long steps took within stretches of Unix time, over all engines.
+
+    `step` is by the clock, `own` without the time in which the machine had no processor for it.
+    `late` counts steps that took a millisecond more than the first stretch's p99.
+    """
     steps = np.concatenate([life.steps for life in lives])
+    taken = {"step": steps[:, 1], "own": steps[:, 1] - steps[:, 2]}
     figures: dict[str, float] = {}
+    late: dict[str, float] = {}
     for name, (start, end) in windows.items():
-        took = 1e3 * steps[(steps[:, 0] >= start) & (steps[:, 0] < end), 1]
-        quantiles = np.quantile(took, [0.5, 0.99, 0.999, 1.0]) if len(took) else [np.nan] * 4
-        figures[f"{name}.steps"] = float(len(took))
-        for label, value in zip(("p50", "p99", "p99.9", "max"), quantiles, strict=True):
-            figures[f"{name}.step_{label}_ms"] = float(value)
+        is_in = (steps[:, 0] >= start) & (steps[:, 0] < end)
+        figures[f"{name}.steps"] = float(is_in.sum())
+        for kind, took in taken.items():
+            seconds = took[is_in]
+            quantiles = np.quantile(seconds, QUANTILES) if len(seconds) else [np.nan] * 4
+            late.setdefault(kind, float(quantiles[1]) + LATE_SECONDS)
+            for label, value in zip(("p50", "p99", "p99.9", "max"), quantiles, strict=True):
+                figures[f"{name}.{kind}_{label}_ms"] = 1e3 * float(value)
+            figures[f"{name}.{kind}_late"] = float((seconds > late[kind]).sum())
     return figures
 
 
@@ -95,4 +111,5 @@ def _lines(file: Path) -> list[str]:
 
 
 def _whole(file: Path) -> int:
-    return file.stat().st_size // 16 * 16
+    step_bytes = 8 * STEP_FIELDS
+    return file.stat().st_size // step_bytes * step_bytes

@@ -18,7 +18,9 @@ def life(said: str, got: str, *, num_flushed: int | None = None, has_ended: bool
         num_flushed=len(said.split()) if num_flushed is None else num_flushed,
         got=got.split(),
         has_ended=has_ended,
-        steps=np.array([[10.0, 0.001], [11.0, 0.003], [20.0, 0.5]]),
+        steps=np.array(
+            [[10.0, 0.001, 0.0], [11.0, 0.003, 0.0], [20.0, 0.5, 0.499], [21.0, 0.1, 0.0]]
+        ),
     )
 
 
@@ -39,12 +41,15 @@ def test_every_fate_of_a_record_is_told() -> None:
 
 
 def test_steps_are_told_by_stretch() -> None:
-    """Each stretch has its own quantiles; one without steps has none."""
+    """Each stretch has its own quantiles, with and without the wait for a processor."""
     windows = {"quiet": (0.0, 15.0), "chaos": (15.0, 30.0), "never": (30.0, 40.0)}
     figures = step_figures([life("", "")], windows)
     assert figures["quiet.steps"] == 2
     assert figures["quiet.step_max_ms"] == pytest.approx(3.0)
-    assert figures["chaos.step_p50_ms"] == pytest.approx(500.0)
+    assert figures["chaos.step_max_ms"] == pytest.approx(500.0)
+    assert figures["chaos.own_max_ms"] == pytest.approx(100.0)
+    assert figures["quiet.step_late"] == figures["quiet.own_late"] == 0
+    assert (figures["chaos.step_late"], figures["chaos.own_late"]) == (2, 1)
     assert np.isnan(figures["never.step_p99_ms"])
 
 
