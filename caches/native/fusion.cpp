@@ -65,6 +65,10 @@ void check(const DrafterView& view) {
   for (std::size_t i = 0; i < view.top_prob.size(); ++i) check_probability_of("top_prob", i, view.top_prob[i]);
 }
 
+bool is_worth_a_place(const FusedDraft::Node& node, const FusionLimits& limits) {
+  return node.path_probability > 0 && node.path_probability >= limits.min_probability;
+}
+
 // The making of one tree.
 class Merge {
  public:
@@ -87,31 +91,39 @@ class Merge {
     }
   }
 
-  void add_guessed() {
-    place_at_.assign(view_.parent.size(), -1);
-    for (std::size_t i = 1; i < place_at_.size(); ++i) {
-      place_at_[i] = child(place_at_[static_cast<std::size_t>(view_.parent[i])], view_.token[i]);
-      fused_.nodes[static_cast<std::size_t>(place_at_[i])].place = static_cast<std::int32_t>(i);
-    }
-    const std::size_t width = view_.width();
-    for (std::size_t i = 0; i < place_at_.size(); ++i) {
-      for (std::size_t j = i * width; j < (i + 1) * width; ++j) {
-        FusedDraft::Node& node = fused_.nodes[static_cast<std::size_t>(child(place_at_[i], view_.top_token[j]))];
-        if (node.guessed < 0) node.guessed = view_.top_prob[j];
-      }
+  void add_places() {
+    std::vector<std::int32_t> at(view_.parent.size(), -1);  // the node of each; -1: the context
+    for (std::size_t i = 1; i < at.size(); ++i) {
+      at[i] = child(at[static_cast<std::size_t>(view_.parent[i])], view_.token[i]);
+      fused_.nodes[static_cast<std::size_t>(at[i])].place = static_cast<std::int32_t>(i);
     }
   }
 
-  // Every node's probability, from what is known of its siblings.
-  void weigh(const Mixer& mixer) {
-    weigh_children(-1, fused_.first_root, view_.parent.empty() ? -1 : 0, mixer);
-    for (std::size_t i = 0; i < fused_.nodes.size(); ++i) {
-      const FusedDraft::Node& node = fused_.nodes[i];
-      weigh_children(static_cast<std::int32_t>(i), node.first_child, node.place, mixer);
+  // Adds what the drafter lists, and gives each node its probability from what is known of its siblings; as far as paths
+  // are worth a place: most places of a drafter that reads memory's whole tree are not.
+  void grow(const Mixer& mixer, const FusionLimits& limits) {
+    grow_behind(-1, view_.parent.empty() ? -1 : 0, mixer);
+    for (std::size_t i = 0; i < fused_.nodes.size(); ++i) {  // children come after their parent
+      if (!is_worth_a_place(fused_.nodes[i], limits)) continue;
+      grow_behind(static_cast<std::int32_t>(i), fused_.nodes[i].place, mixer);
     }
   }
 
  private:
+  void grow_behind(std::int32_t parent, std::int32_t place, const Mixer& mixer) {
+    if (place >= 0) {
+      const std::size_t width = view_.width();
+      const std::size_t begin = static_cast<std::size_t>(place) * width;
+      for (std::size_t j = begin; j < begin + width; ++j) {
+        FusedDraft::Node& node = fused_.nodes[static_cast<std::size_t>(child(parent, view_.top_token[j]))];
+        if (node.guessed < 0) node.guessed = view_.top_prob[j];
+      }
+    }
+    const std::int32_t first =
+        parent < 0 ? fused_.first_root : fused_.nodes[static_cast<std::size_t>(parent)].first_child;
+    weigh_children(parent, first, place, mixer);
+  }
+
   std::int32_t child(std::int32_t parent, Token token) {
     std::int32_t* link =
         parent < 0 ? &fused_.first_root : &fused_.nodes[static_cast<std::size_t>(parent)].first_child;
@@ -183,16 +195,11 @@ class Merge {
   const RetrievedTree& retrieved_;
   const DrafterView& view_;
   FusedDraft& fused_;
-  std::vector<std::int32_t> place_at_;  // the node of each of the drafter's places; -1: the context
 };
 
 void issue(FusedDraft& fused, std::size_t node) {
   fused.nodes[node].issued = static_cast<std::int32_t>(fused.issue_order.size());
   fused.issue_order.push_back(static_cast<std::uint32_t>(node));
-}
-
-bool is_worth_a_place(const FusedDraft::Node& node, const FusionLimits& limits) {
-  return node.path_probability > 0 && node.path_probability >= limits.min_probability;
 }
 
 // The path of the greatest expected accepted length: the sum of the probabilities of its beginnings.
@@ -289,8 +296,8 @@ void fuse(const RetrievedTree& retrieved, const DrafterView& view, const Mixer& 
   check(view);
   Merge merge(retrieved, view, fused);
   merge.add_retrieved();
-  merge.add_guessed();
-  merge.weigh(mixer);
+  merge.add_places();
+  merge.grow(mixer, limits);
   if (limits.max_branches == 1) {
     issue_chain(fused, limits);
   } else {

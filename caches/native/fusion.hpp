@@ -90,7 +90,8 @@ struct FusionLimits {
 // node's probability comes from both opinions, and budget goes to the likeliest paths: what memory knows and the
 // drafter does not displaces the drafter's deep, unlikely tokens, and the other way round (Graft, arXiv 2605.20104).
 // A chain (max_branches 1) is the one of the greatest expected accepted length, whoever drafted its parts.
-// Ties go to retrieved nodes, in their order, then to the drafter's in its order. O(nodes * (siblings + log nodes)).
+// What the drafter lists behind a path that is not worth a place is left out, and not learned from. Ties go to retrieved
+// nodes, in their order, then to the drafter's. O(retrieved + places + nodes * (siblings + log nodes)).
 // Throws std::invalid_argument for drafts that are none.
 void fuse(const RetrievedTree& retrieved, const DrafterView& view, const Mixer& mixer, const FusionLimits& limits,
           FusedDraft& fused);

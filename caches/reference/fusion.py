@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from paceline.caches.tree import ROOT, Source
@@ -93,8 +93,11 @@ def logit(p: float) -> float:
 class FusedTree:
     """Both drafts as one tree of paths. O(nodes squared)."""
 
-    def __init__(self, retrieved: Retrieved, view: View, mixer: Mixer) -> None:
+    def __init__(
+        self, retrieved: Retrieved, view: View, mixer: Mixer, min_probability: float
+    ) -> None:
         self.nodes: dict[Path, Node] = {}
+        self._min_probability = min_probability
         self._tops = {
             path: list(top) for path, (_, _, top) in zip(view.paths(), view.places, strict=True)
         }
@@ -106,24 +109,15 @@ class FusedTree:
                 node.retrieved, node.source = probability, source
         for path in view.paths()[1:]:
             self.nodes.setdefault(path, Node(path))
-        for place, top in zip(view.paths(), (top for _, _, top in view.places), strict=True):
-            for token, probability in top:
-                node = self.nodes.setdefault((*place, token), Node((*place, token)))
-                if node.guessed is None:
-                    node.guessed = probability
-        # A place's children lie behind it, whatever the order in which they were made.
-        for node in sorted(self.nodes.values(), key=lambda n: len(n.path)):
-            self._weigh(node, mixer)
-        for path in sorted(self.nodes, key=len):
-            self._normalise(path[:-1])
+        self._grow((), mixer)
 
     def children(self, path: Path) -> list[Node]:
         """The nodes that continue a path, in the order in which they were made."""
         return [node for node in self.nodes.values() if node.path[:-1] == path]
 
-    def chain(self, max_tokens: int, min_probability: float) -> list[Node]:
+    def chain(self, max_tokens: int) -> list[Node]:
         """The path of the greatest expected accepted length."""
-        eligible = list(self._eligible(min_probability))
+        eligible = [node for node in self.nodes.values() if self._is_eligible(node)]
         order = {node.path: i for i, node in enumerate(self.nodes.values())}
 
         def best(path: Path) -> tuple[float, list[Node]]:
@@ -141,10 +135,10 @@ class FusedTree:
 
         return best(())[1]
 
-    def tree(self, max_tokens: int, max_branches: int, min_probability: float) -> list[Node]:
+    def tree(self, max_tokens: int, max_branches: int) -> list[Node]:
         """The likeliest paths, at most `max_branches` behind each node."""
         order = {path: i for i, path in enumerate(self.nodes)}
-        allowed = list(self._eligible(min_probability))
+        allowed = [node for node in self.nodes.values() if self._is_eligible(node)]
 
         def rank(node: Node) -> tuple[float, int]:
             return -node.path_probability, order[node.path]
@@ -173,10 +167,22 @@ class FusedTree:
             if (*path, token) not in self.nodes:
                 break
 
-    def _eligible(self, min_probability: float) -> Iterator[Node]:
-        for node in self.nodes.values():
-            if node.path_probability > 0 and node.path_probability >= min_probability:
-                yield node
+    def _grow(self, path: Path, mixer: Mixer) -> None:
+        """Add what the drafter lists behind a path, weigh it, go on behind what is likely."""
+        for token, probability in self._tops.get(path, ()):
+            node = self.nodes.setdefault((*path, token), Node((*path, token)))
+            if node.guessed is None:
+                node.guessed = probability
+        children = self.children(path)
+        for node in children:
+            self._weigh(node, mixer)
+        self._normalise(path)
+        for node in children:
+            if self._is_eligible(node):
+                self._grow(node.path, mixer)
+
+    def _is_eligible(self, node: Node) -> bool:
+        return node.path_probability > 0 and node.path_probability >= self._min_probability
 
     def _weigh(self, node: Node, mixer: Mixer) -> None:
         place = node.path[:-1]

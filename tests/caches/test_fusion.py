@@ -122,13 +122,13 @@ def test_fusion_is_what_the_plain_one_says(
     fusion, mixer = Fusion(min_probability=min_probability), Mixer()
     for committed in [*rounds, None]:
         fused, batch = fuse(fusion, drafts, max_tokens=max_tokens, max_branches=max_branches)
-        trees = [FusedTree(*draft, mixer) for draft in drafts]
+        trees = [FusedTree(*draft, mixer, min_probability) for draft in drafts]
         for got, tree in zip(fused, trees, strict=True):
             if max_branches == 1:
-                check(got, tree, tree.chain(max_tokens, min_probability))
+                check(got, tree, tree.chain(max_tokens))
                 assert all(path == got.paths[-1][: len(path)] for path in got.paths)
             else:
-                check(got, tree, tree.tree(max_tokens, max_branches, min_probability))
+                check(got, tree, tree.tree(max_tokens, max_branches))
         if committed is None:
             return
         ends = np.arange(len(drafts) + 1, dtype=np.int64) * len(committed)
