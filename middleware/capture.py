@@ -62,6 +62,9 @@ class Capture:
         registry: of the proxy's metrics.
         clock: Unix time in seconds.
 
+    Attributes:
+        origin: this process's id in its records.
+
     Raises:
         ConfigError: the tokenizer cannot be read.
         JournalError: the URL cannot be understood.
@@ -77,12 +80,12 @@ class Capture:
     ) -> None:
         self._config = config
         self._clock = clock
-        self._origin = f"proxy-{uuid.uuid4().hex}"
+        self.origin = f"proxy-{uuid.uuid4().hex}"
         self._quotas = quotas_of(policy)
         self._journal = Journal(
             config.redis_url,
             fingerprint_of(config),
-            origin=self._origin,
+            origin=self.origin,
             follows=False,
             quota_of=lambda tenant: self._quotas.get(tenant, Quota()),
             queue_tokens=config.queue_tokens,
@@ -206,7 +209,7 @@ class Capture:
                 tenant=info.tenant,
                 workload=info.workload,
                 session=info.session,
-                origin=self._origin,
+                origin=self.origin,
                 token_ids=whole[start:],
                 num_prompt=len(sequence.prompt_ids) - start,
                 finished_at=finished_at,
