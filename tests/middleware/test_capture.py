@@ -46,6 +46,7 @@ TENANTS = (
     "long",
     "end",
 )
+EVENTS = "paceline_journal_events_total"
 STORY: Any = [{"role": "user", "content": "Tell me of two riders — in one “sentence”."}]
 
 
@@ -293,9 +294,14 @@ def test_an_engine_drafts_what_only_the_proxy_recorded(stack: Stack) -> None:
     body = asking(TEXT, prompt="Rivers of Europe: Rhine,", max_tokens=24)
     said = json.loads(post(stack.capturing, TEXT, body, "seed")[1])["choices"][0]["text"]
     wait_until(lambda: metric(stack.capturing, "paceline_journal_queued") == 0)
+    published = metric(stack.capturing, EVENTS, event="published")
+    wait_until(
+        lambda: (
+            sum(stack.follower.metric(EVENTS, event=e) for e in ("received", "warmed_up"))
+            >= published
+        )
+    )
     before = stack.follower.metric("paceline_engine_accepted_tokens_total")
-    wait_until(lambda: stack.follower.metric("paceline_memory_tokens") >= 24)
-    time.sleep(0.5)  # records come in the order of publishing; this one may still be on its way
     follower = stack.proxy(stack.follower.url, capture=False)
     again = json.loads(post(follower, TEXT, body, "seed")[1])["choices"][0]["text"]
     assert again == said
@@ -305,8 +311,6 @@ def test_an_engine_drafts_what_only_the_proxy_recorded(stack: Stack) -> None:
 def test_where_both_record_a_request_redis_keeps_one(stack: Stack) -> None:
     """Proxy and engine publish under one id: one record, one refusal, one sequence in memory."""
     both = stack.proxy(stack.follower.url)
-    refused = stack.follower.metric("paceline_journal_events_total")
-    assert refused >= 0
     ids = []
     for number in range(4):
         path, stream = ((CHAT, TEXT)[number % 2], number < 2)
@@ -320,10 +324,17 @@ def test_where_both_record_a_request_redis_keeps_one(stack: Stack) -> None:
         )
     )
     stack.recorded("twice", 4)
-    time.sleep(0.5)  # a second record of a request would have come by now
+    counts = ("published", "refused_duplicate")
+    assert sum(metric(both, EVENTS, event=event) for event in counts) == 4
+    # each producer has tried each: one of the two was refused
+    wait_until(
+        lambda: (
+            metric(both, EVENTS, event="refused_duplicate")
+            + stack.follower.metric(EVENTS, event="refused_duplicate")
+            == 4
+        )
+    )
     assert [record.request_id for record in stack.recorded("twice", 4)] == ids
-    published = metric(both, "paceline_journal_events_total", event="published")
-    assert published + metric(both, "paceline_journal_events_total", event="refused_duplicate") == 4
 
 
 def test_a_client_that_leaves_leaves_what_it_was_told(stack: Stack) -> None:
@@ -341,7 +352,7 @@ def test_a_client_that_leaves_leaves_what_it_was_told(stack: Stack) -> None:
 
 def test_a_late_record_of_a_forgotten_session_is_refused(stack: Stack) -> None:
     """What began before its session was forgotten never reaches Redis, whenever it ends."""
-    refused = metric(stack.capturing, "paceline_journal_events_total", event="refused_forgotten")
+    refused = metric(stack.capturing, EVENTS, event="refused_forgotten")
     with sdk(stack.capturing, "late") as api, closing(stack.redis.client()) as client:
         reply = api.chat.completions.create(
             **asking(CHAT, max_tokens=40), stream=True, extra_headers={"x-session-id": "s"}
@@ -349,19 +360,14 @@ def test_a_late_record_of_a_forgotten_session_is_refused(stack: Stack) -> None:
         next(reply)
         MemoryGovernor(client).forget(tenant="late", session="generic:s")
         assert list(reply)
-    wait_until(
-        lambda: (
-            metric(stack.capturing, "paceline_journal_events_total", event="refused_forgotten")
-            > refused
-        )
-    )
+    wait_until(lambda: metric(stack.capturing, EVENTS, event="refused_forgotten") > refused)
     assert recorded(stack.redis.url, stack.model, "late") == []
 
 
 def test_a_request_that_is_too_long_to_hold_is_served_all_the_same(stack: Stack) -> None:
     """Bounds cost the record, never a byte of the answer."""
     small = stack.proxy(stack.plain.url, max_request_bytes=4096)
-    body = asking(TEXT, prompt="up and down " * 400, max_tokens=2)
+    body = asking(TEXT, prompt=[12_345] * 600, max_tokens=2)
     for stream in (True, False):
         _, bare, _ = post(stack.bare, TEXT, body | {"stream": stream}, "long")
         _, captured, _ = post(small, TEXT, body | {"stream": stream}, "long")
@@ -370,7 +376,7 @@ def test_a_request_that_is_too_long_to_hold_is_served_all_the_same(stack: Stack)
     wait_until(lambda: metric(small, dropped, reason="too_long") == 2)
     few = stack.proxy(stack.plain.url, max_request_bytes=4096, max_in_flight_bytes=4096)
     with sdk(few, "long") as api:
-        options = asking(TEXT, max_tokens=60)
+        options = asking(TEXT, max_tokens=30)
         held = [api.completions.create(**options, stream=True) for _ in range(6)]
         texts = ["".join(chunk.choices[0].text for chunk in stream) for stream in held]
     assert len(set(texts)) == 1

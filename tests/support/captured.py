@@ -35,8 +35,13 @@ def wait_recorded(
 
 def metric(proxy: Any, name: str, **labels: str) -> float:
     """Sum of a proxy's metric over the labels that are not named."""
+    return metric_in(proxy.proxy.metrics.render().decode(), name, **labels)
+
+
+def metric_in(text: str, name: str, **labels: str) -> float:
+    """The same, of what a `/metrics` has shown."""
     total = 0.0
-    for line in proxy.proxy.metrics.render().decode().splitlines():
+    for line in text.splitlines():
         found = re.fullmatch(rf"{name}(?:{{(.*)}})? (\S+)", line)
         given = dict(re.findall(r'(\w+)="([^"]*)"', found[1] or "")) if found else {}
         if found and labels.items() <= given.items():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import urllib.request
 from pathlib import Path
 
+from captured import metric_in
 from paceline.processes import ChildProcess, answers, free_port
 
 START_SECONDS = 240.0
@@ -44,9 +44,7 @@ class EmbeddedServer:
     def stop(self) -> None:
         self._process.stop()
 
-    def metric(self, name: str) -> float:
-        """Sum of a metric over its labels; 0 if it is not there."""
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric over the labels that are not named; 0 if it is not there."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:  # noqa: S310  our own
-            text = response.read().decode()
-        found = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
-        return sum(float(value) for value in found)
+            return metric_in(response.read().decode(), name, **labels)
