@@ -32,6 +32,7 @@ WHOLE_PROMPT: Final = -1
 _BORDER: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _DATA: Final = b"data:"
 _LINE_ENDS: Final = b"\r\n"
+_SPACE: Final = b" \r\n"
 
 
 class _Choice(msgspec.Struct):
@@ -87,78 +88,92 @@ def edit_answer(body: bytes) -> tuple[bytes, Taken]:
         return body, ODD
 
 
-def edit_events(events: bytes) -> Iterator[tuple[bytes, bytes, Taken | None]]:
-    """Each event as it came, as the client may see it, and what was found in it. O(bytes).
-
-    Joined, what came is `events`.
-    """
+def edit_events(events: bytes) -> Iterator[tuple[bytes, Taken | None]]:
+    """Each event as the client may see it, and what was found in it. O(bytes)."""
     for event in _split(events):
         if MARK not in event:
-            yield event, event, None
+            yield event, None
             continue
-        line = event.strip(_LINE_ENDS)
-        payload = line[len(_DATA) :].lstrip(b" ")
-        if not line.startswith(_DATA) or b"\n" in payload or b"\r" in payload:
-            yield event, event, ODD
+        start = event.find(_DATA)
+        payload = event[start + len(_DATA) :].strip(_SPACE)
+        if start < 0 or event[:start].strip(_LINE_ENDS) or b"\n" in payload or b"\r" in payload:
+            yield event, ODD
             continue
         edited, taken = edit_answer(payload)
         if edited is payload:
-            yield event, event, taken
-            continue
-        start = event.index(_DATA)  # line ends before it belong to what came earlier
-        if edited:
+            yield event, taken
+        elif edited:
             end = event.rindex(payload)
-            yield event, event[:end] + edited + event[end + len(payload) :], taken
-        else:
-            yield event, event[:start], taken
+            yield event[:end] + edited + event[end + len(payload) :], taken
+        else:  # line ends before it belong to what came earlier
+            yield event[:start], taken
 
 
 def _split(events: bytes) -> Iterator[bytes]:
     """Events with the empty lines behind them; what is behind the last of those, if anything."""
-    if events.find(b"\n\n") == len(events) - 2 and b"\r" not in events:
-        yield events  # the usual case: one event
-        return
     start = 0
-    for border in _BORDER.finditer(events):
-        yield events[start : border.end()]
-        start = border.end()
+    if b"\r" in events:
+        for border in _BORDER.finditer(events):
+            yield events[start : border.end()]
+            start = border.end()
+    else:  # as engines write them; finding is faster than matching
+        while (end := events.find(b"\n\n", start)) >= 0:
+            yield events[start : end + 2]
+            start = end + 2
     if start < len(events):
         yield events[start:]
 
 
 def _without_ids(body: bytes, answer: _Answer) -> tuple[bytes, Taken]:
     taken = Taken(answer.model, [], [])
-    spans: list[tuple[int, int]] = []
-    origin = _address(body)
-
-    def take(raw: msgspec.Raw, choice: int, into: list[tuple[int, bytes]]) -> None:
-        array = bytes(raw)
-        if array.startswith(b"["):
-            start = _address(raw) - origin
-            if body[start : start + len(array)] != array:
-                raise ValueError("the parser's views do not point into the body")
-            spans.append((start, start + len(array)))
-            into.append((choice, array))
-        elif array and array != NULL:
-            raise ValueError(f"token ids are {array[:40]!r}")
-
-    take(answer.prompt_token_ids, WHOLE_PROMPT, taken.prompts)
+    places: list[tuple[int, bytes]] = []
+    array = bytes(answer.prompt_token_ids)
+    if array and array != NULL:
+        places.append((_place_of(answer.prompt_token_ids, array, body), array))
+        taken.prompts.append((WHOLE_PROMPT, array))
     for choice in answer.choices:
-        take(choice.prompt_token_ids, choice.index, taken.prompts)
-        take(choice.token_ids, choice.index, taken.said)
-        taken.is_hidden = taken.is_hidden or bytes(choice.token_ids) == NULL
-    if not spans:
+        for raw, into in (
+            (choice.prompt_token_ids, taken.prompts),
+            (choice.token_ids, taken.said),
+        ):
+            array = bytes(raw)
+            if array == NULL:
+                taken.is_hidden = taken.is_hidden or into is taken.said
+            elif array:
+                places.append((_place_of(raw, array, body), array))
+                into.append((choice.index, array))
+    if not places:
         return body, taken
-    if _is_only_ids(answer):
+    if len(answer.choices) == 1 and not taken.prompts and _is_only_ids(answer.choices[0]):
         return b"", taken
-    return _with_nulls(body, spans), taken
+    return _with_nulls(body, places), taken
 
 
-def _is_only_ids(answer: _Answer) -> bool:
-    """Whether an engine sends such a chunk only for the ids in it."""
-    if len(answer.choices) != 1 or bytes(answer.prompt_token_ids).startswith(b"["):
-        return False
-    choice = answer.choices[0]
+def _place_of(raw: msgspec.Raw, array: bytes, body: bytes) -> int:
+    """Where in `body` a field's value stands.
+
+    Raises:
+        ValueError: it is no array, or it is not to be found.
+    """
+    if not array.startswith(b"["):
+        raise ValueError(f"token ids are {array[:40]!r}")
+    place = body.find(array)
+    if body.find(array, place + 1) < 0:
+        return place  # it stands there once
+    # A `Raw` is a view of the bytes it was decoded from.
+    place = _address(raw) - _address(body)
+    if body[place : place + len(array)] != array:
+        raise ValueError("the parser's views do not point into the body")
+    return place
+
+
+def _address(data: bytes | msgspec.Raw) -> int:
+    where: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+    return where
+
+
+def _is_only_ids(choice: _Choice) -> bool:
+    """Whether an engine sends a chunk with that choice only for the ids in it."""
     nothing = (b"", NULL)
     return (
         bytes(choice.delta) == b"{}"
@@ -167,19 +182,14 @@ def _is_only_ids(answer: _Answer) -> bool:
     )
 
 
-def _with_nulls(body: bytes, spans: list[tuple[int, int]]) -> bytes:
+def _with_nulls(body: bytes, places: list[tuple[int, bytes]]) -> bytes:
     parts: list[bytes] = []
     end = 0
-    for start, stop in sorted(spans):
-        parts += (body[end:start], NULL)
-        end = stop
-    return b"".join([*parts, body[end:]])
-
-
-def _address(data: bytes | msgspec.Raw) -> int:
-    """Where some bytes lie; a `Raw` is a view of the bytes it was decoded from."""
-    where: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
-    return where
+    for place, array in sorted(places):
+        parts += (body[end:place], NULL)
+        end = place + len(array)
+    parts.append(body[end:])
+    return b"".join(parts)
 
 
 class TakesIds(Protocol):
@@ -213,8 +223,8 @@ class IdStream:
 
     def _edit(self, ready: bytes) -> bytes:
         shown: list[bytes] = []
-        for event, edited, taken in edit_events(ready):
-            shown.append(event if self._keeps else edited)
+        for edited, taken in edit_events(ready):
+            shown.append(edited)
             if taken is not None:
                 self._taking.take(taken)
-        return shown[0] if len(shown) == 1 else b"".join(shown)
+        return ready if self._keeps else b"".join(shown)
