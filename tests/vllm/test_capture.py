@@ -102,8 +102,11 @@ def alike(data: bytes) -> bytes:
     return re.sub(rb'pace-[0-9a-f]{32}|"created":\d+|chatcmpl-tool-[0-9a-f]+', b"", data)
 
 
-LIKELIEST: dict[str, Any] = {"temperature": 0.5, "top_k": 1}
-"""vLLM gives several replies only where it samples: here always the same."""
+LIKELIEST: dict[str, Any] = {"temperature": 0.5, "top_p": 1e-6}
+"""vLLM gives several replies only where it samples: here always the same.
+
+Not `top_k`, which ends vLLM 0.32's CPU engine as soon as it speculates and a step has no drafts.
+"""
 
 STREAMS: list[dict[str, Any]] = [
     {"stream": True},
@@ -133,7 +136,10 @@ def test_a_client_of_vllm_gets_the_bytes_it_would_have_got(
     body = asking(path, **options)
     bare, _ = post(stack.bare, path, body, "bytes")
     captured, _ = post(stack.capturing, path, body, "bytes")
-    assert alike(captured) == alike(bare)
+    if options.get("n") and options.get("stream"):  # vLLM's own order of the replies' chunks varies
+        assert sorted(alike(captured).split(b"\n\n")) == sorted(alike(bare).split(b"\n\n"))
+    else:
+        assert alike(captured) == alike(bare)
 
 
 def test_chunks_that_ids_alone_cause_are_left_out(stack: Stack) -> None:
