@@ -35,6 +35,8 @@ from paceline.processes import ChildProcess, answers, free_port
 
 REPLY_BYTES: Final = 1024
 START_SECONDS: Final = 30.0
+QUIET_SECONDS: Final = 0.3
+SETTLE_SECONDS: Final = 10.0
 CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -101,17 +103,17 @@ async def _measure(settings: ProxyBenchSettings, ways: list[Way]) -> list[dict[s
 
 async def _turn(settings: ProxyBenchSettings, way: Way) -> dict[str, float]:
     """One way's figures in one turn; CPU figures on the ways with a process in the middle."""
-    start = _cpu_seconds(way.pid)
+    start = await _settled_cpu_seconds(way.pid)
     p50_ms = 1e3 * median(await _requests(way.port, settings.requests))
-    after_requests = _cpu_seconds(way.pid)
+    after_requests = await _settled_cpu_seconds(way.pid)
     rate = await _rate(way.port, settings)
-    before_streams = _cpu_seconds(way.pid)
+    before_streams = await _settled_cpu_seconds(way.pid)
     for _ in range(settings.streams):
         await _stream(way.port)
     figures = {"p50_ms": p50_ms, "requests_per_second": rate}
     if way.pid is not None:
         request_seconds = (after_requests - start) / settings.requests
-        stream_seconds = (_cpu_seconds(way.pid) - before_streams) / settings.streams
+        stream_seconds = (await _settled_cpu_seconds(way.pid) - before_streams) / settings.streams
         figures["cpu_ms_per_request"] = 1e3 * request_seconds
         figures["cpu_us_per_chunk"] = 1e6 * (stream_seconds - request_seconds) / settings.chunks
     return figures
@@ -195,6 +197,18 @@ async def _connection(
     finally:
         writer.close()
         await writer.wait_closed()
+
+
+async def _settled_cpu_seconds(pid: int | None) -> float:
+    """CPU seconds of a process once it rests: work behind its answers counts for what caused it."""
+    before, deadline = _cpu_seconds(pid), time.monotonic() + SETTLE_SECONDS
+    while time.monotonic() < deadline:
+        await asyncio.sleep(QUIET_SECONDS)
+        now = _cpu_seconds(pid)
+        if now == before:
+            break
+        before = now
+    return before
 
 
 def _cpu_seconds(pid: int | None) -> float:

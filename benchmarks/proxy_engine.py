@@ -19,13 +19,16 @@ REPLY_WITH_IDS: Final = REPLY[
     PROMPT_IDS[: 5 * 200 - 1],
     PROMPT_IDS,
 )
-FIRST_EVENT_WITH_IDS: Final = (
-    b'data: {"id":"x","model":"m","choices":[{"index":0,"delta":{"role":"assistant"}}],'
+_HEAD: Final = (
+    b'data: {"id":"x","object":"chat.completion.chunk","created":1764000000,"model":"m","choices":['
+)
+FIRST_EVENT_WITH_IDS: Final = _HEAD + (
+    b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],'
     b'"prompt_token_ids":[%b]}\n\n' % PROMPT_IDS
 )
-EVENT_WITH_IDS: Final = (
-    b'data: {"id":"x","model":"m","choices":[{"index":0,"delta":{"content":" word"},'
-    b'"logprobs":null,"finish_reason":null,"token_ids":[4321]}]}\n\n'
+EVENT_WITH_IDS: Final = _HEAD + (
+    b'{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null,'
+    b'"token_ids":[4321]}]}\n\n'
 )
 """What vLLM sends when it is asked for token ids: a client of the proxy must not see them."""
 DONE: Final = b"data: [DONE]\n\n"

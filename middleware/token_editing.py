@@ -34,6 +34,16 @@ _DATA: Final = b"data:"
 _LINE_ENDS: Final = b"\r\n"
 _SPACE: Final = b" \r\n"
 
+_TEXT: Final = rb'"(?:[^"\\]|\\.)*"'
+_USUAL: Final = re.compile(
+    rb'data: \{"id":"[\w-]*","object":"[\w.]*","created":\d+,"model":"([^"\\]*)",'
+    rb'"choices":\[\{"index":(\d{1,4}),'
+    rb'(?:"delta":\{"content":%b\},"logprobs":null,"finish_reason":null|'
+    rb'"text":%b,"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null),'
+    rb'"token_ids":(\[[\d,]*\])\}\]\}\n\n' % (_TEXT, _TEXT)
+)
+"""The whole of a chunk as vLLM writes nearly all of them: a fifth of the time it takes to parse."""
+
 
 class _Choice(msgspec.Struct):
     index: int = 0
@@ -215,7 +225,13 @@ class IdStream:
     def push(self, chunk: bytes) -> bytes:
         """Take the next bytes; returns what may be passed on now, possibly nothing."""
         ready = self._hold.push(chunk)
-        return self._edit(ready) if ready else ready
+        usual = _USUAL.fullmatch(ready)
+        if usual is None:
+            return self._edit(ready) if ready else ready
+        model, choice, array = usual.groups()
+        self._taking.take(Taken(model.decode(errors="replace"), [], [(int(choice), array)]))
+        start, end = usual.span(3)
+        return ready if self._keeps else ready[:start] + NULL + ready[end:]
 
     def rest(self) -> bytes:
         """What is still held when the engine ended the stream properly."""

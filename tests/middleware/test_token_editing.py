@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.middleware.token_editing import (
+    _USUAL,
     WHOLE_PROMPT,
     IdStream,
     Taken,
@@ -193,3 +194,35 @@ def test_ids_that_are_withheld_are_noticed() -> None:
     """Null where ids were asked for (vLLM hides those of hidden reasoning)."""
     _, taken = edit_answer(b'{"choices":[{"index":0,"delta":{"content":"x"},"token_ids":null}]}')
     assert taken.is_hidden
+
+
+@given(
+    st.text(max_size=30) | TEXTS,
+    IDS,
+    st.integers(0, 12),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["m", "org/m", "é"]),
+)
+def test_the_usual_chunk_is_read_as_any_other(
+    text: str, ids: list[int], choice: int, is_chat: bool, ascii_only: bool, model: str
+) -> None:
+    """The short way for what vLLM mostly writes gives what parsing it gives."""
+    said: dict[str, Any] = {"delta": {"content": text}} if is_chat else {"text": text}
+    said = {"index": choice, **said, "logprobs": None, "finish_reason": None}
+    if not is_chat:
+        said |= {"stop_reason": None, "prompt_token_ids": None}
+    said["token_ids"] = ids
+    head = {"id": "chatcmpl-pace-0a", "object": "chat.completion.chunk", "created": 17}
+    body = json.dumps(
+        head | {"model": model, "choices": [said]},
+        separators=(",", ":"),
+        ensure_ascii=ascii_only,
+    ).encode("utf-8", "surrogatepass" if ascii_only else "replace")
+    told = Told()
+    event = b"data: " + body + b"\n\n"
+    assert _USUAL.fullmatch(event) is not None or b"\\" in json.dumps(model).encode()
+    edited, taken = edit_answer(body)
+    assert IdStream(told, keeps=False).push(event) == b"data: " + edited + b"\n\n"
+    assert told.found == [taken]
+    assert IdStream(Told(), keeps=True).push(event) == event
