@@ -5,6 +5,8 @@ The flat ``vllm_xargs`` that the proxy attaches, read inside the engine.
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,6 +17,44 @@ from paceline.errors import ConfigError
 SPECULATION_KEY: Final = "paceline_speculation"
 SPECULATION_OFF: Final = "off"
 GLOBAL: Final = "global"
+
+_ENGINE_ID: Final = re.compile(
+    r"(?:(?P<choice>\d{1,4})_)?(?:(?P<kind>[a-z]+)[-_])?(?P<id>pace-[0-9a-f]{32})"
+    r"(?P<rest>(?:[-_][0-9a-z]+)*)"
+)
+
+
+def new_request_id() -> str:
+    """An id for a request on its way to an engine, of 128 random bits; see `record_id_of`."""
+    return f"pace-{secrets.token_hex(16)}"
+
+
+def record_id(request_id: str, *, prompt: int = 0, choice: int = 0) -> str:
+    """The id under which one of a request's sequences is recorded.
+
+    Args:
+        request_id: the proxy's id of the request.
+        prompt: which of its prompts, from 0 (``/v1/completions`` takes several).
+        choice: which of the replies to that prompt (``n``), from 0.
+    """
+    return request_id if prompt == choice == 0 else f"{request_id}.{prompt}.{choice}"
+
+
+def record_id_of(engine_id: str) -> str:
+    """The same id, from what an engine made of the proxy's.
+
+    vLLM calls the engine's request ``chatcmpl-ID-RANDOM`` or ``cmpl-ID-PROMPT-RANDOM``, with
+    ``CHOICE_`` before it where several replies are asked for; the embedded engine ``ID-RANDOM``. An
+    id that holds none of the proxy's is its own record id.
+    """
+    match = _ENGINE_ID.fullmatch(engine_id)
+    if match is None:
+        return engine_id
+    prompt = 0
+    if match["kind"] == "cmpl":  # elsewhere a number behind our id is a part of the random one
+        number = re.match(r"-(\d+)(?:-|$)", match["rest"])
+        prompt = int(number[1]) if number else 0
+    return record_id(match["id"], prompt=prompt, choice=int(match["choice"] or 0))
 
 
 def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) -> RequestInfo:
@@ -30,7 +70,8 @@ def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) ->
         request_id: the engine's id of the request.
         xargs: extra arguments of the request as the engine received them.
     """
-    nobody = RequestInfo(request_id=request_id, tenant="", record=False)
+    recorded_as = record_id_of(request_id)
+    nobody = RequestInfo(request_id=request_id, tenant="", record=False, record_id=recorded_as)
     if not isinstance(xargs, Mapping):
         return nobody
     names = ("tenant", "workload", "session", "group")
@@ -51,6 +92,7 @@ def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) ->
         record=bool(record),
         is_global=sharing == GLOBAL,
         limits=limits,
+        record_id=recorded_as,
         **values,
     )
 

@@ -59,7 +59,7 @@ class MemoryCollector(Collector):
         yield from self._by_scope()
         yield from self._totals()
         if self._journal is not None:
-            yield from _events(self._journal.stats())
+            yield from journal_events(self._journal.stats())
             yield _lag(self._journal.lag())
 
     def _by_scope(self) -> Iterator[Metric]:
@@ -136,7 +136,8 @@ def _lag(lag: LagCounts) -> Metric:
     )
 
 
-def _events(stats: Mapping[str, int]) -> Iterator[Metric]:
+def journal_events(stats: Mapping[str, int]) -> Iterator[Metric]:
+    """A journal's counters, and its state at the moment."""
     events = CounterMetricFamily(
         "paceline_journal_events", "What the journal counts, by kind.", labels=["event"]
     )

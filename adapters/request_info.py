@@ -29,6 +29,7 @@ class RequestInfo:
         record: False leaves nothing of the request's tokens behind: not in shared memory, not in
             the journal, not in a context for its session's next turn.
         limits: what the tenant's policy keeps its memory to.
+        record_id: id under which it is recorded, the same whoever records it; "" for `request_id`.
     """
 
     request_id: str
@@ -40,6 +41,17 @@ class RequestInfo:
     adapter: str = ""
     record: bool = True
     limits: TierLimits = NO_LIMITS
+    record_id: str = ""
+
+    @property
+    def recorded_as(self) -> str:
+        """The id in its record, by which readers tell that two producers recorded one request."""
+        return self.record_id or self.request_id
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it leaves anything behind."""
+        return self.record and bool(self.scope)
 
     @property
     def owner(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -95,6 +96,7 @@ class Speculator:
         self._corpora: CorpusScopes | None = None
         self._clock = clock
         self._open: dict[str, _OpenRequest] = {}
+        self._recording: Counter[tuple[str, str]] = Counter()  # open, by scope and record id
         self._lock = threading.Lock()
         self._limits: dict[
             str, TierLimits
@@ -144,6 +146,8 @@ class Speculator:
         with self._lock:
             opened = _OpenRequest(info, handle, route.write_scope, started_at)
             self._open[info.request_id] = opened
+            if info.is_recorded:
+                self._recording[info.scope, info.recorded_as] += 1
 
     def num_tokens(self, request_id: str) -> int:
         """Tokens known of an open request, prompt included."""
@@ -239,7 +243,7 @@ class Speculator:
             self._owners.note(
                 log,
                 request.owner,
-                key=_digest(info.request_id),
+                key=_digest(info.recorded_as),
                 begun_at=request.started_at,
                 finished_at=finished_at,
                 is_own=True,
@@ -251,30 +255,34 @@ class Speculator:
         if log >= 0:
             self.memory.wrote(log, time=finished_at)
             self._owners.grew(log, len(new_tokens))
-        if not (info.record and info.scope):
+        if not info.is_recorded:
             return
-        if self._journal is None or request.is_forgotten or not len(new_tokens):
-            return
-        self._journal.publish(
-            SequenceRecord(
-                request_id=info.request_id,
-                scope=info.scope,
-                tenant=info.tenant,
-                workload=info.workload,
-                session=info.session,
-                origin=self.origin,
-                token_ids=new_tokens,
-                num_prompt=num_prompt,
-                finished_at=finished_at,
-                started_at=request.started_at,
+        if self._journal is not None and not request.is_forgotten and len(new_tokens):
+            self._journal.publish(
+                SequenceRecord(
+                    request_id=info.recorded_as,
+                    scope=info.scope,
+                    tenant=info.tenant,
+                    workload=info.workload,
+                    session=info.session,
+                    origin=self.origin,
+                    token_ids=new_tokens,
+                    num_prompt=num_prompt,
+                    finished_at=finished_at,
+                    started_at=request.started_at,
+                )
             )
-        )
+        self._stop_recording(info)  # from here on the journal knows it
 
     def absorb(self, record: SequenceRecord) -> None:
         """Add what another engine served to this one's memory (the journal's reader calls this).
 
-        O(tokens).
+        What is open here is left out: its own end adds it, and the proxy, which records requests
+        too, may be faster. O(tokens).
         """
+        with self._lock:
+            if (record.scope, record.request_id) in self._recording:
+                return
         key = _digest(record.request_id)
         writer = Writer(
             scope=record.scope,
@@ -332,7 +340,7 @@ class Speculator:
                 request.is_forgotten = True
         for request in covered:
             if request.info.scope:
-                self.memory.delete(request.info.scope, _digest(request.info.request_id))
+                self.memory.delete(request.info.scope, _digest(request.info.recorded_as))
         return len(covered) + self._owners.erase(self.memory, tombstone)
 
     def forget(self, scope: str, request_id: str) -> int:
@@ -395,7 +403,7 @@ class Speculator:
             read_sources=read_sources,
             write_scope=route.write_scope,
             session=_session_key(info) if self.memory.settings.session.enabled else 0,
-            key=_digest(info.request_id),
+            key=_digest(info.recorded_as),
         )
         return handle
 
@@ -411,6 +419,13 @@ class Speculator:
             np.append(route.read_scopes, np.int32(corpora)),
             np.append(sources, np.uint8(Source.TENANT)),
         )
+
+    def _stop_recording(self, info: RequestInfo) -> None:
+        name = info.scope, info.recorded_as
+        with self._lock:
+            self._recording[name] -= 1
+            if not self._recording[name]:
+                del self._recording[name]
 
     def _request(self, request_id: str) -> _OpenRequest:
         try:
@@ -444,7 +459,7 @@ def _writer(info: RequestInfo) -> Writer:
         scope=info.scope,
         tenant=info.tenant,
         workload=info.workload,
-        session=info.session or info.request_id,
+        session=info.session or info.recorded_as,
         limits=info.limits,
     )
 

@@ -4,11 +4,15 @@ The engine is a bare asyncio server that answers at once: a fixed 1 KB reply, or
 events. It is asked directly, through the least that can be built on the same libraries (``bare``),
 and through the proxy, in turns, so that a drifting machine touches all alike. CPU time is that of
 the process in the middle alone.
+
+With capture there is a fourth way: a proxy that asks the engine for token ids, takes them out of
+the answers and publishes records to an embedded Valkey; its CPU time includes all of that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import sys
@@ -25,11 +29,14 @@ import click
 import yaml
 
 from paceline.benchmarks.report import Report, write_report
+from paceline.caches.embedded_store import EmbeddedStore
 from paceline.errors import ConfigError
 from paceline.processes import ChildProcess, answers, free_port
 
 REPLY_BYTES: Final = 1024
 START_SECONDS: Final = 30.0
+QUIET_SECONDS: Final = 0.3
+SETTLE_SECONDS: Final = 10.0
 CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -44,6 +51,7 @@ class ProxyBenchSettings:
         concurrency: connections at a time.
         streams: streams read in each turn and way, one after the other.
         chunks: events of a stream.
+        capture: whether a proxy that records what it passes on is measured too.
     """
 
     rounds: int = 5
@@ -52,6 +60,7 @@ class ProxyBenchSettings:
     concurrency: int = 16
     streams: int = 20
     chunks: int = 200
+    capture: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +68,7 @@ class Way:
     """One way to the engine.
 
     Attributes:
-        name: ``direct``, ``bare`` or ``proxied``.
+        name: ``direct``, ``bare``, ``proxied`` or ``captured``.
         port: where its requests go.
         pid: process in the middle, None on the direct way.
     """
@@ -94,17 +103,17 @@ async def _measure(settings: ProxyBenchSettings, ways: list[Way]) -> list[dict[s
 
 async def _turn(settings: ProxyBenchSettings, way: Way) -> dict[str, float]:
     """One way's figures in one turn; CPU figures on the ways with a process in the middle."""
-    start = _cpu_seconds(way.pid)
+    start = await _settled_cpu_seconds(way.pid)
     p50_ms = 1e3 * median(await _requests(way.port, settings.requests))
-    after_requests = _cpu_seconds(way.pid)
+    after_requests = await _settled_cpu_seconds(way.pid)
     rate = await _rate(way.port, settings)
-    before_streams = _cpu_seconds(way.pid)
+    before_streams = await _settled_cpu_seconds(way.pid)
     for _ in range(settings.streams):
         await _stream(way.port)
     figures = {"p50_ms": p50_ms, "requests_per_second": rate}
     if way.pid is not None:
         request_seconds = (after_requests - start) / settings.requests
-        stream_seconds = (_cpu_seconds(way.pid) - before_streams) / settings.streams
+        stream_seconds = (await _settled_cpu_seconds(way.pid) - before_streams) / settings.streams
         figures["cpu_ms_per_request"] = 1e3 * request_seconds
         figures["cpu_us_per_chunk"] = 1e6 * (stream_seconds - request_seconds) / settings.chunks
     return figures
@@ -120,10 +129,13 @@ def _figures(turns: list[dict[str, float]]) -> dict[str, float]:
         return median(turn[name] / turn[base] if turn[base] else math.nan for turn in turns)
 
     flat = {name: median(turn[name] for turn in turns) for name in turns[0]}
-    for way in ("bare", "proxied"):
+    ways = [name.removesuffix("_p50_ms") for name in turns[0] if name.endswith("_p50_ms")]
+    for way in ways[1:]:
         flat[f"{way}_added_p50_ms"] = difference(f"{way}_p50_ms", "direct_p50_ms")
     for name in ("cpu_ms_per_request", "cpu_us_per_chunk"):
         flat[f"{name}_over_bare"] = ratio(f"proxied_{name}", f"bare_{name}")
+        if "captured" in ways:
+            flat[f"captured_{name}_over_proxied"] = ratio(f"captured_{name}", f"proxied_{name}")
     return flat
 
 
@@ -187,6 +199,18 @@ async def _connection(
         await writer.wait_closed()
 
 
+async def _settled_cpu_seconds(pid: int | None) -> float:
+    """CPU seconds of a process once it rests: work behind its answers counts for what caused it."""
+    before, deadline = _cpu_seconds(pid), time.monotonic() + SETTLE_SECONDS
+    while time.monotonic() < deadline:
+        await asyncio.sleep(QUIET_SECONDS)
+        now = _cpu_seconds(pid)
+        if now == before:
+            break
+        before = now
+    return before
+
+
 def _cpu_seconds(pid: int | None) -> float:
     """CPU seconds that a process has used, user and system (Linux); 0 without a process."""
     if pid is None:
@@ -197,19 +221,16 @@ def _cpu_seconds(pid: int | None) -> float:
 
 @contextmanager
 def _servers(folder: Path, settings: ProxyBenchSettings) -> Iterator[list[Way]]:
-    """The three ways to a running engine."""
-    engine, peer, proxy = (free_port() for _ in range(3))
+    """The ways to a running engine."""
+    engine, peer = free_port(), free_port()
     url = f"http://127.0.0.1:{engine}"
-    config = folder / "proxy.yaml"
-    upstreams = [{"name": "engine", "url": url}]
-    config.write_text(yaml.safe_dump({"listen": {"port": proxy}, "upstreams": upstreams}))
     with ExitStack() as stack:
 
         def start(port: int, module: str, *arguments: str) -> int:
             process = ChildProcess(
                 module,
                 [sys.executable, "-m", f"paceline.{module}", *arguments],
-                log=folder / f"{module}.log",
+                log=folder / f"{module}.{port}.log",
             )
             stack.enter_context(process)
             process.wait_until(
@@ -217,12 +238,34 @@ def _servers(folder: Path, settings: ProxyBenchSettings) -> Iterator[list[Way]]:
             )
             return process.pid
 
+        def proxy(name: str, **more: object) -> Way:
+            port, config = free_port(), folder / f"{name}.yaml"
+            upstreams = [{"name": "engine", "url": url}]
+            config.write_text(
+                yaml.safe_dump({"listen": {"port": port}, "upstreams": upstreams} | more)
+            )
+            pid = start(port, "middleware.cli", "proxy", "--config", str(config))
+            return Way(name, port, pid)
+
         start(engine, "benchmarks.proxy_engine", str(engine), str(settings.chunks))
-        yield [
+        ways = [
             Way("direct", engine, None),
             Way("bare", peer, start(peer, "benchmarks.proxy_peer", str(peer), url)),
-            Way("proxied", proxy, start(proxy, "middleware.cli", "proxy", "--config", str(config))),
+            proxy("proxied"),
         ]
+        if settings.capture:
+            store = EmbeddedStore(folder / "store")
+            stack.callback(store.stop)
+            ways.append(proxy("captured", capture=_capture_block(folder, store.start())))
+        yield ways
+
+
+def _capture_block(folder: Path, redis_url: str) -> dict[str, str]:
+    """A capture's settings; whose tokens they are matters to nobody here."""
+    tokenizer = folder / "tokenizer.json"
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    tokenizer.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    return {"redis_url": redis_url, "model": "m", "tokenizer": str(tokenizer)}
 
 
 @click.command("proxy")
@@ -230,10 +273,14 @@ def _servers(folder: Path, settings: ProxyBenchSettings) -> Iterator[list[Way]]:
     "--rounds", default=5, show_default=True, help="Turns; figures are medians over them."
 )
 @click.option(
+    "--capture", is_flag=True, help="Measure a proxy that records what it passes on, too."
+)
+@click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
 )
-def proxy(rounds: int, json_file: Path | None) -> None:
+def proxy(rounds: int, capture: bool, json_file: Path | None) -> None:
     """What the proxy adds to a direct call: latency, CPU a request and a stream chunk."""
     if rounds < 1:
         raise ConfigError(f"--rounds is {rounds}; give at least 1")
-    write_report(run_proxy_bench(ProxyBenchSettings(rounds=rounds)), json_file)
+    settings = ProxyBenchSettings(rounds=rounds, capture=capture)
+    write_report(run_proxy_bench(settings), json_file)

@@ -11,6 +11,26 @@ from typing import Final
 
 REPLY: Final = b'{"id":"x","object":"chat.completion","content":"' + b"y" * 980 + b'"}'
 EVENT: Final = b'data: {"id":"x","choices":[{"index":0,"delta":{"content":" word"}}]}\n\n'
+ASK_IDS: Final = b'"return_token_ids":true'
+PROMPT_IDS: Final = b",".join(b"%d" % (1000 + number) for number in range(256))
+REPLY_WITH_IDS: Final = REPLY[
+    :-1
+] + b',"model":"m","choices":[{"index":0,"token_ids":[%b]}],"prompt_token_ids":[%b]}' % (
+    PROMPT_IDS[: 5 * 200 - 1],
+    PROMPT_IDS,
+)
+_HEAD: Final = (
+    b'data: {"id":"x","object":"chat.completion.chunk","created":1764000000,"model":"m","choices":['
+)
+FIRST_EVENT_WITH_IDS: Final = _HEAD + (
+    b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],'
+    b'"prompt_token_ids":[%b]}\n\n' % PROMPT_IDS
+)
+EVENT_WITH_IDS: Final = _HEAD + (
+    b'{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null,'
+    b'"token_ids":[4321]}]}\n\n'
+)
+"""What vLLM sends when it is asked for token ids: a client of the proxy must not see them."""
 DONE: Final = b"data: [DONE]\n\n"
 
 
@@ -43,23 +63,28 @@ class BenchmarkEngine(asyncio.Protocol):
         if len(rest) < length:
             return
         self._buffer = rest[length:]
+        has_ids = ASK_IDS in rest[:length]
+        reply = REPLY_WITH_IDS if has_ids else REPLY
         if b'"stream":true' in rest[:length]:
-            task = asyncio.ensure_future(self._stream())
+            task = asyncio.ensure_future(self._stream(has_ids=has_ids))
             self._streams.add(task)
             task.add_done_callback(self._streams.discard)
         else:
             self._transport.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-                % (len(REPLY), REPLY)
+                % (len(reply), reply)
             )
 
-    async def _stream(self) -> None:
+    async def _stream(self, *, has_ids: bool) -> None:
         self._transport.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
             b"transfer-encoding: chunked\r\n\r\n"
         )
-        for _ in range(self._chunks):
-            self._write_chunk(EVENT)
+        for number in range(self._chunks):
+            if has_ids:
+                self._write_chunk(EVENT_WITH_IDS if number else FIRST_EVENT_WITH_IDS)
+            else:
+                self._write_chunk(EVENT)
             await asyncio.sleep(0.0005)  # so that events travel one by one, as an engine's do
         self._write_chunk(DONE)
         self._transport.write(b"0\r\n\r\n")

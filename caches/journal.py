@@ -4,6 +4,9 @@ Three threads and a bounded queue stand between an engine's step and the network
 only ever appends to the queue. One thread publishes, one follows every shelf of its model (first
 what is there, newest first up to a budget, then as it comes), one does the upkeep. Each has a
 connection of its own, and no lock is held while one waits for Redis.
+
+A producer that holds no draft memory (the proxy) follows nothing: it publishes, and does the upkeep
+of what it publishes, since there may be no engine yet that does.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ class Journal:
         origin: this process's id in its records; a restarted process takes a new one and gets its
             records back.
         on_record: called from the reader's thread with every record of another origin, once each.
+        follows: False publishes only: nothing is read, and no other callback is called.
         on_again: called with records delivered before, the newest of a warm-up, when everything
             older has been delivered behind them: a memory in which the oldest goes first adds them
             anew. None delivers strictly oldest first, and the newest last.
@@ -83,6 +87,8 @@ class Journal:
         head_tokens: how many of them, the newest, are delivered first.
         queue_records: records held while Redis is away; beyond it the oldest are dropped and
             counted.
+        queue_tokens: tokens that they may hold together (4 bytes each), likewise; a longer record
+            is held alone.
         clock: monotonic seconds.
 
     Raises:
@@ -95,7 +101,8 @@ class Journal:
         fingerprint: ModelFingerprint,
         *,
         origin: str,
-        on_record: Callable[[SequenceRecord], object],
+        on_record: Callable[[SequenceRecord], object] | None = None,
+        follows: bool = True,
         on_again: Callable[[SequenceRecord], object] | None = None,
         on_forget: Callable[[Tombstone], object] | None = None,
         on_phrases: Callable[[PhraseSet], object] | None = None,
@@ -106,10 +113,12 @@ class Journal:
         warm_up_tokens: int = 4_194_304,
         head_tokens: int = 262_144,
         queue_records: int = 4096,
+        queue_tokens: int = 67_108_864,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if queue_records < 1:
-            raise JournalError(f"queue_records={queue_records}; give at least 1")
+        for name, bound in (("queue_records", queue_records), ("queue_tokens", queue_tokens)):
+            if bound < 1:
+                raise JournalError(f"{name}={bound}; give at least 1")
         self._address = RedisAddress(url)
         self._fingerprint = fingerprint
         self._keys = JournalKeys(namespace_of(fingerprint))
@@ -117,15 +126,18 @@ class Journal:
         self._warm_up_tokens = warm_up_tokens
         self._head_tokens = head_tokens
         self._queue_records = queue_records
+        self._queue_tokens = queue_tokens
+        self._queued_tokens = 0
         self._clock = clock
         self._counts = dict.fromkeys(COUNTERS, 0)
+        self._follows = follows
         self._known = RecentRequests()
         self._phrases = phrases or PhraseSettings()
         self._on_warmed_up = on_warmed_up
         self._reader = JournalReader(
             origin=origin,
             known=self._known,
-            on_record=on_record,
+            on_record=on_record or _ignore,
             on_again=on_again,
             on_forget=on_forget or _ignore,
             on_phrases=on_phrases or _ignore,
@@ -154,7 +166,7 @@ class Journal:
             )
             for name, work in (
                 ("publisher", self._publish_until_stopped),
-                ("reader", self._read_until_stopped),
+                *((("reader", self._read_until_stopped),) if follows else ()),
                 ("keeper", self._keep_until_stopped),
             )
         ]
@@ -174,14 +186,17 @@ class Journal:
     def publish(self, record: SequenceRecord) -> None:
         """Queue one record for Redis.
 
-        Never waits: when the queue is full the oldest record is dropped. O(1).
+        Never waits: while the queue is full the oldest record is dropped. O(1) amortised.
         """
         self._known.add(record)
         with self._changed:
-            if len(self._queue) >= self._queue_records:
-                self._queue.popleft()
-                self._counts["dropped"] += 1
             self._queue.append(record)
+            self._queued_tokens += len(record.token_ids)
+            while len(self._queue) > 1 and (
+                len(self._queue) > self._queue_records or self._queued_tokens > self._queue_tokens
+            ):
+                self._take_oldest()
+                self._counts["dropped"] += 1
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
@@ -203,6 +218,7 @@ class Journal:
         with self._changed:
             self._counts["dropped"] += len(self._queue)
             self._queue.clear()
+            self._queued_tokens = 0
             self._changed.notify_all()
         for thread in self._threads:
             if thread.is_alive():
@@ -234,6 +250,16 @@ class Journal:
 
     def _publish_until_stopped(self, store: JournalStore, backoff: Backoff) -> None:
         store.register(self._fingerprint)
+        if self._follows:
+            self._publish_over(store, backoff)
+            return
+        self._counts["connected"] = 1
+        try:
+            self._publish_over(store, backoff)
+        finally:
+            self._counts["connected"] = 0
+
+    def _publish_over(self, store: JournalStore, backoff: Backoff) -> None:
         while not self._stopping.is_set():
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._stopping.is_set())
@@ -282,10 +308,14 @@ class Journal:
         with self._changed:
             for record in batch:
                 if self._queue and self._queue[0] is record:
-                    self._queue.popleft()
+                    self._take_oldest()
                 else:
                     self._counts["dropped"] -= 1
             self._changed.notify_all()
+
+    def _take_oldest(self) -> None:
+        """Remove the queue's first record; with `_changed` held."""
+        self._queued_tokens -= len(self._queue.popleft().token_ids)
 
     def _read_until_stopped(self, store: JournalStore, backoff: Backoff) -> None:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -12,7 +11,10 @@ from typing import Final
 
 import aiohttp
 
+from paceline.adapters.identity import new_request_id
 from paceline.api_errors import ApiError, upstream_failed
+from paceline.middleware.capture import Capture
+from paceline.middleware.captured_ids import CapturedIds, CaptureRequest
 from paceline.middleware.config import ProxyConfig, UpstreamConfig, is_loopback
 from paceline.middleware.exchange import (
     JSON,
@@ -61,6 +63,9 @@ class Proxy:
     Args:
         config: where the engines are and what is allowed.
         policy: tenants; None for one local tenant.
+
+    Raises:
+        ConfigError, JournalError: what is to be captured cannot be.
     """
 
     def __init__(self, config: ProxyConfig, policy: PolicyFile | None) -> None:
@@ -70,6 +75,9 @@ class Proxy:
         self._replicas = ReplicaSet([])
         self._session: aiohttp.ClientSession | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._capture: Capture | None = None
+        if config.capture is not None:
+            self._capture = Capture(config.capture, policy, self.metrics.registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -90,6 +98,8 @@ class Proxy:
 
     async def open(self) -> None:
         """Connect to the engines and start watching them."""
+        if self._capture is not None and not await asyncio.to_thread(self._capture.open):
+            self._capture = None
         session = open_session(connect_timeout_seconds=self.config.connect_timeout_seconds)
         self._session = session
         self._replicas = ReplicaSet(
@@ -111,13 +121,15 @@ class Proxy:
         )
 
     async def close(self) -> None:
-        """Stop watching and close every connection."""
+        """Stop watching, close every connection, publish what was captured."""
         if self._watcher is not None:
             self._watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watcher
         if self._session is not None:
             await self._session.close()
+        if self._capture is not None:
+            await asyncio.to_thread(self._capture.close)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -205,16 +217,24 @@ class Proxy:
         body = await exchange.read_body(max_bytes=self.config.max_body_bytes)
         view = view_body(body)
         identity = identify(tenant, exchange.headers, view)
-        exchange.request_id = f"pace-{secrets.token_hex(16)}"
+        exchange.request_id = new_request_id()
+        captured = None
+        if self._capture is not None:
+            captured = self._capture.request(exchange.request_id, identity, view)
         sent = with_fields(
             body,
             view,
             xargs=identity.xargs(),
             cache_salt=identity.cache_salt(),
             allow=tenant.allow,
+            ask_token_ids=captured is not None,
         )
         forward = self._forward(
-            exchange, sent, identity.session, seeded_sampling=view.is_seeded_sampling
+            exchange,
+            sent,
+            identity.session,
+            seeded_sampling=view.is_seeded_sampling,
+            captured=captured,
         )
         await self._watched(exchange, forward, tenant.name)
 
@@ -252,6 +272,7 @@ class Proxy:
         session: str,
         *,
         seeded_sampling: bool = False,
+        captured: CaptureRequest | None = None,
     ) -> None:
         """Send the request to the session's engine, or to the next while nothing has come back."""
         failure = "no engine is configured"
@@ -265,7 +286,7 @@ class Proxy:
                 )
             replica.outstanding += 1
             try:
-                if await self._try(exchange, replica, body):
+                if await self._try(exchange, replica, body, captured):
                     return
             except UpstreamError as error:
                 failure = f"{replica.name}: {error}"
@@ -283,7 +304,13 @@ class Proxy:
         ranked = self._replicas.ranked(session)
         return ranked * 2 if len(ranked) == 1 else ranked
 
-    async def _try(self, exchange: Exchange, replica: Replica, body: bytes | None) -> bool:
+    async def _try(
+        self,
+        exchange: Exchange,
+        replica: Replica,
+        body: bytes | None,
+        captured: CaptureRequest | None,
+    ) -> bool:
         """Forward to one engine; True if the client has been answered.
 
         Raises:
@@ -293,23 +320,32 @@ class Proxy:
         if body is not None:
             headers["content-type"] = "application/json"
         response = await replica.upstream.send(exchange.method, exchange.path, headers, body)
+        taking = None
+        if self._capture is not None and captured is not None:
+            taking = self._capture.taking(captured, response.status)
         try:
             if _is_event_stream(response.headers):
-                await self._relay_stream(exchange, replica, response)
+                await self._relay_stream(exchange, replica, response, taking)
             else:
-                await _relay_whole(exchange, response)
+                await _relay_whole(exchange, response, taking)
         finally:
             response.abort()
+            if self._capture is not None and taking is not None:
+                self._capture.finish(taking, reached_client=exchange.started)
         return True
 
     async def _relay_stream(
-        self, exchange: Exchange, replica: Replica, response: UpstreamResponse
+        self,
+        exchange: Exchange,
+        replica: Replica,
+        response: UpstreamResponse,
+        taking: CapturedIds | None,
     ) -> None:
         """Pass a stream on as it comes.
 
         An engine that dies in it leaves whole events and one error event.
         """
-        hold = EventHold()
+        hold = EventHold() if taking is None else taking.stream()
         try:
             async for chunk in response.chunks():
                 ready = hold.push(chunk)
@@ -325,17 +361,22 @@ class Proxy:
             self.metrics.upstream_failures.labels(replica.name).inc()
             await exchange.end(upstream_failed(f"{replica.name}: {error}").event())
             return
+        rest = hold.rest()
         if not exchange.started:
             await exchange.start(response.status, _passed_on(response.headers))
-        await exchange.end(hold.rest())
+        await exchange.end(rest)
 
 
-async def _relay_whole(exchange: Exchange, response: UpstreamResponse) -> None:
+async def _relay_whole(
+    exchange: Exchange, response: UpstreamResponse, taking: CapturedIds | None
+) -> None:
     """Pass a whole answer on, once all of it has come.
 
     Until then another engine could still give it.
     """
     body = b"".join([chunk async for chunk in response.chunks()])
+    if taking is not None:
+        body = taking.whole(body)
     await exchange.answer(response.status, body, _passed_on(response.headers))
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from paceline.errors import ConfigError
 from paceline.policies.tenants import PolicyFile, describe, parse_policy
@@ -52,6 +60,52 @@ class UpstreamConfig(BaseModel):
         return url.rstrip("/") if isinstance(url, str) else url
 
 
+class CaptureConfig(BaseModel):
+    """Recording what engines without our worker serve, from the token ids they are asked for.
+
+    Attributes:
+        redis_url: Redis that the memory is shared through, as engines with our worker are given it.
+        model: the served model's name as the engine answers it: the first ``--served-model-name``,
+            else what ``vllm serve`` was given. With the tokenizer it says whose memory this is.
+        tokenizer: the served model's folder with its ``tokenizer.json``, or that file; a relative
+            path is meant relative to the configuration's folder.
+        adapters: names of LoRA adapters whose answers are recorded too, each in a memory of its
+            own. Answers under any other name are not recorded.
+        max_request_bytes: most token ids held of one request, as the engine writes them (six bytes
+            a token or so); a request that has more is not recorded.
+        max_in_flight_bytes: most of all requests together, those that wait to be published
+            included.
+        queue_tokens: most tokens held while Redis is away (4 bytes each); the oldest are dropped.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    redis_url: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1)]
+    tokenizer: Path
+    adapters: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    max_request_bytes: Annotated[int, Field(ge=4096)] = 16 * 1024 * 1024
+    max_in_flight_bytes: Annotated[int, Field(ge=4096)] = 256 * 1024 * 1024
+    queue_tokens: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
+
+    @field_validator("adapters")
+    @classmethod
+    def _check_adapters(cls, adapters: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.data.get("model") in adapters:
+            raise ValueError("an adapter has the model's own name; leave it out of adapters")
+        return adapters
+
+    @field_validator("max_in_flight_bytes")
+    @classmethod
+    def _check_in_flight(cls, max_bytes: int, info: ValidationInfo) -> int:
+        one = info.data.get("max_request_bytes", 0)
+        if max_bytes < one:
+            raise ValueError(
+                f"it is less than max_request_bytes, {one}; raise it, or lower that one"
+            )
+        return max_bytes
+
+
 class ProxyConfig(BaseModel):
     """The whole configuration file.
 
@@ -61,6 +115,8 @@ class ProxyConfig(BaseModel):
             healthy.
         policy_file: tenants and their keys; None serves one local tenant without a key, on loopback
             only.
+        capture: how the proxy itself records what engines serve; None leaves it to engines that
+            have our worker.
         max_body_bytes: longest request body.
         connect_timeout_seconds: longest wait for a connection to an engine.
         read_timeout_seconds: longest silence of an engine within a reply.
@@ -72,6 +128,7 @@ class ProxyConfig(BaseModel):
     listen: ListenConfig = ListenConfig()
     upstreams: Annotated[list[UpstreamConfig], Field(min_length=1)]
     policy_file: Path | None = None
+    capture: CaptureConfig | None = None
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
@@ -104,7 +161,8 @@ class ProxyConfig(BaseModel):
 def load_config(path: Path) -> ProxyConfig:
     """Read a configuration file and check it together with the policy file it names.
 
-    A relative ``policy_file`` is meant relative to the configuration's folder.
+    A relative ``policy_file`` or ``capture.tokenizer`` is meant relative to the configuration's
+    folder.
 
     Raises:
         ConfigError: a file cannot be read or breaks a rule.
@@ -119,6 +177,10 @@ def load_config(path: Path) -> ProxyConfig:
     if config.policy_file is not None:
         config = config.model_copy(update={"policy_file": path.parent / config.policy_file})
         config.load_policy()
+    if config.capture is not None:
+        tokenizer = path.parent / config.capture.tokenizer.expanduser()
+        capture = config.capture.model_copy(update={"tokenizer": tokenizer})
+        config = config.model_copy(update={"capture": capture})
     return config
 
 

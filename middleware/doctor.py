@@ -20,6 +20,7 @@ import redis
 from paceline.adapters.vllm.launch import TESTED_RANGE, find_vllm
 from paceline.caches.keys import redact_url
 from paceline.errors import PacelineError, UnsupportedError
+from paceline.middleware.capture import fingerprint_of
 from paceline.middleware.config import load_config
 
 State = Literal["ok", "note", "fail"]
@@ -60,7 +61,7 @@ def examine(*, redis_url: str | None = None, config: Path | None = None) -> Iter
     yield _packaged_model()
     yield _redis(redis_url) if redis_url else _embedded_store()
     if config is not None:
-        yield _config(config)
+        yield from _config(config)
 
 
 def _python() -> Finding:
@@ -147,12 +148,16 @@ def _redis(url: str) -> Finding:
     return Finding("Redis", "ok", f"{shown}, version {version}")
 
 
-def _config(path: Path) -> Finding:
+def _config(path: Path) -> Iterator[Finding]:
     try:
-        load_config(path)
+        config = load_config(path)
+        recorded = None if config.capture is None else fingerprint_of(config.capture)
     except PacelineError as error:
-        return Finding("configuration", "fail", str(path), str(error))
-    return Finding("configuration", "ok", str(path))
+        yield Finding("configuration", "fail", str(path), str(error))
+        return
+    yield Finding("configuration", "ok", str(path))
+    if recorded is not None:
+        yield Finding("capture", "ok", f"model {recorded.model}, tokenizer {recorded.tokenizer}")
 
 
 def report(findings: Iterator[Finding], echo: Callable[[str], None]) -> bool:

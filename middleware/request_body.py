@@ -23,14 +23,20 @@ PROTECTED: Final = (
 )
 """Fields with which a client could reach beyond its own request."""
 XARGS: Final = "vllm_xargs"
+ASK_IDS: Final = "return_token_ids"
 OWN_PREFIX: Final = "paceline_"
 ABSENT: Final = msgspec.Raw(b"")
+UNSET: Final = (b"", b"null")
 
 
 class BodyView(msgspec.Struct):
     """The fields of a chat or completion request that concern us, undecoded; empty if absent."""
 
     stream: msgspec.Raw = ABSENT
+    n: msgspec.Raw = ABSENT
+    echo: msgspec.Raw = ABSENT
+    use_beam_search: msgspec.Raw = ABSENT
+    return_token_ids: msgspec.Raw = ABSENT
     messages: msgspec.Raw = ABSENT
     tools: msgspec.Raw = ABSENT
     prompt_cache_key: msgspec.Raw = ABSENT
@@ -51,6 +57,35 @@ class BodyView(msgspec.Struct):
     def is_stream(self) -> bool:
         """Whether the client asks for a stream."""
         return bytes(self.stream) == b"true"
+
+    @property
+    def num_choices(self) -> int:
+        """Replies asked for (``n``), 0 if that is no number."""
+        if bytes(self.n) in UNSET:
+            return 1
+        try:
+            return max(msgspec.json.decode(self.n, type=int), 0)
+        except msgspec.DecodeError:
+            return 0
+
+    @property
+    def asks_token_ids(self) -> bool:
+        """Whether the client asks for token ids itself."""
+        return bytes(self.return_token_ids) == b"true"
+
+    @property
+    def can_be_asked_for_ids(self) -> bool:
+        """Whether an answer with token ids says otherwise what one without them would.
+
+        A completion that repeats its prompt does not: vLLM then leaves the prompt's text out. A
+        beam search's requests are not the ones that are answered.
+        """
+        unset = (bytes(self.echo), bytes(self.use_beam_search))
+        return (
+            all(value in (*UNSET, b"false") for value in unset)
+            and bytes(self.return_token_ids) in (*UNSET, b"false", b"true")
+            and self.num_choices > 0
+        )
 
     @property
     def cache_key(self) -> str | None:
@@ -117,6 +152,7 @@ def with_fields(
     xargs: Mapping[str, str | int | float],
     cache_salt: str,
     allow: Collection[str] = (),
+    ask_token_ids: bool = False,
 ) -> bytes:
     """The body with our identity in it and without what the client may not set.
 
@@ -126,12 +162,17 @@ def with_fields(
         xargs: our extra arguments; the client's others are kept.
         cache_salt: salt of the target's prefix cache, unless the client may set its own.
         allow: protected fields that the client may set.
+        ask_token_ids: have the engine say the ids of prompt and reply.
     """
     forbidden = [name for name in PROTECTED if view.has(name) and name not in allow]
     own: dict[str, Any] = {XARGS: dict(xargs)}
     if "cache_salt" not in allow or not view.has("cache_salt"):
         own["cache_salt"] = cache_salt
-    if not forbidden and not view.has(XARGS):
+    is_set = view.has(XARGS)
+    if ask_token_ids and not view.asks_token_ids:
+        own[ASK_IDS] = True
+        is_set = is_set or view.has(ASK_IDS)
+    if not forbidden and not is_set:
         return _splice(body, own)
     fields: dict[str, Any] = msgspec.json.decode(body)
     for name in forbidden:

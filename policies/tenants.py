@@ -196,5 +196,8 @@ def describe(error: ValidationError, *, name: str) -> str:
     lines = []
     for problem in error.errors(include_url=False):
         where = ".".join(str(part) for part in problem["loc"]) or "the file"
-        lines.append(f"{name}: {where}: {problem['msg']} (it is {problem['input']!r:.80})")
+        # a whole block may hold keys and passwords
+        given = problem["input"]
+        shown = "" if isinstance(given, dict) else f" (it is {given!r:.80})"
+        lines.append(f"{name}: {where}: {problem['msg']}{shown}")
     return "\n".join(lines)

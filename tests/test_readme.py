@@ -20,7 +20,7 @@ from paceline.policies.tenants import parse_policy
 from serving import Serving
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/corpus.md", "docs/journal.md", "docs/replay.md")
+PAGES = ("README.md", "docs/capture.md", "docs/corpus.md", "docs/journal.md", "docs/replay.md")
 DEFAULT_URL = "http://127.0.0.1:8080/v1"
 
 
@@ -95,7 +95,8 @@ def test_configuration_files_load(tmp_path: Path) -> None:
         name, _, text = block.partition("\n")
         files[name.removeprefix("# ")] = text
         (tmp_path / name.removeprefix("# ")).write_text(text, encoding="utf-8")
-    assert set(files) == {"proxy.yaml", "policy.yaml"}
+    assert set(files) == {"proxy.yaml", "policy.yaml", "capturing.yaml"}
+    assert load_config(tmp_path / "capturing.yaml").capture is not None
     assert len(load_config(tmp_path / "proxy.yaml").upstreams) == 2
     policy = parse_policy(files["policy.yaml"], name="policy.yaml")
     assert [tenant.name for tenant in policy.tenants] == [
@@ -111,6 +112,14 @@ def test_every_setting_of_the_worker_is_described() -> None:
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(PACELINE_\w+)`", text)) == set(WorkerSettings().to_env())
+
+
+def test_every_setting_of_the_capture_is_described() -> None:
+    """The table's settings are those that there are."""
+    from paceline.middleware.config import CaptureConfig
+
+    text = (ROOT / "docs" / "capture.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(CaptureConfig.model_fields)
 
 
 def test_tables_are_those_of_the_measured_files() -> None:

@@ -52,6 +52,7 @@ class _Request(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
+    return_token_ids: bool | None = None
     vllm_xargs: dict[str, Any] | None = None
 
     @property

@@ -123,6 +123,7 @@ class EngineServer:
             style,
             self._engine.target.tokenizer,
             with_logprobs=generation.num_logprobs is not None,
+            prompt_ids=prompt_ids if request.return_token_ids else None,
         )
         head = {
             "id": f"{style.id_prefix}-{request_id}",
@@ -133,9 +134,8 @@ class EngineServer:
             events = _events(reply, head, writer, with_usage=request.includes_usage)
             return StreamingResponse(events, media_type="text/event-stream")
         choice = await _whole(http, reply, writer)
-        return JSONResponse(
-            head | {"object": style.whole, "choices": [choice], "usage": reply.usage()}
-        )
+        body = {"object": style.whole, "choices": [choice], "usage": reply.usage()}
+        return JSONResponse(head | body | writer.head())
 
     async def _models(self, _request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})
@@ -241,6 +241,8 @@ async def _whole(http: Request, reply: _Reply, writer: ChoiceWriter) -> dict[str
             steps.append(progress)
     finally:
         watcher.cancel()
+    for step in steps:
+        writer.say(step.token_ids)
     return writer.whole(
         "".join(step.text for step in steps),
         steps[-1].finish_reason,
@@ -267,11 +269,12 @@ async def _events(
         )
 
     if writer.style is CHAT:
-        yield event([writer.opening()])
+        yield event([writer.opening()], **writer.head())
     async for progress in reply.steps():
         if progress.error is not None:
             yield ApiError(SERVER_ERROR, progress.error, "api_error").event()
             return
+        writer.say(progress.token_ids)
         if progress.text or progress.finish_reason or progress.logprobs:
             choice = writer.delta(progress.text, progress.finish_reason, progress.logprobs)
             yield event([choice])

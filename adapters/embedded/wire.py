@@ -29,13 +29,33 @@ class ChoiceWriter:
         style: the endpoint's.
         tokenizer: spells tokens.
         with_logprobs: whether they were asked for.
+        prompt_ids: the prompt's tokens if token ids are to be told (vLLM's ``return_token_ids``,
+            on the same wire as vLLM's: null stands where they would), None if not.
     """
 
-    def __init__(self, style: Style, tokenizer: Any, *, with_logprobs: bool) -> None:
+    def __init__(
+        self,
+        style: Style,
+        tokenizer: Any,
+        *,
+        with_logprobs: bool,
+        prompt_ids: Sequence[int] | None = None,
+    ) -> None:
         self.style = style
         self._tokenizer = tokenizer
         self._with_logprobs = with_logprobs
+        self._prompt_ids = None if prompt_ids is None else list(prompt_ids)
+        self._untold_ids: list[int] = []
+        self._has_told_prompt = False
         self._num_characters = 0
+
+    def say(self, token_ids: Sequence[int]) -> None:
+        """Tell of further tokens with the next choice that is written."""
+        self._untold_ids += token_ids
+
+    def head(self) -> dict[str, Any]:
+        """What the first chunk of a stream, or a whole answer, has beside its choices."""
+        return {"prompt_token_ids": self._prompt_ids} if self.style is CHAT else {}
 
     def whole(
         self, text: str, finish_reason: str | None, logprobs: Sequence[TokenLogprobs]
@@ -72,7 +92,17 @@ class ChoiceWriter:
             **(chat if is_chat else {"text": text}),
             "logprobs": write(logprobs) if self._with_logprobs else None,
             "finish_reason": finish_reason,
+            **self._ids(),
         }
+
+    def _ids(self) -> dict[str, Any]:
+        told, self._untold_ids = self._untold_ids, []
+        ids: dict[str, Any] = {"token_ids": None if self._prompt_ids is None else told}
+        if self.style is COMPLETION:
+            prompt_ids = None if self._has_told_prompt else self._prompt_ids
+            ids = {"prompt_token_ids": prompt_ids} | ids
+            self._has_told_prompt = True
+        return ids
 
     def _chat_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
         def entry(token_id: int, logprob: float) -> dict[str, Any]:

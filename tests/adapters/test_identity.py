@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.adapters.identity import request_info_from_xargs, speculation_is_off
+from paceline.adapters.identity import (
+    new_request_id,
+    record_id,
+    record_id_of,
+    request_info_from_xargs,
+    speculation_is_off,
+)
 from paceline.caches.tier_settings import TierLimits
 
 anything = st.recursive(
@@ -105,3 +111,43 @@ def test_limits_and_global_sharing_are_understood() -> None:
     )
     off = request_info_from_xargs("r", {"paceline_tenant": "t", "paceline_tiers": ""})
     assert off.limits == TierLimits(session=False, workload=False, tenant=False)
+
+
+@given(
+    st.integers(0, 99),
+    st.none() | st.integers(0, 99),
+    st.text("0123456789abcdef", min_size=8, max_size=8),
+)
+def test_engines_and_the_proxy_name_a_sequence_alike(
+    prompt: int, choice: int | None, random: str
+) -> None:
+    """Whatever an engine puts around the proxy's id, both record it under one name."""
+    ours = new_request_id()
+    before = "" if choice is None else f"{choice}_"
+    text = record_id_of(f"{before}cmpl-{ours}-{prompt}-{random}")
+    assert text == record_id(ours, prompt=prompt, choice=choice or 0)
+    chat = record_id(ours, choice=choice or 0)
+    assert record_id_of(f"{before}chatcmpl-{ours}-{random}") == chat
+    assert record_id_of(f"{before}chatcmpl-{ours}") == chat
+    assert record_id_of(f"{ours}-{random}") == record_id_of(ours) == ours
+    info = request_info_from_xargs(f"chatcmpl-{ours}-{random}", {"paceline_tenant": "t"})
+    assert (info.request_id, info.recorded_as) == (f"chatcmpl-{ours}-{random}", ours)
+
+
+@given(st.text())
+def test_an_id_that_is_not_the_proxys_stays_as_it_is(engine_id: str) -> None:
+    """Requests that came another way are recorded under the engine's own id."""
+    assert record_id_of(engine_id) == engine_id
+    assert request_info_from_xargs(engine_id, {"paceline_tenant": "t"}).recorded_as == engine_id
+
+
+def test_different_sequences_never_share_a_name() -> None:
+    """Prompts and replies of one request, and requests, have names of their own."""
+    one, two = new_request_id(), new_request_id()
+    names = [
+        record_id(request, prompt=p, choice=c)
+        for request in (one, two)
+        for p in range(12)
+        for c in range(12)
+    ]
+    assert len(set(names)) == len(names)

@@ -246,3 +246,50 @@ def test_a_tenants_quota_is_what_its_last_request_said() -> None:
     assert speculator.quota_of("b") == Quota(retention_seconds=500.0)
     speculator.begin(RequestInfo(request_id="2", tenant="a"), [1, 2, 3])
     assert speculator.quota_of("a") == Quota(retention_seconds=500.0)
+
+
+def test_a_record_of_an_open_request_is_left_to_its_own_end() -> None:
+    """The proxy may record a request before its engine does: the memory holds it once."""
+    speculator, sink = Speculator(origin="here"), Sink()
+    speculator.attach_journal(sink)
+    request = RequestInfo(request_id="chatcmpl-r-1", record_id="r")
+    speculator.begin(request, TEXT[:8])
+    speculator.commit(request.request_id, TEXT[8:])
+    proxys = SequenceRecord(
+        request_id="r",
+        scope=request.scope,
+        tenant="local",
+        workload="",
+        session="",
+        origin="proxy",
+        token_ids=np.array(TEXT, np.int32),
+        num_prompt=8,
+        finished_at=1.0,
+    )
+    speculator.absorb(proxys)
+    assert speculator.stats()["sequences"] == 0
+    speculator.finish(request.request_id)
+    assert speculator.stats()["sequences"] == 1
+    assert [record.request_id for record in sink.records] == ["r"]
+    speculator.absorb(proxys)
+    assert speculator.stats()["sequences"] == 2
+    assert speculator.forget(request.scope, "r") == 2 * len(TEXT)
+
+
+def test_two_open_requests_of_one_record_id_are_both_left_to_their_ends() -> None:
+    """A request that the proxy sent again is open twice until the first is noticed as gone."""
+    speculator = Speculator(journal=Sink())
+    requests = [RequestInfo(request_id=name, record_id="r") for name in ("a", "b")]
+    for request in requests:
+        speculator.begin(request, TEXT[:8])
+    speculator.finish("a")
+    before = speculator.stats()["shared_tokens"]
+    late = SequenceRecord(
+        request_id="r", scope=requests[0].scope, tenant="local", workload="", session="",
+        origin="proxy", token_ids=np.array(TEXT, np.int32), num_prompt=8, finished_at=1.0,
+    )  # fmt: skip
+    speculator.absorb(late)
+    assert speculator.stats()["shared_tokens"] == before
+    speculator.finish("b")
+    speculator.absorb(late)
+    assert speculator.stats()["shared_tokens"] > before

@@ -12,15 +12,21 @@ from paceline.middleware.cli import cli
 
 
 def test_a_small_run_measures_every_figure() -> None:
-    """Both ways are measured; nothing is timed here, only counted."""
+    """All ways are measured; nothing is timed here, only counted."""
     settings = ProxyBenchSettings(
-        rounds=1, requests=20, concurrent_requests=16, concurrency=4, streams=1, chunks=10
+        rounds=1,
+        requests=20,
+        concurrent_requests=16,
+        concurrency=4,
+        streams=1,
+        chunks=10,
+        capture=True,
     )
     report = json.loads(run_proxy_bench(settings).as_json())
     assert report["bench"] == "proxy"
     assert report["settings"]["requests"] == 20
     assert report["figures"]["proxied_p50_ms"] > report["figures"]["direct_p50_ms"] > 0
-    for way in ("bare", "proxied"):
+    for way in ("bare", "proxied", "captured"):
         assert f"{way}_cpu_us_per_chunk" in report["figures"]
         assert f"{way}_cpu_ms_per_request" in report["figures"]
 

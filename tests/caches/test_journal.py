@@ -16,6 +16,7 @@ from journals import MODEL, Engine, append, open_store, record
 from paceline.caches import ModelFingerprint, SequenceRecord
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.journal import Journal
+from paceline.caches.journal_keeper import StoreLimits
 from paceline.caches.keys import JournalKeys, Shelf, namespace_of, redact_url
 from paceline.caches.records import encode_record
 from paceline.errors import ConfigError, JournalError
@@ -131,6 +132,44 @@ def test_a_frozen_redis_never_blocks_publishing_and_drops_are_counted(
     finally:
         redis_server.thaw()
     assert a.journal.flush(20)
+
+
+def test_what_waits_is_bounded_in_tokens_too(
+    redis_server: RedisServer, engine: Callable[..., Engine]
+) -> None:
+    """The oldest go until the rest fits; the newest stays however long it is."""
+    a = engine(redis_server.url, "A", queue_tokens=100)
+    redis_server.freeze()
+    try:
+        for number, num_tokens in enumerate((40, 40, 40, 30, 500, 60, 40)):
+            a.journal.publish(record(number, num_tokens=num_tokens))
+            stats = a.journal.stats()
+            assert stats["queued"] == (1, 2, 2, 2, 1, 1, 2)[number]
+        assert stats["dropped"] == 5
+    finally:
+        redis_server.thaw()
+    assert a.journal.flush(20)
+
+
+def test_a_producer_that_follows_nothing_publishes_and_keeps_house(
+    redis_server: RedisServer, engine: Callable[..., Engine]
+) -> None:
+    """It reads no record and no tombstone, and what it publishes is sealed all the same."""
+    limits = StoreLimits(segment_tokens=100, seal_after_seconds=0.0)
+    producer = engine(redis_server.url, "P", follows=False, limits=limits)
+    reader = engine(redis_server.url, "B")
+    wait_until(reader.journal.warmed_up.is_set)
+    reader.journal.publish(record(99))
+    for number in range(20):
+        producer.journal.publish(record(number))
+    wait_until(lambda: len(reader.got) == 20)
+    wait_until(lambda: producer.journal.stats()["sealed"] > 0)
+    stats = producer.journal.stats()
+    assert (stats["connected"], stats["published"]) == (1, 20)
+    assert (stats["received"], stats["skipped_own"], producer.got) == (0, 0, [])
+    redis_server.kill()
+    producer.journal.publish(record(100))
+    wait_until(lambda: producer.journal.stats()["connected"] == 0)
 
 
 def test_a_flushed_redis_is_followed_again(

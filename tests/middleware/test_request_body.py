@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -89,3 +90,41 @@ def test_opening_is_the_system_message_and_the_first_question() -> None:
     assert openings == [(b'"s"', b'"u"')] * 2
     for odd in ({}, {"messages": 3}, {"messages": [1]}, {"messages": []}):
         assert opening_of(view_body(json.dumps(odd).encode())) == (b"", b"")
+
+
+@pytest.mark.parametrize("given", [None, False, True, ...])
+@given(body=bodies)
+def test_ids_are_asked_for_once_and_nothing_else_changes(body: dict[str, Any], given: Any) -> None:
+    """Set where the client left it unset or off, left where it asked itself, never said twice."""
+    body = {k: v for k, v in body.items() if k != "return_token_ids"}
+    if given is not ...:
+        body["return_token_ids"] = given
+    raw = json.dumps(body).encode()
+    view = view_body(raw)
+    asked = with_fields(raw, view, xargs=XARGS, cache_salt="s", ask_token_ids=True)
+    assert len(re.findall(rb'"return_token_ids":', asked)) == 1
+    plain = json.loads(with_fields(raw, view, xargs=XARGS, cache_salt="s"))
+    assert json.loads(asked) == plain | {"return_token_ids": True}
+    assert view.asks_token_ids == (given is True)
+
+
+@pytest.mark.parametrize(
+    ("body", "num_choices", "can"),
+    [
+        ({}, 1, True),
+        ({"n": None, "echo": None}, 1, True),
+        ({"n": 3, "echo": False, "use_beam_search": False}, 3, True),
+        ({"n": "3"}, 0, False),
+        ({"n": -1}, 0, False),
+        ({"echo": True}, 1, False),
+        ({"echo": 1}, 1, False),
+        ({"use_beam_search": True}, 1, False),
+        ({"return_token_ids": "true"}, 1, False),
+    ],
+)
+def test_where_ids_would_change_the_answer_they_are_not_asked_for(
+    body: dict[str, Any], num_choices: int, can: bool
+) -> None:
+    """Echoes, beam searches and what cannot be read are left alone."""
+    view = view_body(json.dumps(body).encode())
+    assert (view.num_choices, view.can_be_asked_for_ids) == (num_choices, can)

@@ -1,4 +1,4 @@
-"""A real vLLM with our worker, as `paceline vllm` starts it."""
+"""A real vLLM: with our worker, as `paceline vllm` starts it, or without."""
 
 from __future__ import annotations
 
@@ -11,27 +11,37 @@ from pathlib import Path
 
 import psutil
 
+from paceline.adapters.vllm.launch import require_vllm, serve_environment
 from paceline.processes import ChildProcess, answers, free_port
 
 START_SECONDS = 600.0
 
 
 class VllmServer:
-    """`paceline vllm MODEL` on a port of its own; it can be stopped, killed and started again."""
+    """`paceline vllm MODEL` on a port of its own; it can be stopped, killed and started again.
 
-    def __init__(self, model: Path, redis_url: str, folder: Path, name: str) -> None:
+    Without a `redis_url` it is plain vLLM, which knows nothing of us. Further arguments are vLLM's.
+    """
+
+    def __init__(
+        self, model: Path, redis_url: str | None, folder: Path, name: str, *arguments: str
+    ) -> None:
         self.name = name
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        vllm = require_vllm()
+        command = vllm.serve_command(str(model))
+        if redis_url is not None:
+            command = [sys.executable, "-m", "paceline.middleware.cli", "vllm", str(model)]
+            command += ["--redis", redis_url]
         self._command = [
-            *(sys.executable, "-m", "paceline.middleware.cli", "vllm", str(model)),
-            *("--redis", redis_url, "--served-model-name", "target", "--dtype", "float32"),
+            *(*command, "--served-model-name", "target", "--dtype", "float32"),
             *("--host", "127.0.0.1", "--port", str(self.port), "--max-model-len", "1024"),
-            "--enforce-eager",
+            *("--enforce-eager", *arguments),
         ]
         self._log = folder / f"{name}.log"
         self._env = {
-            **os.environ,
+            **serve_environment(os.environ, None, device=vllm.device),
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
