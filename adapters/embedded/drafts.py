@@ -84,6 +84,11 @@ class Drafts:
         self._drafter = drafter
         self._max_branches = max_branches
 
+    @property
+    def num_drafter_passes(self) -> int:
+        """Forward passes of the model drafter so far."""
+        return 0 if self._drafter is None else self._drafter.num_passes
+
     def begin(self, info: RequestInfo, prompt_ids: Sequence[int]) -> bool:
         """Open a request; False if it goes undrafted."""
         is_open = False

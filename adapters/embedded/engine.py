@@ -154,6 +154,11 @@ class EmbeddedEngine:
         """What went wrong in drafting."""
         return self._drafts.failures
 
+    @property
+    def num_drafter_passes(self) -> int:
+        """Forward passes of the model drafter so far, 0 without one."""
+        return self._drafts.num_drafter_passes
+
     def start(self) -> None:
         """Start serving."""
         self._thread.start()
