@@ -13,6 +13,9 @@ from paceline.errors import ConfigError
 SOURCES: Final = ("tau-bench", "mini-swe-agent", "intercode-sql", "spec-bench")
 
 
+LEAST_CONTEXT: Final = 16
+
+
 class Mode(msgspec.Struct, frozen=True):
     """A way of drafting.
 
@@ -57,6 +60,7 @@ class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
         output_tokens: longest reply.
         concurrency: requests in flight.
         draft_tokens: most drafted tokens of a request and step, in chains and trees alike.
+        draft_steps: most passes of the drafting model a step.
         temperature: 0 is greedy.
         top_p: as in a request.
         scored: replies whose tokens are held against the target's probabilities.
@@ -72,16 +76,26 @@ class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int = 48
     concurrency: int = 10
     draft_tokens: int = 8
+    draft_steps: int = 4
     temperature: float = 0.0
     top_p: float = 1.0
     scored: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "turns", "output_tokens", "concurrency", "draft_tokens"):
+        for name in (
+            "prompts",
+            "turns",
+            "output_tokens",
+            "concurrency",
+            "draft_tokens",
+            "draft_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
-        if self.context_tokens < 16:
-            raise ConfigError(f"context_tokens is {self.context_tokens}; give at least 16")
+        if self.context_tokens < LEAST_CONTEXT:
+            raise ConfigError(
+                f"context_tokens is {self.context_tokens}; give at least {LEAST_CONTEXT}"
+            )
 
     def digest(self) -> str:
         """Names everything that replies and figures depend on beside code and prompts."""

@@ -104,6 +104,7 @@ def running_modes(
                 max_running=settings.concurrency,
                 max_draft_tokens=settings.draft_tokens,
                 max_branches=mode.branches,
+                max_draft_steps=settings.draft_steps,
             ),
             drafter=drafter if mode.model else None,
             prefixes=prefixes,
@@ -145,11 +146,14 @@ def generation_requests(
 
 
 def batches(settings: ExactSettings, prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
-    """As many prompts as are in flight, of one source each."""
-    for source in settings.sources:
-        mine = [prompt for prompt in prompts if prompt.source == source]
-        for start in range(0, len(mine), settings.concurrency):
-            yield mine[start : start + settings.concurrency]
+    """As many prompts as are in flight, of one source each; the sources take turns."""
+    by_source = [
+        [prompt for prompt in prompts if prompt.source == source] for source in settings.sources
+    ]
+    size = settings.concurrency
+    for start in range(0, settings.prompts, size):
+        for mine in by_source:
+            yield mine[start : start + size]
 
 
 def run_modes(
@@ -168,7 +172,7 @@ def run_modes(
 
     Args:
         settings: of the run.
-        prompts: by source.
+        prompts: in the order of `batches`.
         target: what speaks.
         drafter: what drafts, None: modes with a model are left out.
         folder: where results go.
