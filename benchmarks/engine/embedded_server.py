@@ -146,7 +146,7 @@ class EmbeddedServer:
         self._log = StepLog(clock)
         speculator = TimedSpeculator(self._log) if speculate else None
         if drafter is not None:
-            drafter.forward = self._log.drafting(drafter.forward)  # type: ignore[method-assign]
+            drafter.forward = self._log.drafting(drafter.forward)
         limits = settings or EngineSettings()
         self._engine = LoggedEngine(target, speculator, self._log, limits, drafter)
         self._engine.start()

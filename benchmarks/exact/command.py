@@ -21,7 +21,7 @@ from paceline.benchmarks.exact.judge import (
     speeds,
 )
 from paceline.benchmarks.exact.prompts import read_prompts
-from paceline.benchmarks.exact.records import MODES, SOURCES, ExactSettings
+from paceline.benchmarks.exact.records import MODE_NAMES, MODES, SOURCES, ExactSettings
 from paceline.benchmarks.exact.run import batches, run_modes
 from paceline.benchmarks.replay.tokens import Renderer, load_encoder
 from paceline.benchmarks.report import Report, write_json
@@ -121,6 +121,13 @@ def _work_folder(folder: Path | None) -> Iterator[Path]:
 @click.option(
     "--source", "sources", multiple=True, help=f"May be repeated.  [default: {', '.join(SOURCES)}]"
 )
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(MODE_NAMES),
+    help="May be repeated.  [default: all]",
+)
 @click.option("--prompts", default=DEFAULTS.prompts, show_default=True, help="Of each source.")
 @click.option("--turns", default=DEFAULTS.turns, show_default=True, help="Of each conversation.")
 @click.option("--context-tokens", default=DEFAULTS.context_tokens, show_default=True)
@@ -157,10 +164,14 @@ def _work_folder(folder: Path | None) -> Iterator[Path]:
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
 )
 def exact(
-    sources: tuple[str, ...], work: Path | None, json_file: Path | None, **options: Any
+    sources: tuple[str, ...],
+    modes: tuple[str, ...],
+    work: Path | None,
+    json_file: Path | None,
+    **options: Any,
 ) -> None:
     """Whether speculation changes a token of what the embedded engine says, and its speed."""
-    settings = ExactSettings(sources=sources or SOURCES, **options)
+    settings = ExactSettings(sources=sources or SOURCES, modes=modes or MODE_NAMES, **options)
     with _work_folder(work) as folder:
         report, differing = run_exact(settings, folder)
     click.echo(table(report.figures, settings.sources))

@@ -46,6 +46,9 @@ MODES: Final = (
 """The one without speculation first: the others are compared with it."""
 
 
+MODE_NAMES: Final = tuple(mode.name for mode in MODES)
+
+
 class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked, of whom, and how.
 
@@ -54,6 +57,7 @@ class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
         model: Hugging Face folder of the target, "" for the packaged one.
         drafter: folder of the model that drafts, "" for none.
         sources: files to take prompts from.
+        modes: names of `MODES`; the one without speculation is always run.
         prompts: of each source.
         turns: taken of each conversation.
         context_tokens: longest prompt.
@@ -70,6 +74,7 @@ class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     drafter: str = ""
     sources: tuple[str, ...] = SOURCES
+    modes: tuple[str, ...] = MODE_NAMES
     prompts: int = 50
     turns: int = 5
     context_tokens: int = 256
@@ -92,6 +97,8 @@ class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
+        if unknown := sorted(set(self.modes).difference(MODE_NAMES)):
+            raise ConfigError(f"no mode is called {unknown[0]}; there are {', '.join(MODE_NAMES)}")
         if self.context_tokens < LEAST_CONTEXT:
             raise ConfigError(
                 f"context_tokens is {self.context_tokens}; give at least {LEAST_CONTEXT}"

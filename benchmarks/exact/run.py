@@ -22,6 +22,7 @@ from paceline.benchmarks.exact.answers import answer_all
 from paceline.benchmarks.exact.prompts import Prompt
 from paceline.benchmarks.exact.records import (
     MODES,
+    OFF,
     BatchResult,
     ExactSettings,
     Mode,
@@ -112,10 +113,10 @@ def running_modes(
 
     with ExitStack() as stack:
         modes = []
-        reader = engine(MODES[0], None)
+        reader = engine(OFF, None)
         engines = [reader]
         for mode in MODES:
-            if mode.model and drafter is None:
+            if (mode.model and drafter is None) or mode.name not in (OFF.name, *settings.modes):
                 continue
             speculator = Speculator() if mode.memory else None
             engines.append(engine(mode, speculator))

@@ -81,11 +81,12 @@ def test_the_embedded_engine_says_the_recorded_replies_in_fewer_steps(target: An
 
 
 def test_a_drafters_passes_count_as_drafting(target: Any) -> None:
-    """A model beside memory: the recorded replies, drafts of both, more time than memory's."""
+    """A model alone and beside memory: the recorded replies, drafts of both, time for either."""
     from paceline.adapters.embedded.target import Target
     from small_models import random_model
 
-    model = random_model("llama", vocab_size=int(target.model.config.vocab_size))
+    vocabulary = int(target.model.config.vocab_size)
+    model = random_model("llama", vocab_size=vocabulary, initializer_range=1.0)
     drafter = Target(model, target.tokenizer)
     _, alone = measure(target, speculate=False, drafter=drafter)
     assert sum(s.num_drafted for s in alone) > 0

@@ -15,8 +15,6 @@ from model_folders import save_model
 from paceline.middleware.cli import cli
 from small_traces import generated_rows, write_rows
 
-pytestmark = pytest.mark.model
-
 Bench = Callable[..., dict[str, Any]]
 MODES = ("off", "memory", "memory-tree", "drafter", "drafter-tree", "fused", "fused-tree")
 
@@ -75,8 +73,10 @@ def test_every_way_of_drafting_says_the_same(bench: Bench, tmp_path: Path) -> No
 
 def test_sampled_replies_are_held_against_the_target(bench: Bench) -> None:
     """With a temperature replies are the same by seed, and their tokens as frequent as promised."""
-    figures = bench(*EXACT, "--temperature", "0.8", "--top-p", "0.95")["figures"]
-    assert figures["all.fused-tree.identical"] == 10
+    sampled = ("--temperature", "0.8", "--top-p", "0.95")
+    figures = bench(*EXACT, *sampled, "--mode", "drafter", "--mode", "fused-tree")["figures"]
+    assert figures["all.fused-tree.identical"] == figures["all.drafter.identical"] == 10
+    assert "all.memory.identical" not in figures
     for kind, least in (("rank", 150), ("token", 70)):
         assert figures[f"frequency.fused-tree.{kind}.tokens"] >= least
         assert figures[f"frequency.fused-tree.{kind}.p_value"] > 1e-3

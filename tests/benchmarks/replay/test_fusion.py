@@ -15,8 +15,6 @@ from paceline.benchmarks.replay import command
 from paceline.middleware.cli import cli
 from small_traces import generated_rows, write_rows
 
-pytestmark = pytest.mark.model
-
 Bench = Callable[..., dict[str, Any]]
 NAMES = [
     f"{source}-{shape}-0.1"
