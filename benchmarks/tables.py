@@ -22,6 +22,11 @@ ENGINES: Final = {
     "paceline": "Paceline",
     "embedded-off": "embedded, without speculation",
     "embedded": "embedded, Paceline",
+    "embedded-tree": "embedded, Paceline's trees",
+    "embedded-drafter": "embedded, a drafter",
+    "embedded-drafter-tree": "embedded, a drafter's trees",
+    "embedded-fused": "embedded, both",
+    "embedded-fused-tree": "embedded, trees of both",
 }
 """Variants of `paceline bench engine`, in the order of its tables."""
 
@@ -126,7 +131,7 @@ def _engine_row(figures: Mapping[str, float], source: str, load: str, variant: s
         value = figures.get(f"{source}.{load}.{variant}.{name}")
         return "" if value is None else f"{100 * value:.{digits}f} %"
 
-    off = "embedded-off" if variant == "embedded" else "off"
+    off = "embedded-off" if variant.startswith("embedded") else "off"
     gaps = [number("inter_token_p50_ms", 1), number("inter_token_p99_ms", 1)]
     return [
         *(source, load, ENGINES[variant]),

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
+from paceline.adapters.embedded.requests import ALL_SOURCES, DraftSource
+from paceline.adapters.embedded.sampling import NextDraws
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
@@ -47,11 +49,19 @@ class Wish:
         info: whose request it is.
         tokens: its prompt and reply so far, int32 (tokens,).
         max_tokens: most tokens to draft.
+        draws: how the target draws those tokens.
+        sources: who may draft them.
     """
 
     info: RequestInfo
     tokens: npt.NDArray[np.int32]
     max_tokens: int
+    draws: NextDraws
+    sources: frozenset[DraftSource] = ALL_SOURCES
+
+    def limit(self, source: DraftSource) -> int:
+        """Most tokens that a source may draft."""
+        return self.max_tokens if source in self.sources else 0
 
 
 class Drafts:
@@ -72,7 +82,12 @@ class Drafts:
         self.failures = FailureLog(logger, "drafting")
         self._speculator = speculator
         self._drafter = drafter
-        self._max_branches = max_branches if drafter is None else max(max_branches, FUSED_BRANCHES)
+        self._max_branches = max_branches
+
+    @property
+    def num_drafter_passes(self) -> int:
+        """Forward passes of the model drafter so far."""
+        return 0 if self._drafter is None else self._drafter.num_passes
 
     def begin(self, info: RequestInfo, prompt_ids: Sequence[int]) -> bool:
         """Open a request; False if it goes undrafted."""
@@ -107,30 +122,46 @@ class Drafts:
         if self._drafter is not None:
             self._drafter.finish(info.request_id)
             if not info.scope:
-                self._drafter.forget(_key(info))
+                for is_greedy in (True, False):
+                    self._drafter.forget(_key(info, is_greedy=is_greedy))
 
     def _remember(self, speculator: Speculator, wishes: Sequence[Wish]) -> list[TokenTree]:
         known = [wish for wish in wishes if wish.info.request_id in speculator]
         request_ids = [wish.info.request_id for wish in known]
         tokens = [wish.tokens for wish in known]
         speculator.observe(request_ids, tokens, [len(row) for row in tokens])
-        limits = {wish.info.request_id: wish.max_tokens for wish in known}
-        trees = speculator.propose(request_ids, max_tokens=limits, max_branches=self._max_branches)
-        by_id = dict(zip(request_ids, trees, strict=True))
-        return [by_id.get(wish.info.request_id, TokenTree.empty()) for wish in wishes]
+        drafted: dict[str, TokenTree] = {}
+        for is_judged in (True, False):
+            limits = {
+                wish.info.request_id: wish.limit("memory")
+                for wish in known
+                if self._is_judged(wish) == is_judged
+            }
+            branches = max(self._max_branches, FUSED_BRANCHES) if is_judged else self._max_branches
+            if not limits:
+                continue
+            ids = list(limits)
+            trees = speculator.propose(ids, max_tokens=limits, max_branches=branches)
+            drafted |= dict(zip(ids, trees, strict=True))
+        return [drafted.get(wish.info.request_id, TokenTree.empty()) for wish in wishes]
+
+    def _is_judged(self, wish: Wish) -> bool:
+        """Whether a model reads what memory drafts."""
+        return self._drafter is not None and wish.limit("model") > 0
 
     def _guess(
         self, drafter: ModelDrafter, wishes: Sequence[Wish], trees: list[TokenTree]
     ) -> list[TokenTree]:
         """Fused drafts for those who want any."""
-        wanting = [i for i, wish in enumerate(wishes) if wish.max_tokens > 0]
+        wanting = [i for i, wish in enumerate(wishes) if self._is_judged(wish)]
         fused = drafter.propose([
             DraftWish(
                 request_id=wishes[i].info.request_id,
-                key=_key(wishes[i].info),
+                key=_key(wishes[i].info, is_greedy=wishes[i].draws.params.is_greedy),
                 tokens=wishes[i].tokens,
                 retrieved=trees[i],
                 max_tokens=wishes[i].max_tokens,
+                draws=wishes[i].draws,
             )
             for i in wanting
         ])  # fmt: skip
@@ -146,7 +177,11 @@ class Drafts:
             self.failures.record(error)
 
 
-def _key(info: RequestInfo) -> int:
-    """Key of the requests that may share what fusion learns: a scope's, or the request alone."""
-    digest = blake2b((info.scope or info.request_id).encode(), digest_size=8).digest()
+def _key(info: RequestInfo, *, is_greedy: bool) -> int:
+    """Key of the requests that may share what fusion learns: a scope's, or the request alone.
+
+    A guess means one thing where the likeliest token is taken and another where tokens are drawn.
+    """
+    name = f"{info.scope or info.request_id} {'greedy' if is_greedy else 'drawn'}"
+    digest = blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -18,7 +18,7 @@ from paceline.adapters.embedded.model_drafter import ModelDrafter
 from paceline.adapters.embedded.prefixes import PrefixStore
 from paceline.adapters.embedded.reply import Reply
 from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
-from paceline.adapters.embedded.sampling import TokenLogprobs, logprobs_of, verify
+from paceline.adapters.embedded.sampling import NextDraws, TokenLogprobs, logprobs_of, verify
 from paceline.adapters.embedded.target import Row, Target
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.request_info import RequestInfo
@@ -117,6 +117,8 @@ class EmbeddedEngine:
         speculator: where drafts come from, None for no speculation.
         settings: limits.
         drafter: a small model that drafts beside memory, None for none.
+        prefixes: kept keys and values of the same target, shared with other engines; None for a
+            store of its own.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class EmbeddedEngine:
         settings: EngineSettings | None = None,
         *,
         drafter: Target | None = None,
+        prefixes: PrefixStore | None = None,
     ) -> None:
         self.target = target
         self.settings = settings or EngineSettings()
@@ -137,7 +140,9 @@ class EmbeddedEngine:
                 drafter, target, max_steps=self.settings.max_draft_steps, max_branches=branches
             )
         self._drafts = Drafts(speculator, model, max_branches=branches)
-        self._prefixes = PrefixStore(self.settings.max_kept_bytes)
+        if prefixes is None:
+            prefixes = PrefixStore(self.settings.max_kept_bytes)
+        self._prefixes = prefixes
         self._waiting: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
         self._running: list[_Running] = []
         self._thread = threading.Thread(
@@ -148,6 +153,11 @@ class EmbeddedEngine:
     def draft_failures(self) -> FailureLog:
         """What went wrong in drafting."""
         return self._drafts.failures
+
+    @property
+    def num_drafter_passes(self) -> int:
+        """Forward passes of the model drafter so far, 0 without one."""
+        return self._drafts.num_drafter_passes
 
     def start(self) -> None:
         """Start serving."""
@@ -389,7 +399,16 @@ class EmbeddedEngine:
     def _draft(self) -> None:
         """Draft for all requests that are being answered, in one call."""
         drafting = [r for r in self._running if r.is_drafting and r.is_answering]
-        wishes = [Wish(r.job.request.info, r.reply.tokens, self._limit(r)) for r in drafting]
+        wishes = [
+            Wish(
+                info=r.job.request.info,
+                tokens=r.reply.tokens,
+                max_tokens=self._limit(r),
+                draws=NextDraws(r.job.request.sampling, r.reply.num_said),
+                sources=r.job.request.draft_sources,
+            )
+            for r in drafting
+        ]
         for running, draft in zip(drafting, self._drafts.propose(wishes), strict=True):
             running.draft = draft
 

@@ -3,13 +3,14 @@
 Its first pass of a round reads what was committed since and memory's whole tree behind it, so that
 it has an opinion on every retrieved branch, and branches of its own everywhere, at the price of one
 pass. Further passes go on from the end of the best chain, a token each, while it is likely enough.
+Where the target samples, it drafts what the target would draw with its probabilities.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 from paceline.adapters.embedded.key_values import KeyValues
 from paceline.adapters.embedded.prefixes import num_common
+from paceline.adapters.embedded.sampling import NextDraws, SamplingParams, foresee
 from paceline.adapters.embedded.target import Row, Target
 from paceline.caches import FusedBatch, Fusion, TokenTree
 from paceline.caches.tree import ROOT
@@ -26,6 +28,7 @@ from paceline.errors import ConfigError
 TOP: Final = 8
 """Likeliest next tokens that are looked at after each token."""
 PREFILL_TOKENS: Final = 512
+GREEDY: Final = NextDraws(SamplingParams(temperature=0.0), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class DraftWish:
         tokens: prompt and reply so far, int32 (tokens,).
         retrieved: memory's draft.
         max_tokens: most nodes.
+        draws: how the target draws the tokens that are to be drafted.
     """
 
     request_id: str
@@ -45,6 +49,7 @@ class DraftWish:
     tokens: npt.NDArray[np.int32]
     retrieved: TokenTree
     max_tokens: int
+    draws: NextDraws = GREEDY
 
 
 @dataclass(slots=True)
@@ -60,6 +65,7 @@ class _Reading:
 class _Places:
     """What it has read of what may come, in one round; the first place is the context."""
 
+    draws: NextDraws
     parent: list[int] = field(default_factory=lambda: [ROOT])
     token: list[int] = field(default_factory=lambda: [0])
     paths: dict[tuple[int, ...], int] = field(default_factory=lambda: {(): 0})
@@ -74,9 +80,11 @@ class _Places:
 
     def add_top(self, logits: torch.Tensor) -> None:
         """The likeliest tokens after the places that have none yet, (places, vocabulary)."""
-        top = torch.softmax(logits, dim=-1).topk(TOP, dim=-1)
-        self.top_token.extend(top.indices.to(torch.int32).numpy())
-        self.top_prob.extend(top.values.numpy())
+        depths = [len(path) for path in islice(self.paths, len(self.top_token), None)]
+        num_top = min(TOP, logits.shape[-1])
+        token_ids, guesses = foresee(logits, self.draws, depths, num_top)
+        self.top_token.extend(token_ids.to(torch.int32).numpy())
+        self.top_prob.extend(guesses.to(torch.float32).numpy())
 
 
 class ModelDrafter:
@@ -134,7 +142,7 @@ class ModelDrafter:
         self._learn(wishes)
         if not wishes:
             return []
-        places = [_Places() for _ in wishes]
+        places = [_Places(wish.draws) for wish in wishes]
         self._read_memory(wishes, places)
         trees = self._fuse(wishes, places, max_branches=1)
         for _ in range(self._max_steps - 1):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from paceline.adapters.embedded.requests import GenerationRequest
+from paceline.adapters.embedded.requests import ALL_SOURCES, DraftSource, GenerationRequest
 from paceline.adapters.embedded.sampling import SamplingParams
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.identity import request_info_from_xargs, speculation_is_off
@@ -22,6 +23,10 @@ SEED_BITS: Final = 63
 MAX_CHAT_LOGPROBS: Final = 20
 MAX_COMPLETION_LOGPROBS: Final = 5
 """OpenAI's limits."""
+
+DRAFT_TOKENS_KEY: Final = "draft_tokens"
+DRAFT_SOURCES_KEY: Final = "draft_sources"
+"""Extra arguments with which a client narrows its own request's drafts."""
 
 R = TypeVar("R", bound="_Request")
 StopString = Annotated[str, Field(min_length=1)]
@@ -169,8 +174,8 @@ def generation_request(
     """The engine's request for a client's.
 
     Raises:
-        ApiError: 400, prompt and reply do not fit the context, or the prompt is not of this
-            vocabulary.
+        ApiError: 400, prompt and reply do not fit the context, the prompt is not of this
+            vocabulary, or drafts are asked for that there are not.
     """
     limit, num_prompt = target.max_model_len, len(prompt_ids)
     wanted = request.wanted_tokens
@@ -203,8 +208,33 @@ def generation_request(
         ),
         stop=request.stop_strings,
         speculate=not speculation_is_off(xargs),
+        max_draft_tokens=_draft_tokens(xargs),
+        draft_sources=_draft_sources(xargs),
         num_logprobs=request.num_logprobs,
     )
+
+
+def _draft_tokens(xargs: Mapping[str, Any] | None) -> int | None:
+    """Most tokens drafted a round as the request asks for, None if it does not."""
+    asked = (xargs or {}).get(DRAFT_TOKENS_KEY)
+    if asked is None or (isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0):
+        return asked
+    raise _bad_xarg(DRAFT_TOKENS_KEY, asked, "give 0 for no drafts, or a number of tokens")
+
+
+def _draft_sources(xargs: Mapping[str, Any] | None) -> frozenset[DraftSource]:
+    """Who may draft as the request asks for, all if it does not."""
+    asked = (xargs or {}).get(DRAFT_SOURCES_KEY)
+    if asked is None:
+        return ALL_SOURCES
+    names = set(filter(None, asked.split(","))) if isinstance(asked, str) else {""}
+    if not names <= ALL_SOURCES:
+        raise _bad_xarg(DRAFT_SOURCES_KEY, asked, "give memory, model, or memory,model")
+    return frozenset(source for source in ALL_SOURCES if source in names)
+
+
+def _bad_xarg(name: str, value: Any, fix: str) -> ApiError:
+    return ApiError(400, f"vllm_xargs.{name} is {value!r}; {fix}", param=f"vllm_xargs.{name}")
 
 
 def _parse(kind: type[R], body: bytes) -> R:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from paceline.adapters.embedded.sampling import SamplingParams, TokenLogprobs
 from paceline.adapters.request_info import RequestInfo
 
 FinishReason = Literal["stop", "length", "abort"]
+DraftSource = Literal["memory", "model"]
+ALL_SOURCES: Final[frozenset[DraftSource]] = frozenset({"memory", "model"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,7 @@ class GenerationRequest:
         speculate: False answers without drafts.
         max_draft_tokens: most tokens drafted a round, >= 0; None for the engine's own limit, which
             also bounds it.
+        draft_sources: who may draft; none answers without drafts.
         num_logprobs: alternatives to list with the log probability of each token, 0 for the token's
             own alone, None for no log probabilities.
     """
@@ -37,6 +40,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     speculate: bool = True
     max_draft_tokens: int | None = None
+    draft_sources: frozenset[DraftSource] = ALL_SOURCES
     num_logprobs: int | None = None
 
 

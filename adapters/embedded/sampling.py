@@ -1,13 +1,20 @@
-"""Drawing the target's next token so that speculation cannot change it.
+"""Drawing the target's next token so that speculation cannot change it, and foreseeing it.
 
 The randomness for a token depends on the request's seed and the token's position and on nothing
-else. At each verified position the target's own token is drawn with that position's number, and a
-draft is accepted while it equals it. For a draft without probabilities this accepts with
-p_target(draft) and otherwise yields a token of the target's distribution without the draft:
-rejection sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318), with a
-coupling that makes a seeded reply the same with and without drafts. Of a drafted tree the branch
-is followed that holds the target's own token, so that a level accepts with the summed probability
-of its branches.
+else: each token of the vocabulary gets an exponential number, and of those that may be drawn the
+one with the least number over probability wins, which happens with its probability (an exponential
+race; the same as adding Gumbel noise to log probabilities and taking the largest). At each verified
+position the target's own token is drawn that way, and a draft is accepted while it equals it.
+
+So a drafter's probabilities help without a rejection step: it runs the same race with its own
+distribution and drafts the winner, for a tree the next ones too. Where both distributions are
+alike, so are the winners: two that differ by total variation d agree with probability
+(1 - d) / (1 + d) at least (Daliri, Musco and Suresh, Coupling without Communication and
+Drafter-Invariant Speculative Decoding, arXiv 2408.07978). Rejection sampling (Leviathan et al.,
+arXiv 2211.17192; Chen et al., arXiv 2302.01318) accepts 1 - d of a single draft, but what it says
+with a seed depends on what was drafted. A draft made without the race, from memory, is accepted
+with p_target(draft), as by rejection sampling for drafts without probabilities. Of a drafted tree
+the branch is followed that holds the target's own token.
 """
 
 from __future__ import annotations
@@ -15,12 +22,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Final
 
+import numpy as np
 import torch
 
 from paceline.caches.tree import ROOT
 
-MANTISSA_BITS = 53
+RANDOM_BITS: Final = 52
+"""Of each number: half a step more than the greatest is still less than one."""
+FIRST_NUCLEUS: Final = 256
+NUCLEUS_GROWTH: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,19 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class NextDraws:
+    """How a reply's next tokens will be drawn, known before any model has spoken.
+
+    Attributes:
+        params: of the request.
+        position: index of the next token in the reply.
+    """
+
+    params: SamplingParams
+    position: int
+
+
 def draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
     """The target's token for one position.
 
@@ -66,19 +91,73 @@ def draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
         params: how to draw.
         position: index of the token in the reply; with the seed it fixes the outcome.
 
-    Complexity: O(v) greedy or with top_p = 1, O(v log v) otherwise, v = vocabulary.
+    Complexity: O(vocabulary), with top_p < 1 also O(n log n) for the n tokens that may be drawn.
     """
     if params.is_greedy:
         return int(logits.argmax())
-    probs = torch.softmax(logits.double() / params.temperature, dim=-1)
-    number = uniform(params.seed, position)
+    probs = distribution(logits, params)
+    return int((probs / exponentials(params.seed, position, len(probs))).argmax())
+
+
+def foresee(
+    logits: torch.Tensor, draws: NextDraws, depths: Sequence[int], num_top: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens that would come out if another model's logits were the target's, best guess first.
+
+    Args:
+        logits: float32, (places, vocabulary), of a drafter.
+        draws: how the target's tokens will be drawn.
+        depths: of each place, the tokens between it and the next token of the reply.
+        num_top: tokens for each place, at most the vocabulary.
+
+    Returns:
+        (token ids int64, guesses float32), both (places, num_top). Greedy, a guess is the drafter's
+        probability. Otherwise it is the token's part of all probabilities over exponential numbers:
+        how likely it wins if the target's log probabilities are the drafter's with Gumbel noise of
+        scale one. The true scale is for whoever learns from the guesses' logits.
+
+    Complexity: O(places * vocabulary).
+    """
+    if draws.params.is_greedy:
+        top = torch.softmax(logits, dim=-1).topk(num_top, dim=-1)
+        return top.indices, top.values
+    params = draws.params
     if params.top_p >= 1.0:
-        return _at(probs.cumsum(0), number)
-    ordered, token_ids = probs.sort(descending=True)
-    cumulative = ordered.cumsum(0)
-    # the first token that reaches top_p is kept
-    kept = int(torch.searchsorted(cumulative, params.top_p)) + 1
-    return int(token_ids[_at(cumulative[:kept], number)])
+        probs = torch.softmax(logits / params.temperature, dim=-1)
+    else:
+        probs = torch.stack([distribution(row, params) for row in logits]).float()
+    at, places = sorted(set(depths)), list(depths)
+    numbers = [exponentials(params.seed, draws.position + d, logits.shape[-1]) for d in at]
+    # single precision: near ties may fall otherwise than the target's, which costs a draft
+    chances = torch.stack(numbers).reciprocal().float()[[at.index(d) for d in places]]
+    scores = probs * chances
+    top = scores.topk(num_top, dim=-1)
+    return top.indices, top.values / scores.sum(dim=-1, keepdim=True)
+
+
+def distribution(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """What is drawn from: zero for tokens beyond top_p; the others keep their probabilities.
+
+    Args:
+        logits: float32, (vocabulary,).
+        params: not greedy.
+
+    Returns:
+        float64, (vocabulary,); sums to one only if top_p is 1.
+    """
+    probs = torch.softmax(logits.double() / params.temperature, dim=-1)
+    if params.top_p >= 1.0:
+        return probs
+    size = FIRST_NUCLEUS
+    while True:
+        top = probs.topk(min(size, len(probs)))
+        # the first token that reaches top_p is kept
+        kept = int(torch.searchsorted(top.values.cumsum(0), params.top_p)) + 1
+        if kept <= len(top.values) or size >= len(probs):
+            nucleus = torch.zeros_like(probs)
+            nucleus[top.indices[:kept]] = top.values[:kept]
+            return nucleus
+        size *= NUCLEUS_GROWTH
 
 
 def verify(
@@ -135,13 +214,14 @@ def logprobs_of(
     ]
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that looks random and is fixed by `seed` and `position`."""
-    digest = blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> (64 - MANTISSA_BITS)) / float(1 << MANTISSA_BITS)
+def exponentials(seed: int, position: int, size: int) -> torch.Tensor:
+    """Numbers of the standard exponential distribution, fixed by `seed` and `position`.
 
-
-def _at(cumulative: torch.Tensor, number: float) -> int:
-    """Index of the interval of `cumulative` that holds `number` of its total."""
-    target = number * float(cumulative[-1])
-    return min(int(torch.searchsorted(cumulative, target, right=True)), len(cumulative) - 1)
+    Returns:
+        float64, (size,), > 0. The first of them do not depend on `size`.
+    """
+    key = blake2b(f"{seed}:{position}".encode(), digest_size=16).digest()
+    # The raw output is part of what NumPy promises not to change.
+    raw = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(size)
+    uniform = ((raw >> np.uint64(64 - RANDOM_BITS)) + 0.5) / float(1 << RANDOM_BITS)
+    return torch.from_numpy(-np.log(uniform))

@@ -17,6 +17,7 @@ import msgspec
 
 from paceline.benchmarks.engine.load import LoadLoop, Server
 from paceline.benchmarks.engine.records import (
+    DRAFTED_BY_MODEL,
     EMBEDDED,
     Job,
     Step,
@@ -101,14 +102,19 @@ def _start(job: Job) -> MeasuredServer:
     settings = job.settings
     if job.variant in EMBEDDED:
         from paceline.adapters.embedded.engine import EngineSettings
+        from paceline.adapters.embedded.target import Target
         from paceline.benchmarks.engine.embedded_server import EmbeddedServer, ForcedTarget
 
         target = ForcedTarget.load(Path(settings.model))
         assert isinstance(target, ForcedTarget)
-        branches = EMBEDDED_BRANCHES if job.variant == "embedded-tree" else 1
+        drafter = None
+        if job.variant in DRAFTED_BY_MODEL:
+            drafter = Target.load(Path(settings.drafter))
+        branches = EMBEDDED_BRANCHES if job.variant.endswith("-tree") else 1
         return EmbeddedServer(
             target,
-            speculate=job.variant != "embedded-off",
+            speculate=job.variant != "embedded-off" and "drafter" not in job.variant,
+            drafter=drafter,
             settings=EngineSettings(max_branches=branches),
         )
     from paceline.benchmarks.engine.vllm_server import VllmServer, longest_reply

@@ -16,6 +16,7 @@ import msgspec
 from paceline.adapters.vllm.launch import find_vllm
 from paceline.benchmarks.engine.figures import figures
 from paceline.benchmarks.engine.records import (
+    DRAFTED_BY_MODEL,
     VARIANTS,
     EngineBenchSettings,
     Load,
@@ -34,6 +35,8 @@ LEFT_OUT = (
     "`suffix` is left out: arctic_inference is not in this environment, and `paceline bench "
     "replay` has not built it yet (docs/bench-engine.md)"
 )
+
+NO_DRAFTER = "variants with a model that drafts are left out: name its folder with --drafter"
 
 
 def run_engine_bench(
@@ -55,7 +58,7 @@ def run_engine_bench(
         units = make_units(settings, work, variant, loads, folder)
         results += run_variant(settings, variant, units, folder)
     said = msgspec.to_builtins(settings)
-    for name in ("traces", "model", "tokenizer"):
+    for name in ("traces", "model", "tokenizer", "drafter"):
         # a folder by its name: where it lies on this machine tells a reader nothing
         said[name] = Path(said[name]).name
     vllm = find_vllm()
@@ -79,8 +82,11 @@ def _say_what_stays_idle(work: Work, loads: Sequence[Load]) -> None:
             )
 
 
-def available(variants: Sequence[Variant]) -> tuple[Variant, ...]:
-    """`variants` without those whose engine is not installed; says so of each."""
+def available(variants: Sequence[Variant], drafter: Path | None = None) -> tuple[Variant, ...]:
+    """`variants` without those whose engine is not installed, or that lack a drafter; says so."""
+    if drafter is None and not set(variants).isdisjoint(DRAFTED_BY_MODEL):
+        click.echo(NO_DRAFTER, err=True)
+        variants = tuple(variant for variant in variants if variant not in DRAFTED_BY_MODEL)
     if "suffix" in variants and suffix_path(os.environ) is None:
         click.echo(LEFT_OUT, err=True)
         return tuple(variant for variant in variants if variant != "suffix")
@@ -139,6 +145,11 @@ def _engine_option(_context: Any, _parameter: Any, values: Sequence[str]) -> dic
     "--tokenizer",
     type=click.Path(path_type=Path),
     help="Folder whose tokenizer renders the traces.  [default: the model's]",
+)
+@click.option(
+    "--drafter",
+    type=click.Path(path_type=Path),
+    help="Hugging Face folder of the model that drafts in the embedded engine.",
 )
 @click.option("--source", "sources", multiple=True, help="Trace file; may be repeated.")
 @click.option(
@@ -205,6 +216,7 @@ def engine(
     traces: Path,
     model: Path | None,
     tokenizer: Path | None,
+    drafter: Path | None,
     sources: tuple[str, ...],
     concurrency: tuple[int, ...],
     arrivals: tuple[str, ...],
@@ -225,12 +237,15 @@ def engine(
             model=str(target),
             # the packaged model's is not in its exported folder: a GGUF file lacks a part of it
             tokenizer=str(tokenizer or model or ""),
+            drafter=str(drafter or ""),
             sources=sources or AGENT_SOURCES,
             num_draft_tokens=draft_tokens,
             num_ngram_tokens=ngram_tokens,
             **options,
         )
-        report = run_engine_bench(settings, available(variants or VARIANTS), loads, folder=folder)
+        report = run_engine_bench(
+            settings, available(variants or VARIANTS, drafter), loads, folder=folder
+        )
     click.echo(engine_tables(report.figures))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,7 @@ class LoggedEngine(EmbeddedEngine):
         speculator: where drafts come from.
         log: where the steps go.
         settings: limits.
+        drafter: a small model that drafts, None for none.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class LoggedEngine(EmbeddedEngine):
         speculator: Speculator | None,
         log: StepLog,
         settings: EngineSettings,
+        drafter: Target | None,
     ) -> None:
-        super().__init__(target, speculator, settings)
+        super().__init__(target, speculator, settings, drafter=drafter)
         self._forced = target
         self._log = log
         self.outbox: list[Callable[[], object]] = []
@@ -125,7 +127,8 @@ class EmbeddedServer:
 
     Args:
         target: what speaks.
-        speculate: whether it drafts.
+        speculate: whether its memory drafts.
+        drafter: a small model that drafts, None for none; its time counts as drafting.
         settings: limits.
         clock: monotonic seconds.
     """
@@ -135,13 +138,17 @@ class EmbeddedServer:
         target: ForcedTarget,
         *,
         speculate: bool,
+        drafter: Target | None = None,
         settings: EngineSettings | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._target = target
         self._log = StepLog(clock)
         speculator = TimedSpeculator(self._log) if speculate else None
-        self._engine = LoggedEngine(target, speculator, self._log, settings or EngineSettings())
+        if drafter is not None:
+            drafter.forward = self._log.drafting(drafter.forward)
+        limits = settings or EngineSettings()
+        self._engine = LoggedEngine(target, speculator, self._log, limits, drafter)
         self._engine.start()
 
     async def generate(self, request: WorkRequest) -> AsyncIterator[Sequence[int]]:

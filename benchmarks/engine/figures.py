@@ -17,6 +17,10 @@ PEERS: Final[Mapping[Variant, tuple[Variant, ...]]] = {
     "paceline": ("off", "ngram", "suffix"),
     "embedded": ("embedded-off",),
     "embedded-tree": ("embedded-off", "embedded"),
+    "embedded-drafter": ("embedded-off",),
+    "embedded-drafter-tree": ("embedded-off",),
+    "embedded-fused": ("embedded-off", "embedded"),
+    "embedded-fused-tree": ("embedded-off", "embedded"),
 }
 MACRO: Final = (
     "tokens_per_step",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
@@ -12,8 +12,7 @@ from paceline.adapters.vllm.settings import MAX_DRAFT_TOKENS, WorkerSettings
 from paceline.benchmarks.replay.episodes import AGENT_SOURCES
 from paceline.errors import ConfigError, PacelineError
 
-Variant = Literal["off", "ngram", "suffix", "paceline", "embedded-off", "embedded", "embedded-tree"]
-VARIANTS: Final[tuple[Variant, ...]] = (
+Variant = Literal[
     "off",
     "ngram",
     "suffix",
@@ -21,8 +20,16 @@ VARIANTS: Final[tuple[Variant, ...]] = (
     "embedded-off",
     "embedded",
     "embedded-tree",
+    "embedded-drafter",
+    "embedded-drafter-tree",
+    "embedded-fused",
+    "embedded-fused-tree",
+]
+VARIANTS: Final[tuple[Variant, ...]] = get_args(Variant)
+EMBEDDED: Final[tuple[Variant, ...]] = tuple(v for v in VARIANTS if v.startswith("embedded"))
+DRAFTED_BY_MODEL: Final[tuple[Variant, ...]] = tuple(
+    v for v in EMBEDDED if "drafter" in v or "fused" in v
 )
-EMBEDDED: Final[tuple[Variant, ...]] = ("embedded-off", "embedded", "embedded-tree")
 REPLY_KEY: Final = "paceline_bench_reply"
 """Extra argument of a request: the recorded reply's token ids."""
 
@@ -59,6 +66,7 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         traces: folder of the recorded traces.
         model: Hugging Face folder of the target; a config alone is enough with dummy weights.
+        drafter: folder of the model that drafts in the embedded engine, "" for none.
         tokenizer: folder whose tokenizer renders the traces; "" for SmolLM2's.
         sources: trace files to take episodes from.
         episodes: episodes of each source, the first ones.
@@ -82,6 +90,7 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     traces: str
     model: str
     tokenizer: str
+    drafter: str = ""
     sources: tuple[str, ...] = AGENT_SOURCES
     episodes: int = 8
     reporting_half: bool = False

@@ -11,9 +11,10 @@ from typing import Any, Final
 import click
 
 from paceline.benchmarks.peers.arctic import default_folder
-from paceline.benchmarks.replay.episodes import AGENT_SOURCES, Scope, load_scopes
+from paceline.benchmarks.replay.episodes import AGENT_SOURCES, Scope, bounded, load_scopes
+from paceline.benchmarks.replay.fusion import FusionSettings, fusion_specs
 from paceline.benchmarks.replay.plot import draw
-from paceline.benchmarks.replay.registry import NAMES, DrafterSpec, select
+from paceline.benchmarks.replay.registry import NAMES, DrafterSpec, Selection, select
 from paceline.benchmarks.replay.run import ResultStore, UnitResult, replay_scope, unit_key
 from paceline.benchmarks.replay.summary import MACRO, figures
 from paceline.benchmarks.replay.tenants import tenants_of
@@ -43,6 +44,9 @@ class ReplaySettings:
         tenants: each model with several workloads over all sources is a scope, instead of each
             model of each source.
         episodes: most episodes of each model; None: as many as the protocol takes.
+        requests: most replies of each episode, the first ones; None: all.
+        context_tokens: longest prompt; None: the protocol's.
+        fusion: the ablation with a model that drafts, instead of the drafters; None: no model runs.
         tokenizer: Hugging Face folder or name; None: the packaged SmolLM2's.
         turn_start: special token before a role.
         turn_end: special token after a body.
@@ -56,6 +60,9 @@ class ReplaySettings:
     controls: tuple[str, ...] = ()
     tenants: bool = False
     episodes: int | None = None
+    requests: int | None = None
+    context_tokens: int | None = None
+    fusion: FusionSettings | None = None
     tokenizer: str | None = None
     turn_start: str = TURN_START
     turn_end: str = TURN_END
@@ -66,6 +73,8 @@ class ReplaySettings:
         """What the figures depend on; where files lie on this machine tells a reader nothing."""
         facts = asdict(self)
         del facts["state"], facts["peers"]
+        if self.fusion is not None:
+            facts["fusion"] = self.fusion.as_json()
         return facts | {
             "sources": [name for _, name in self.sources],
             "tokenizer": Path(self.tokenizer).name if self.tokenizer else "SmolLM2",
@@ -78,9 +87,7 @@ def run_replay(settings: ReplaySettings) -> tuple[Report, Mapping[str, str]]:
     Returns:
         The report, and for each drafter that could not be run the reason.
     """
-    selection = select(
-        settings.drafters, peers=settings.peers, min_probabilities=settings.min_probabilities
-    )
+    selection = _selection(settings)
     scopes = load_all_scopes(settings)
     store = ResultStore(settings.state / "units")
     results = [
@@ -91,8 +98,17 @@ def run_replay(settings: ReplaySettings) -> tuple[Report, Mapping[str, str]]:
         "drafters": [spec.name for spec in selection.specs],
         "missing": dict(selection.missing),
     }
-    flat = figures(results, controls=settings.controls)
+    pass_cost = settings.fusion.pass_cost if settings.fusion else 0.0
+    flat = figures(results, controls=settings.controls, pass_cost=pass_cost)
     return Report(bench="replay", settings=facts, figures=flat), selection.missing
+
+
+def _selection(settings: ReplaySettings) -> Selection:
+    if settings.fusion is not None:
+        return Selection(fusion_specs(settings.fusion, settings.min_probabilities), {})
+    return select(
+        settings.drafters, peers=settings.peers, min_probabilities=settings.min_probabilities
+    )
 
 
 def load_all_scopes(settings: ReplaySettings) -> list[Scope]:
@@ -107,6 +123,9 @@ def load_all_scopes(settings: ReplaySettings) -> list[Scope]:
     with click.progressbar(settings.sources, label="tokens", item_show_func=_source_name) as bar:
         for folder, source in bar:
             scopes += load_scopes(folder, source, cache, num_episodes=settings.episodes)
+    if settings.requests is not None or settings.context_tokens is not None:
+        turns, longest = settings.requests, settings.context_tokens
+        scopes = [bounded(s, num_turns=turns, max_prompt_tokens=longest) for s in scopes]
     return tenants_of(scopes) if settings.tenants else scopes
 
 
@@ -146,6 +165,7 @@ COLUMNS: Final = (
     ("tok/step", "tokens_per_step", 2),
     ("drafted", "drafted_per_step", 2),
     ("accept", "acceptance", 3),
+    ("passes", "passes_per_step", 2),
     ("@.005", "speedup_at_0.005", 2),
     ("@.02", "speedup_at_0.02", 2),
     ("@.05", "speedup_at_0.05", 2),
@@ -218,6 +238,29 @@ def user_cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     help="Where Paceline's drafts stop; repeat it for a frontier.  [default: 0.1]",
 )
 @click.option("--episodes", type=click.IntRange(min=1), help="Only each model's first episodes.")
+@click.option(
+    "--fusion",
+    "drafter_folder",
+    type=click.Path(path_type=Path),
+    help="Folder of a model: compare memory, the model and both, in place of --drafter.",
+)
+@click.option("--nodes", default=16, show_default=True, help="With --fusion: most drafted a step.")
+@click.option(
+    "--pass-cost",
+    default=0.12,
+    show_default=True,
+    help="With --fusion: a pass of the model, in passes of the target.",
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(min=1),
+    help="With --fusion: only the first replies of each episode.",
+)
+@click.option(
+    "--context-tokens",
+    type=click.IntRange(min=64),
+    help="With --fusion: longest prompt.  [default: 8192]",
+)
 @click.option("--control", "controls", multiple=True, help="Source kept out of the average.")
 @click.option(
     "--tenants",
@@ -251,6 +294,11 @@ def replay(
     drafters: tuple[str, ...],
     min_probabilities: tuple[float, ...],
     episodes: int | None,
+    drafter_folder: Path | None,
+    nodes: int,
+    pass_cost: float,
+    requests: int | None,
+    context_tokens: int | None,
     controls: tuple[str, ...],
     tenants: bool,
     tokenizer: str | None,
@@ -261,10 +309,17 @@ def replay(
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
-    """What drafters would get accepted on recorded agents' replies; no model runs.
+    """What drafters would get accepted on recorded agents' replies; the target does not run.
 
     TRACES are trace files, or folders that hold them. An interrupted run goes on where it stopped.
     """
+    fusion = None
+    if drafter_folder is not None:
+        if drafters:
+            raise click.UsageError("--fusion has drafters of its own; leave --drafter out")
+        fusion = FusionSettings(folder=drafter_folder, num_nodes=nodes, pass_cost=pass_cost)
+    elif requests is not None or context_tokens is not None:
+        raise click.UsageError("--requests and --context-tokens bound --fusion only")
     settings = ReplaySettings(
         sources=find_sources(traces),
         drafters=drafters or NAMES,
@@ -272,6 +327,9 @@ def replay(
         controls=controls,
         tenants=tenants,
         episodes=episodes,
+        requests=requests,
+        context_tokens=context_tokens,
+        fusion=fusion,
         tokenizer=tokenizer,
         turn_start=turn_start,
         turn_end=turn_end,

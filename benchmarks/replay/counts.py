@@ -108,6 +108,7 @@ class Counts(msgspec.Struct, kw_only=True):
         steps: decode steps.
         drafted: tokens verified.
         accepted: drafted tokens that were accepted.
+        passes: forward passes of a model that drafts.
         timings: name of the drafter's call to how long it took.
         reliability: how right the drafter's probabilities were.
     """
@@ -118,6 +119,7 @@ class Counts(msgspec.Struct, kw_only=True):
     steps: int = 0
     drafted: int = 0
     accepted: int = 0
+    passes: int = 0
     timings: dict[str, Timing] = msgspec.field(
         default_factory=lambda: {call: Timing() for call in CALLS}
     )
@@ -131,23 +133,30 @@ class Counts(msgspec.Struct, kw_only=True):
         self.steps += other.steps
         self.drafted += other.drafted
         self.accepted += other.accepted
+        self.passes += other.passes
         for call, timing in other.timings.items():
             self.timings[call].merge(timing)
         self.reliability.merge(other.reliability)
 
-    def quality(self) -> dict[str, float]:
+    def quality(self, pass_cost: float = 0.0) -> dict[str, float]:
         """Tokens/step, drafted/step, acceptance, modelled speedups, calibration error.
 
         Sums first, then ratios; NaN where there was nothing to measure.
+
+        Args:
+            pass_cost: of a drafting model's forward pass, in passes of the target.
         """
         tokens_per_step = _ratio(self.committed, self.steps)
         drafted_per_step = _ratio(self.drafted, self.steps)
+        passes_per_step = _ratio(self.passes, self.steps)
         return {
             "tokens_per_step": tokens_per_step,
             "drafted_per_step": drafted_per_step,
             "acceptance": _ratio(self.accepted, self.drafted),
+            "passes_per_step": passes_per_step,
             **{
-                f"speedup_at_{cost}": tokens_per_step / (1 + cost * drafted_per_step)
+                f"speedup_at_{cost}": tokens_per_step
+                / (1 + cost * drafted_per_step + pass_cost * passes_per_step)
                 for cost in TOKEN_COSTS
             },
             "calibration_error": self.reliability.expected_error,

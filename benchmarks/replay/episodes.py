@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +26,7 @@ AGENT_SOURCES: Final = (
 )
 MAX_EPISODES_PER_MODEL: Final = {"mini-swe-agent": 40}
 MAX_PROMPT_TOKENS: Final = 8192
-MAX_SYSTEM_TOKENS: Final = 6144
+SYSTEM_SHARE: Final = 3 / 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +54,7 @@ class Episode:
         turns: recorded replies, in order.
         seen: whether an earlier session of the scope worked on the same task.
         reporting: whether it belongs to the half that figures are reported on.
+        max_prompt_tokens: longest prompt.
     """
 
     episode_id: str
@@ -63,6 +64,7 @@ class Episode:
     turns: tuple[Turn, ...]
     seen: bool
     reporting: bool
+    max_prompt_tokens: int = MAX_PROMPT_TOKENS
 
     @property
     def workload(self) -> str:
@@ -75,14 +77,16 @@ class Episode:
         return f"auto-{fingerprint((self.stream[: self.num_system].tobytes(),))}"
 
     def prompt(self, turn: Turn) -> TokenIds:
-        """What the model was asked: everything before the reply, cut to 8192 tokens.
+        """What the model was asked: everything before the reply, cut to its longest length.
 
-        The leading system message stays (at most 6144 tokens of it), then come the newest tokens.
+        The leading system message stays (at most three quarters of it), then come the newest
+        tokens.
         """
-        if turn.begin <= MAX_PROMPT_TOKENS:
+        longest = self.max_prompt_tokens
+        if turn.begin <= longest:
             return self.stream[: turn.begin]
-        kept = min(self.num_system, MAX_SYSTEM_TOKENS)
-        newest = max(turn.begin - (MAX_PROMPT_TOKENS - kept), self.num_system)
+        kept = min(self.num_system, int(longest * SYSTEM_SHARE))
+        newest = max(turn.begin - (longest - kept), self.num_system)
         return np.concatenate([self.stream[:kept], self.stream[newest : turn.begin]])
 
     def output(self, turn: Turn) -> TokenIds:
@@ -122,7 +126,19 @@ class Scope:
             turns = [(turn.begin, turn.end) for turn in e.turns]
             facts = (e.episode_id, e.session_id, e.num_system, turns, e.seen, e.reporting)
             state.update(repr(facts).encode() + e.stream.tobytes())
+            if e.max_prompt_tokens != MAX_PROMPT_TOKENS:
+                state.update(f"{e.max_prompt_tokens}".encode())
         return state.hexdigest()
+
+
+def bounded(scope: Scope, *, num_turns: int | None, max_prompt_tokens: int | None) -> Scope:
+    """The scope with the first replies of each episode only, and shorter prompts; None: all."""
+    longest = MAX_PROMPT_TOKENS if max_prompt_tokens is None else max_prompt_tokens
+    episodes = (
+        replace(episode, turns=episode.turns[:num_turns], max_prompt_tokens=longest)
+        for episode in scope.episodes
+    )
+    return replace(scope, episodes=tuple(episodes))
 
 
 def load_scopes(

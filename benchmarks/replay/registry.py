@@ -103,7 +103,7 @@ def select(names: Iterable[str], *, peers: Path, min_probabilities: Iterable[flo
     if unknown := sorted(wanted.difference(NAMES)):
         raise ConfigError(f"no drafter is called {unknown[0]!r}; there are {', '.join(NAMES)}")
     made = [
-        DrafterSpec(name, make, f"{name} {_code(_module(make))}")
+        DrafterSpec(name, make, f"{name} {code_of(_module(make))}")
         for name, make in {**PYTHON_DRAFTERS, **ORACLES}.items()
         if name in wanted
     ]
@@ -131,7 +131,7 @@ def _paceline(name: str, max_branches: int, min_probability: float) -> DrafterSp
     name = f"{name}-{min_probability:g}"
     core = hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()
     make = partial(PacelineDrafter, min_probability=min_probability, max_branches=max_branches)
-    return DrafterSpec(name, make, f"{name} {core} {_code('paceline')}")
+    return DrafterSpec(name, make, f"{name} {core} {code_of('paceline')}")
 
 
 def _tiers(name: str, min_probability: float) -> DrafterSpec:
@@ -142,7 +142,7 @@ def _tiers(name: str, min_probability: float) -> DrafterSpec:
     for module in (tiers, tier_settings, speculator):
         state.update(Path(str(module.__file__)).read_bytes())
     make = partial(TiersDrafter.of_tiers, min_probability=min_probability, memory=memory)
-    return DrafterSpec(called, make, f"{called} {memory} {state.hexdigest()} {_code('tiers')}")
+    return DrafterSpec(called, make, f"{called} {memory} {state.hexdigest()} {code_of('tiers')}")
 
 
 def check_probability(min_probability: float) -> None:
@@ -157,7 +157,7 @@ def _arctic(names: Iterable[str], peers: Path) -> list[DrafterSpec]:
         DrafterSpec(
             name,
             partial(ArcticDrafter, suffix_cache, depth=ARCTIC[name][0], factor=ARCTIC[name][1]),
-            f"{name} {ARCTIC_VERSION} {_code('arctic')}",
+            f"{name} {ARCTIC_VERSION} {code_of('arctic')}",
         )
         for name in names
     ]
@@ -170,7 +170,7 @@ def _module(make: Callable[[], Drafter]) -> str:
 
 
 @cache
-def _code(drafter: str) -> str:
+def code_of(drafter: str) -> str:
     """Hash of what replays, of what drafters share and of one drafter's module.
 
     A result of other code is not taken for one of this.

@@ -71,6 +71,15 @@ class KnowsWorkloads(Protocol):
         """Told before each request."""
 
 
+@runtime_checkable
+class RunsModel(Protocol):
+    """A drafter that runs a model."""
+
+    @property
+    def num_passes(self) -> int:
+        """Forward passes so far."""
+
+
 class UnitResult(msgspec.Struct, kw_only=True):
     """What one drafter did on one scope.
 
@@ -187,6 +196,7 @@ class Tally:
     def replay(self, drafter: Drafter, request: Request) -> None:
         """One request: its prefill's token, then steps until the reply is written."""
         clock, totals = self.clock, self.totals
+        passes_before = drafter.num_passes if isinstance(drafter, RunsModel) else 0
         request_id, output_ids = request.request_id, request.output_ids
         if isinstance(drafter, KnowsWorkloads):
             drafter.name_workload(request.workload)
@@ -208,6 +218,8 @@ class Tally:
         began = clock()
         drafter.finish(request_id)
         self.durations["finish"].append(clock() - began)
+        if isinstance(drafter, RunsModel):
+            totals.passes += drafter.num_passes - passes_before
         totals.requests += 1
         totals.output_tokens += len(output_ids)
 

@@ -18,12 +18,16 @@ SUBSETS: Final = (
 )
 
 
-def figures(results: Iterable[UnitResult], *, controls: Sequence[str] = ()) -> dict[str, float]:
+def figures(
+    results: Iterable[UnitResult], *, controls: Sequence[str] = (), pass_cost: float = 0.0
+) -> dict[str, float]:
     """Flat figures ``source/drafter/subset/figure``; subsets are `SUBSETS`, ``all`` is left out.
 
     Args:
         results: finished units.
         controls: sources that are kept out of the macro average.
+        pass_cost: what modelled speedups count for a forward pass of a model that drafts, in passes
+            of the target.
     """
     units = list(results)
     flat: dict[str, float] = {}
@@ -34,7 +38,7 @@ def figures(results: Iterable[UnitResult], *, controls: Sequence[str] = ()) -> d
             for source in dict.fromkeys(unit.source for unit in mine)
         }
         for subset in SUBSETS:
-            of_source = {s: _figures_of(units, subset) for s, units in by_source.items()}
+            of_source = {s: _figures_of(units, subset, pass_cost) for s, units in by_source.items()}
             averaged = [f for source, f in of_source.items() if source not in controls]
             for place, some in (*of_source.items(), (MACRO, mean_of_each(averaged))):
                 where = f"{place}/{drafter}" + ("" if subset == ALL else f"/{subset}")
@@ -42,7 +46,7 @@ def figures(results: Iterable[UnitResult], *, controls: Sequence[str] = ()) -> d
     return flat
 
 
-def _figures_of(units: Sequence[UnitResult], subset: str) -> dict[str, float]:
+def _figures_of(units: Sequence[UnitResult], subset: str, pass_cost: float) -> dict[str, float]:
     """Quality in one subset of one source; in all of it also sizes, durations and memory."""
     pooled = Counts()
     belongs = _membership(subset)
@@ -51,7 +55,7 @@ def _figures_of(units: Sequence[UnitResult], subset: str) -> dict[str, float]:
             if belongs(name):
                 pooled.merge(counts)
     if subset != ALL:
-        return {"requests": pooled.requests, "steps": pooled.steps, **pooled.quality()}
+        return {"requests": pooled.requests, "steps": pooled.steps, **pooled.quality(pass_cost)}
     told = [unit for unit in units if unit.num_bytes is not None and unit.num_tokens]
     num_tokens = sum(unit.num_tokens or 0 for unit in told)
     num_bytes = sum(unit.num_bytes or 0 for unit in told)
@@ -59,7 +63,7 @@ def _figures_of(units: Sequence[UnitResult], subset: str) -> dict[str, float]:
         "requests": pooled.requests,
         "output_tokens": pooled.output_tokens,
         "steps": pooled.steps,
-        **pooled.quality(),
+        **pooled.quality(pass_cost),
         **pooled.durations(),
         "bytes_per_token": num_bytes / num_tokens if num_tokens else float("nan"),
         "replay_seconds": sum(unit.seconds for unit in units),

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from paceline.adapters.embedded.sampling import (
+    NextDraws,
     SamplingParams,
+    distribution,
     draw,
+    exponentials,
+    foresee,
     logprobs_of,
-    uniform,
     verify,
 )
 from paceline.caches.tree import ROOT
@@ -37,7 +40,7 @@ def expected(params: SamplingParams) -> list[float]:
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.7, 1.0), (1.0, 0.8)])
 def test_draws_follow_the_filtered_distribution(temperature: float, top_p: float) -> None:
     """Over many positions the frequencies fit the distribution (chi-square, 0.1 %)."""
-    params = SamplingParams(temperature=temperature, top_p=top_p, seed=7)
+    params = SamplingParams(temperature=temperature, top_p=top_p, seed=8)
     number = 20_000
     counts = Counter(draw(LOGITS, params, position) for position in range(number))
     probs = expected(params)
@@ -54,7 +57,58 @@ def test_seed_and_position_fix_the_draw() -> None:
     backward = [draw(LOGITS, params, n) for n in reversed(range(50))]
     assert forward == backward[::-1]
     assert forward != [draw(LOGITS, SamplingParams(seed=4), n) for n in range(50)]
-    assert all(0 <= uniform(-1, n) < 1 for n in range(1000))
+
+
+def test_exponential_numbers_are_fixed_positive_and_of_mean_one() -> None:
+    """Seed and position fix them, more of them begin with the same; never zero or infinite."""
+    numbers = exponentials(-5, 2, 50_000)
+    assert torch.equal(numbers[:10], exponentials(-5, 2, 10))
+    assert not torch.equal(numbers[:10], exponentials(-5, 3, 10))
+    assert bool(((numbers > 0) & (numbers < 37)).all())
+    assert float(numbers.mean()) == pytest.approx(1.0, abs=0.02)
+    assert float(numbers.var()) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("top_p", [0.02, 0.5, 0.9, 0.999])
+def test_a_nucleus_found_in_parts_is_the_sorted_one(top_p: float) -> None:
+    """Over a vocabulary larger than what is looked at first, flat enough to need all of it."""
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(1))
+    params = SamplingParams(temperature=3.0, top_p=top_p)
+    probs, order = torch.softmax(logits.double() / 3.0, -1).sort(descending=True)
+    num_kept = int((probs.cumsum(0) < top_p).sum()) + 1
+    kept = distribution(logits, params)
+    assert sorted(kept.nonzero().flatten().tolist()) == sorted(order[:num_kept].tolist())
+    assert torch.equal(kept[order[:num_kept]], probs[:num_kept])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [SamplingParams(temperature=0), SamplingParams(seed=5), SamplingParams(seed=6, top_p=0.6)],
+)
+def test_what_the_target_would_say_is_foreseen(params: SamplingParams) -> None:
+    """A drafter of the same opinion names the target's token first, whatever the place's depth."""
+    logits = torch.stack([LOGITS.roll(shift) for shift in range(5)])
+    depths = [0, 1, 1, 2, 7]
+    tokens, guesses = foresee(logits, NextDraws(params, 30), depths, 3)
+    assert tokens[:, 0].tolist() == [
+        draw(row, params, 30 + depth) for row, depth in zip(logits, depths, strict=True)
+    ]
+    assert bool((guesses.diff(dim=-1) <= 0).all())
+    assert bool((guesses.sum(dim=-1) <= 1 + 1e-6).all())
+
+
+def test_different_opinions_agree_as_often_as_promised() -> None:
+    """The winners of two races: equal oftener than the drafter's likeliest token is right."""
+    other = LOGITS.flip(0) * 0.3
+    target, drafter = (torch.softmax(row.double(), -1) for row in (LOGITS * 0.6, other))
+    distance = float((target - drafter).abs().sum() / 2)
+    num_equal, number = 0, 5_000
+    for seed in range(number):
+        params = SamplingParams(seed=seed)
+        tokens, _ = foresee(other[None], NextDraws(params, 0), [0], 1)
+        num_equal += int(tokens[0, 0]) == draw(LOGITS * 0.6, params, 0)
+    assert num_equal / number > (1 - distance) / (1 + distance)
+    assert num_equal / number > float(target[drafter.argmax()])
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:

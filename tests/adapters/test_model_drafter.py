@@ -38,6 +38,7 @@ def say(
     name: str,
     sampling: dict[str, Any],
     tenant: str = "t",
+    **options: Any,
 ) -> list[int]:
     from paceline.adapters.embedded.requests import GenerationRequest
     from paceline.adapters.embedded.sampling import SamplingParams
@@ -47,6 +48,7 @@ def say(
         prompt_ids=tuple(prompt),
         max_tokens=24,
         sampling=SamplingParams(**sampling),
+        **options,
     )
     return [token for step in engine.generate(request) for token in step.token_ids]
 
@@ -89,6 +91,41 @@ def test_a_drafter_that_is_the_target_is_nearly_always_right() -> None:
     counts = engine.counts
     assert counts.accepted_tokens / counts.draft_tokens > 0.95
     assert counts.generated_tokens / counts.rounds > 1.5
+
+
+def test_a_sampling_target_is_foreseen_by_a_drafter_of_the_same_opinion() -> None:
+    """At a high temperature nearly every draft is accepted: the drafter knows how it is drawn."""
+    target = make_target()
+    engine = make_engine(target, memory=False, drafter=make_target(), branches=1)
+    sampling = {"temperature": 1.5, "top_p": 0.9, "seed": 2}
+    say(engine, PROMPTS[0], "warm", sampling)
+    for i, prompt in enumerate(PROMPTS):
+        say(engine, prompt, f"{i}", sampling | {"seed": i})
+    counts = engine.counts
+    assert counts.accepted_tokens / counts.draft_tokens > 0.95
+    assert counts.generated_tokens / counts.rounds > 1.5
+
+
+@pytest.mark.parametrize("branches", [1, 4], ids=["chains", "trees"])
+def test_a_request_says_who_drafts_for_it(branches: int) -> None:
+    """Memory alone runs no model, the model alone ignores memory, nobody drafts nothing."""
+    target = make_target()
+    engine = make_engine(target, memory=True, drafter=make_target(seed=4), branches=branches)
+    expected = say(engine, PROMPTS[1], "first", GREEDY)
+    done: dict[str, tuple[int, int]] = {}
+    for sources in ((), ("memory",), ("model",), ("memory", "model")):
+        counts = engine.counts
+        before = engine.num_drafter_passes, counts.rounds
+        drafted, name = counts.draft_tokens, " ".join(sources)
+        said = say(engine, PROMPTS[1], name, GREEDY, draft_sources=frozenset(sources))
+        assert said == expected
+        assert (counts.draft_tokens > drafted) == bool(sources)
+        done[name] = engine.num_drafter_passes - before[0], counts.rounds - before[1]
+    assert done[""] == (0, 23)
+    assert done["memory"][0] == 0
+    assert done["model"][0] > 0
+    assert done["memory model"][0] > 0
+    assert done["memory"][1] < 12 < done["model"][1]  # all of it was said before
 
 
 def test_a_drafter_of_another_vocabulary_is_refused() -> None:

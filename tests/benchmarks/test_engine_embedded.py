@@ -45,14 +45,14 @@ def unit(target: Any) -> Unit:
     return Unit(variant="embedded", source="s", load=Load(), file="", episodes=(requests,))
 
 
-def measure(target: Any, *, speculate: bool) -> tuple[Any, Any]:
+def measure(target: Any, *, speculate: bool, drafter: Any = None) -> tuple[Any, Any]:
     from paceline.adapters.embedded.engine import EngineSettings
     from paceline.benchmarks.engine.embedded_server import EmbeddedServer
     from paceline.benchmarks.engine.load import LoadLoop
 
     async def run() -> tuple[Any, Any]:
         settings = EngineSettings(max_kept_bytes=0)  # every prompt is read
-        server = EmbeddedServer(target, speculate=speculate, settings=settings)
+        server = EmbeddedServer(target, speculate=speculate, settings=settings, drafter=drafter)
         try:
             timings = await LoadLoop(server, time.perf_counter).run(unit(target))
             return timings, await server.take_steps()
@@ -78,3 +78,18 @@ def test_the_embedded_engine_says_the_recorded_replies_in_fewer_steps(target: An
     assert sum(s.num_accepted for s in steps) == num_decoded - rounds
     assert sum(s.num_prefill for s in steps) == sum(t.num_prompt for t in timings)
     assert sum(s.draft_seconds for s in steps) > 0
+
+
+def test_a_drafters_passes_count_as_drafting(target: Any) -> None:
+    """A model alone and beside memory: the recorded replies, drafts of both, time for either."""
+    from paceline.adapters.embedded.target import Target
+    from small_models import random_model
+
+    vocabulary = int(target.model.config.vocab_size)
+    model = random_model("llama", vocab_size=vocabulary, initializer_range=1.0)
+    drafter = Target(model, target.tokenizer)
+    _, alone = measure(target, speculate=False, drafter=drafter)
+    assert sum(s.num_drafted for s in alone) > 0
+    assert sum(s.draft_seconds for s in alone) > 0
+    _, both = measure(target, speculate=True, drafter=drafter)
+    assert sum(s.num_accepted for s in both) > sum(s.num_accepted for s in alone)

@@ -275,6 +275,16 @@ def test_a_peer_that_is_not_installed_is_left_out_aloud(
     assert available(("off", "suffix")) == ("off", "suffix")
 
 
+def test_variants_with_a_model_need_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a drafter they are left out, aloud."""
+    wanted: tuple[Variant, ...] = ("embedded-off", "embedded-drafter", "embedded-fused-tree")
+    assert available(wanted) == ("embedded-off",)
+    assert "--drafter" in capsys.readouterr().err
+    assert available(wanted, tmp_path) == wanted
+
+
 def test_a_peer_that_the_replay_built_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

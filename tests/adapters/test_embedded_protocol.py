@@ -1,0 +1,52 @@
+"""What a request may say about its own drafts."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from paceline.api_errors import ApiError
+from small_models import random_model
+
+if TYPE_CHECKING:
+    from paceline.adapters.embedded.requests import GenerationRequest
+
+
+def read(xargs: dict[str, Any] | None) -> GenerationRequest:
+    from paceline.adapters.embedded.protocol import generation_request, parse_completion
+    from paceline.adapters.embedded.target import Target
+
+    body = {"model": "m", "prompt": [1, 2], "max_tokens": 3, "vllm_xargs": xargs}
+    request = parse_completion(json.dumps(body).encode())
+    target = Target(random_model("llama"), tokenizer=None)
+    return generation_request(request, [1, 2], target, request_id="r")
+
+
+def test_a_request_narrows_its_drafts() -> None:
+    """By number of tokens and by source; without a word everything may draft as set."""
+    plain = read(None)
+    assert (plain.max_draft_tokens, plain.draft_sources) == (None, {"memory", "model"})
+    asked = read({"draft_tokens": 3, "draft_sources": "model"})
+    assert (asked.max_draft_tokens, asked.draft_sources) == (3, {"model"})
+    assert read({"draft_tokens": 0}).max_draft_tokens == 0
+    assert read({"draft_sources": "memory,model"}).draft_sources == {"memory", "model"}
+    assert read({"draft_sources": ""}).draft_sources == set()
+
+
+@pytest.mark.parametrize(
+    ("xargs", "message"),
+    [
+        ({"draft_tokens": -1}, "draft_tokens is -1; give 0"),
+        ({"draft_tokens": True}, "draft_tokens is True; give 0"),
+        ({"draft_tokens": "8"}, "draft_tokens is '8'; give 0"),
+        ({"draft_sources": "eagle"}, "draft_sources is 'eagle'; give memory, model"),
+        ({"draft_sources": 1}, "draft_sources is 1; give memory, model"),
+    ],
+)
+def test_drafts_that_there_are_not_are_refused(xargs: dict[str, Any], message: str) -> None:
+    """400 with the value and what to give."""
+    with pytest.raises(ApiError, match=message) as refused:
+        read(xargs)
+    assert refused.value.status == 400
