@@ -16,6 +16,7 @@ import click
 from paceline import __version__
 from paceline.errors import PacelineError
 from paceline.middleware.corpus import corpus
+from paceline.middleware.drafter import drafter
 from paceline.middleware.memory import memory
 
 DEFAULT_HOST = "127.0.0.1"
@@ -200,6 +201,7 @@ def new_key() -> None:
 
 
 cli.add_command(corpus)
+cli.add_command(drafter)
 cli.add_command(memory)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from paceline.adapters.embedded.key_values import CacheShape, KeyValues
-from paceline.adapters.embedded.packaged import load
 from paceline.adapters.embedded.packed_attention import NAME, PackedCache, Span
 from paceline.caches.tree import ROOT
+from paceline.drafter_folder import read_record
+from paceline.models import keep_head_rows, load_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,13 @@ class Target:
     Args:
         model: a transformers causal LM whose attention uses transformers' interface for it.
         tokenizer: its tokenizer.
+
+    Attributes:
+        logit_token_ids: int64 (logits,): of which token each logit is, where a drafter's head was
+            trimmed; None where all tokens have one.
     """
+
+    logit_token_ids: torch.Tensor | None = None
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         model.set_attn_implementation(NAME)
@@ -62,8 +69,24 @@ class Target:
 
     @classmethod
     def load(cls, folder: Path | None) -> Target:
-        """The model in `folder`, or the packaged one; see `packaged.load`."""
-        return cls(*load(folder))
+        """The model in `folder`, or the packaged one; see `load_model`."""
+        return cls(*load_model(folder))
+
+    @classmethod
+    def load_drafter(cls, folder: Path) -> Target:
+        """The model in `folder` to draft with: only the tokens its `paceline.json` keeps.
+
+        A target must not be loaded like this: what is not kept it could not say.
+
+        Raises:
+            ConfigError: there is no model, or `paceline.json` cannot be read.
+        """
+        loaded = cls.load(folder)
+        record = read_record(folder)
+        if record is not None and record.kept_token_ids:
+            loaded.logit_token_ids = torch.tensor(record.kept_token_ids)
+            keep_head_rows(loaded.model, loaded.logit_token_ids)
+        return loaded
 
     def sequence(self) -> KeyValues:
         """An empty sequence."""

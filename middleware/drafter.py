@@ -1,0 +1,91 @@
+"""`paceline drafter`: a small model that drafts beside memory, made from the target."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from paceline.errors import ConfigError
+from paceline.online.settings import InitSettings
+from paceline.processes import ChildProcess
+
+WORKER: Final = "paceline.online"
+
+
+@click.group()
+def drafter() -> None:
+    """A small model that drafts what memory has not seen, made from the target itself."""
+
+
+@drafter.command()
+@click.argument("target")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--layers", help="Layers of the target to take, from 0, as in 0,29.")
+@click.option(
+    "--num-layers",
+    type=int,
+    help="Take so many, spread evenly from the first to the last.  [default: 2]",
+)
+@click.option(
+    "--head-tokens",
+    type=int,
+    help="Draft only so many tokens, the most frequent ones.  [default: all]",
+)
+@click.option(
+    "--token-counts",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="File or folder of text or JSON lines to count tokens in; repeatable.",
+)
+def init(
+    target: str,
+    out: Path,
+    layers: str | None,
+    num_layers: int | None,
+    head_tokens: int | None,
+    token_counts: tuple[Path, ...],
+) -> None:
+    """Cut a drafter from TARGET into the new folder OUT.
+
+    TARGET is a Hugging Face folder or a GGUF file of a model built like Llama, Mistral or Qwen, or
+    smollm2, the packaged model. OUT is a Hugging Face folder that vLLM and transformers load as any
+    other. Untrained it is of little use: go on with `paceline drafter distil`.
+    """
+    if layers is not None and num_layers is not None:
+        raise ConfigError("both --layers and --num-layers are given; name one of them")
+    settings = InitSettings(
+        target=target,
+        out=str(out),
+        layers=None if layers is None else _numbers(layers),
+        num_layers=2 if num_layers is None else num_layers,
+        head_tokens=head_tokens,
+        token_counts=tuple(map(str, token_counts)),
+    )
+    _run("init", settings)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--layers is {text!r}; give numbers with commas, as in 0,29") from error
+
+
+def _run(command: str, settings: msgspec.Struct) -> None:
+    """Have a process of its own do it; it has torch, we do not. Ends as it ends."""
+    from paceline.middleware.serve import until_stopped
+
+    data = msgspec.json.encode(settings).decode()
+    # as for the embedded engine: threads must not wait for each other busily
+    env = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    process = ChildProcess(
+        "the drafter's maker", [sys.executable, "-m", WORKER, command, data], env=env
+    )
+    with until_stopped(lambda text: click.echo(text, err=True)), process:
+        sys.exit(process.wait())
+    sys.exit(1)
