@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import msgspec
 
 from paceline.errors import ConfigError
-from paceline.online.settings import InitSettings
+from paceline.online.settings import DistilSettings, InitSettings
 from paceline.processes import ChildProcess
 
 WORKER: Final = "paceline.online"
@@ -67,6 +67,70 @@ def init(
         token_counts=tuple(map(str, token_counts)),
     )
     _run("init", settings)
+
+
+@drafter.command()
+@click.argument("folder", metavar="DRAFTER", type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="Model whose replies it learns, as for `init`.")
+@click.option(
+    "--prompts",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="JSON lines of chats (messages) or texts (prompt, text); repeatable.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the trained drafter."
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    help="Folder of replies and checkpoints, kept for another run.  [default: OUT.work]",
+)
+@click.option("--num-prompts", default=2048, show_default=True, help="Most prompts answered.")
+@click.option("--prompt-tokens", default=512, show_default=True, help="Most tokens of a prompt.")
+@click.option("--reply-tokens", default=128, show_default=True, help="Most tokens of a reply.")
+@click.option("--reply-batch", default=16, show_default=True, help="Replies written at a time.")
+@click.option("--temperature", default=0.0, show_default=True, help="Of the replies; 0: greedy.")
+@click.option("--top-k", default=16, show_default=True, help="Probabilities kept for each token.")
+@click.option("--max-cache-mib", default=512, show_default=True, help="Most disk for replies.")
+@click.option("--steps", type=int, help="Training steps.  [default: 1000, or what --minutes allow]")
+@click.option("--minutes", type=float, help="Most time in all; replies get up to half of it.")
+@click.option("--batch", default=8, show_default=True, help="Replies of a training step.")
+@click.option("--learning-rate", default=1e-3, show_default=True, help="At its highest.")
+@click.option("--held-out-prompts", default=64, show_default=True, help="Most, for the report.")
+@click.option(
+    "--held-out-share",
+    default=0.1,
+    show_default=True,
+    help="Sessions that are not learned from, by a hash of their name.",
+)
+@click.option("--chain-tokens", default=8, show_default=True, help="Longest chain in the report.")
+@click.option("--threads", type=int, help="Of torch.  [default: torch's choice]")
+@click.option("--seed", default=0, show_default=True, help="Of prompts, replies and training.")
+def distil(
+    folder: Path,
+    target: str,
+    prompts: tuple[Path, ...],
+    out: Path,
+    work: Path | None,
+    **options: Any,
+) -> None:
+    """Train DRAFTER on what its target replies to prompts.
+
+    The target answers the prompts, then the drafter learns how likely it found which tokens; its
+    embeddings and head stay as they are. Sessions that are held out show what it is worth. Stopped
+    anywhere, the same command goes on.
+    """
+    settings = DistilSettings(
+        drafter=str(folder),
+        target=target,
+        out=str(out),
+        prompts=tuple(map(str, prompts)),
+        work=None if work is None else str(work),
+        **options,
+    )
+    _run("distil", settings)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

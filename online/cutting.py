@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 from paceline.caches.text_source import TextSource
-from paceline.drafter_folder import DrafterRecord, new_folder, write_record
+from paceline.drafter_folder import DrafterRecord, new_folder, require_new, write_record
 from paceline.errors import ConfigError
 from paceline.models import load_model, make_plain, target_path
 from paceline.online.settings import InitSettings
@@ -36,18 +36,18 @@ def init_drafter(settings: InitSettings) -> DrafterRecord:
             text was found, or the folder exists.
     """
     folder = Path(settings.out).expanduser()
+    require_new(folder)
+    path = target_path(settings.target)
+    target, tokenizer = load_model(path, keep_dtype=True)
+    layers = chosen_layers(settings, len(decoder_layers(target)))
+    record = DrafterRecord(
+        target=settings.target if path is None else path.resolve().name,
+        layers=tuple(layers),
+        vocab_size=int(target.config.vocab_size),
+        kept_token_ids=kept_tokens(settings, target, tokenizer),
+    )
+    drafter = cut(target, layers)
     with new_folder(folder) as beside:
-        path = target_path(settings.target)
-        target, tokenizer = load_model(path, keep_dtype=True)
-        num_layers = len(decoder_layers(target))
-        layers = chosen_layers(settings, num_layers)
-        record = DrafterRecord(
-            target=settings.target if path is None else path.resolve().name,
-            layers=tuple(layers),
-            vocab_size=int(target.config.vocab_size),
-            kept_token_ids=kept_tokens(settings, target, tokenizer),
-        )
-        drafter = cut(target, layers)
         save_drafter(drafter, tokenizer, record, beside)
     return record
 

@@ -50,3 +50,92 @@ class InitSettings(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.token_counts and self.head_tokens is None:
             raise ConfigError("--token-counts needs --head-tokens N, how many tokens to keep")
+
+
+class DistilSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`paceline drafter distil`.
+
+    Attributes:
+        drafter: folder of the drafter to train; it is not changed.
+        target: whose replies it learns, as in `InitSettings`.
+        out: folder to make.
+        prompts: files of JSON lines (`messages`, `prompt` or `text`), also compressed by gzip.
+        work: folder for replies and checkpoints; None takes `out` with `.work` behind it.
+        num_prompts: most prompts that the target answers to be learned from.
+        held_out_prompts: most prompts of held-out sessions.
+        held_out_share: share of sessions that are held out, by a hash of their name.
+        prompt_tokens: most tokens of a prompt; a longer one loses what follows its first quarter.
+        reply_tokens: most tokens of a reply.
+        reply_batch: replies that are written at a time.
+        temperature: of the replies, 0 for greedy ones.
+        top_k: likeliest tokens whose probabilities are kept for each token of a reply.
+        max_cache_mib: most that the replies may take on disk.
+        steps: of the optimiser; None for 1000, or for as many as `minutes` allow.
+        minutes: most time in all, none for as long as it takes. Replies get up to half of it.
+        batch: replies learned from in a step.
+        learning_rate: at its highest.
+        checkpoint_steps: steps between two checkpoints.
+        chain_tokens: longest greedy chain in what is reported.
+        threads: of torch, None for torch's own choice.
+        seed: of the order of prompts, of sampled replies and of the order of training.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    drafter: str
+    target: str
+    out: str
+    prompts: tuple[str, ...]
+    work: str | None = None
+    num_prompts: int = 2048
+    held_out_prompts: int = 64
+    held_out_share: float = 0.1
+    prompt_tokens: int = 512
+    reply_tokens: int = 128
+    reply_batch: int = 16
+    temperature: float = 0.0
+    top_k: int = 16
+    max_cache_mib: int = 512
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = 8
+    learning_rate: float = 1e-3
+    checkpoint_steps: int = 50
+    chain_tokens: int = 8
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ConfigError("there are no prompts; give --prompts FILE with JSON lines")
+        for name in COUNTS:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError(f"--minutes is {self.minutes}; give a number above 0")
+        if self.temperature < 0:
+            raise ConfigError(f"--temperature is {self.temperature}; give 0 for greedy, or more")
+        if not 0 < self.held_out_share < 1:
+            raise ConfigError(
+                f"--held-out-share is {self.held_out_share}; give a share between 0 and 1"
+            )
+        if not 0 < self.learning_rate <= 1:
+            raise ConfigError(f"--learning-rate is {self.learning_rate}; give one above 0, up to 1")
+
+
+COUNTS: Final = (
+    "num_prompts",
+    "held_out_prompts",
+    "prompt_tokens",
+    "reply_tokens",
+    "reply_batch",
+    "top_k",
+    "max_cache_mib",
+    "steps",
+    "batch",
+    "checkpoint_steps",
+    "chain_tokens",
+    "threads",
+)
+"""Settings that are numbers of something, at least one."""

@@ -72,16 +72,10 @@ class _Places:
         self.token.append(path[-1])
         self.paths[path] = len(self.paths)
 
-    def add_top(self, logits: torch.Tensor, token_ids: torch.Tensor | None) -> None:
-        """The likeliest tokens after the places that have none yet.
-
-        Args:
-            logits: (places, logits).
-            token_ids: of which token each logit is, (logits,); None where all tokens have one.
-        """
+    def add_top(self, logits: torch.Tensor) -> None:
+        """The likeliest tokens after the places that have none yet, (places, vocabulary)."""
         top = torch.softmax(logits, dim=-1).topk(TOP, dim=-1)
-        tokens = top.indices if token_ids is None else token_ids[top.indices]
-        self.top_token.extend(tokens.to(torch.int32).numpy())
+        self.top_token.extend(top.indices.to(torch.int32).numpy())
         self.top_prob.extend(top.values.numpy())
 
 
@@ -175,7 +169,7 @@ class ModelDrafter:
                 )
             )
         for wish, place, logits in zip(wishes, places, self._forward(rows), strict=True):
-            place.add_top(logits, self._model.logit_token_ids)
+            place.add_top(logits)
             reading = self._readings[wish.request_id]
             reading.key_values.crop(len(wish.tokens))
             reading.tokens = wish.tokens.copy()
@@ -219,7 +213,7 @@ class ModelDrafter:
             )
             reading.tokens = text
         for place, logits in zip(places, self._forward(rows), strict=True):
-            place.add_top(logits, self._model.logit_token_ids)
+            place.add_top(logits)
 
     def _forward(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         self.num_passes += 1

@@ -12,7 +12,7 @@ import torch
 from paceline.adapters.embedded.key_values import CacheShape, KeyValues
 from paceline.adapters.embedded.packed_attention import NAME, PackedCache, Span
 from paceline.caches.tree import ROOT
-from paceline.drafter_folder import read_record
+from paceline.drafter_folder import kept_token_ids
 from paceline.models import keep_head_rows, load_model
 
 
@@ -51,12 +51,10 @@ class Target:
         model: a transformers causal LM whose attention uses transformers' interface for it.
         tokenizer: its tokenizer.
 
-    Attributes:
-        logit_token_ids: int64 (logits,): of which token each logit is, where a drafter's head was
-            trimmed; None where all tokens have one.
     """
 
-    logit_token_ids: torch.Tensor | None = None
+    _kept_token_ids: torch.Tensor | None = None
+    """Of which token each row of a drafter's trimmed head is, int64 (rows,)."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         model.set_attn_implementation(NAME)
@@ -82,10 +80,10 @@ class Target:
             ConfigError: there is no model, or `paceline.json` cannot be read.
         """
         loaded = cls.load(folder)
-        record = read_record(folder)
-        if record is not None and record.kept_token_ids:
-            loaded.logit_token_ids = torch.tensor(record.kept_token_ids)
-            keep_head_rows(loaded.model, loaded.logit_token_ids)
+        kept = kept_token_ids(folder, loaded.model.config.vocab_size)
+        if kept:
+            loaded._kept_token_ids = torch.tensor(kept)
+            keep_head_rows(loaded.model, loaded._kept_token_ids)
         return loaded
 
     def sequence(self) -> KeyValues:
@@ -103,7 +101,7 @@ class Target:
 
         Returns:
             For each row the logits after its last `num_logits` tokens, float32 (num_logits,
-            vocabulary).
+            vocabulary); minus infinity for tokens that a trimmed head does not know.
         """
         spans = _spans(rows)
         wanted = [
@@ -121,6 +119,10 @@ class Target:
         for row in rows:
             row.key_values.advance(len(row.token_ids))
         logits: torch.Tensor = output.logits[0].float()
+        if self._kept_token_ids is not None:
+            known, vocab_size = logits, self.model.config.vocab_size
+            logits = torch.full((len(known), vocab_size), -torch.inf)
+            logits[:, self._kept_token_ids] = known
         return list(logits.split([row.num_logits for row in rows]))
 
 

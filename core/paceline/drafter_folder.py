@@ -105,10 +105,43 @@ def read_record(folder: Path) -> DrafterRecord | None:
     return record
 
 
+def kept_token_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
+    """Tokens that the drafter in `folder` keeps in its head; empty if it is whole.
+
+    Args:
+        folder: of the drafter.
+        vocab_size: of its weights.
+
+    Raises:
+        ConfigError: as `read_record`, or what is kept is of another vocabulary.
+    """
+    record = read_record(folder)
+    if record is None or not record.kept_token_ids:
+        return ()
+    if record.vocab_size != vocab_size:
+        raise ConfigError(
+            f"{folder / RECORD_FILE} is of {record.vocab_size} tokens, the model of {vocab_size}; "
+            "make the drafter again"
+        )
+    return record.kept_token_ids
+
+
 def write_record(folder: Path, record: DrafterRecord) -> None:
     """Write `paceline.json` into a drafter's folder."""
     data = msgspec.json.format(msgspec.json.encode(record), indent=0)
     (folder / RECORD_FILE).write_bytes(data)
+
+
+def require_new(folder: Path) -> None:
+    """Check that a folder can be made.
+
+    Raises:
+        ConfigError: it exists already, or the one above it does not.
+    """
+    if folder.exists():
+        raise ConfigError(f"{folder} exists; give a folder that does not, nothing is overwritten")
+    if not folder.absolute().parent.is_dir():
+        raise ConfigError(f"{folder.absolute().parent} does not exist; make it first")
 
 
 @contextmanager
@@ -119,12 +152,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         Where to write: a hidden folder beside it.
 
     Raises:
-        ConfigError: `folder` exists already, or the one above it does not.
+        ConfigError: as `require_new`.
     """
-    if folder.exists():
-        raise ConfigError(f"{folder} exists; give a folder that does not, nothing is overwritten")
-    if not folder.absolute().parent.is_dir():
-        raise ConfigError(f"{folder.absolute().parent} does not exist; make it first")
+    require_new(folder)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
     try:
         yield beside
