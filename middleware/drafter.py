@@ -88,6 +88,7 @@ def init(
     help="Folder of replies and checkpoints, kept for another run.  [default: OUT.work]",
 )
 @click.option("--num-prompts", default=2048, show_default=True, help="Most prompts answered.")
+@click.option("--num-readings", default=2048, show_default=True, help="Most prompts only read.")
 @click.option("--prompt-tokens", default=512, show_default=True, help="Most tokens of a prompt.")
 @click.option("--reply-tokens", default=128, show_default=True, help="Most tokens of a reply.")
 @click.option("--reply-batch", default=16, show_default=True, help="Replies written at a time.")
@@ -95,7 +96,7 @@ def init(
 @click.option("--top-k", default=16, show_default=True, help="Probabilities kept for each token.")
 @click.option("--max-cache-mib", default=512, show_default=True, help="Most disk for replies.")
 @click.option("--steps", type=int, help="Training steps.  [default: 1000, or what --minutes allow]")
-@click.option("--minutes", type=float, help="Most time in all; replies get up to half of it.")
+@click.option("--minutes", type=float, help="Most time in all; half of it for training.")
 @click.option("--batch", default=8, show_default=True, help="Replies of a training step.")
 @click.option("--learning-rate", default=1e-3, show_default=True, help="At its highest.")
 @click.option("--held-out-prompts", default=64, show_default=True, help="Most, for the report.")
@@ -118,9 +119,9 @@ def distil(
 ) -> None:
     """Train DRAFTER on what its target replies to prompts.
 
-    The target answers the prompts, then the drafter learns how likely it found which tokens; its
-    embeddings and head stay as they are. Sessions that are held out show what it is worth. Stopped
-    anywhere, the same command goes on.
+    The target answers prompts and reads others, then the drafter learns how likely it found which
+    tokens; its embeddings and head stay as they are. Sessions that are held out show what it is
+    worth. Stopped anywhere, the same command goes on.
     """
     settings = DistilSettings(
         drafter=str(folder),

@@ -1,7 +1,7 @@
 """Offline distillation: a drafter learns to say what its target says. Needs torch.
 
 Two parts, both of which can end anywhere and go on: the target answers prompts, held-out sessions
-first, and the drafter learns from the answers.
+first, and reads others, and the drafter learns from what it would have said.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ from paceline.online.teacher import Teacher
 from paceline.online.training import Trainer, TrainingLimits
 
 DEFAULT_STEPS: Final = 1000
-REPLY_SHARE: Final = 0.5
-"""Of the given minutes, at most what writing replies may take."""
+HELD_OUT, REPLIES, READINGS = "held-out", "replies", "readings"
+"""Folders of lessons, in the order they are made."""
+TIME_SHARE: Final = {HELD_OUT: 0.25, REPLIES: 0.25, READINGS: 0.5}
+"""Of the given minutes, when to go on to the next."""
 CHECKPOINT: Final = "checkpoint.pt"
 SETTINGS: Final = "settings.json"
 OF_TRAINING: Final = frozenset(
@@ -98,12 +100,12 @@ class Distillation:
 
     def _lessons(self, work: Path, vocab_size: int) -> tuple[list[Lesson], list[Lesson], float]:
         """(lessons to learn from, held-out ones, seconds that all of them took)."""
-        shards = {name: LessonShards(work / name) for name in ("held-out", "train")}
+        shards = {name: LessonShards(work / name) for name in TIME_SHARE}
         if not all(part.is_complete for part in shards.values()):
             self._write_lessons(shards, vocab_size)
-        held_out, seconds = shards["held-out"].read()
-        train, more_seconds = shards["train"].read()
-        return train, held_out, seconds + more_seconds
+        read = {name: part.read() for name, part in shards.items()}
+        seconds = sum(took for _, took in read.values())
+        return [*read[REPLIES][0], *read[READINGS][0]], read[HELD_OUT][0], seconds
 
     def _write_lessons(self, shards: dict[str, LessonShards], vocab_size: int) -> None:
         settings = self.settings
@@ -117,14 +119,15 @@ class Distillation:
             )
         teacher = Teacher(target, top_k=settings.top_k, temperature=settings.temperature)
         wanted = {
-            "held-out": held_out[: settings.held_out_prompts],
-            "train": train[: settings.num_prompts],
+            HELD_OUT: held_out[: settings.held_out_prompts],
+            REPLIES: train[: settings.num_prompts],
+            READINGS: train[::-1][: settings.num_readings],  # first those that are not answered
         }
         for name, chosen in wanted.items():
-            self._write_replies(teacher, tokenizer, chosen, shards, name)
+            self._write_part(teacher, tokenizer, chosen, shards, name)
             shards[name].complete()
 
-    def _write_replies(
+    def _write_part(
         self,
         teacher: Teacher,
         tokenizer: Any,
@@ -135,11 +138,10 @@ class Distillation:
         settings, mine = self.settings, shards[name]
         seconds = sum(part.read()[1] for part in shards.values())
         size = settings.reply_batch
-        with _bar(f"replies, {name}", len(prompts)) as advance:
+        with _bar(name, len(prompts)) as advance:
             advance(min(mine.num_shards * size, len(prompts)))
             while (first := mine.num_shards * size) < len(prompts):
-                is_first = mine.num_shards == 0  # one batch there must be
-                if not is_first and self._is_enough(shards, seconds):
+                if self._is_enough(shards, name, seconds):
                     break
                 if self.is_stopping():
                     raise StoppedError
@@ -148,20 +150,27 @@ class Distillation:
                     prompt_tokens(prompt, tokenizer, max_tokens=settings.prompt_tokens)
                     for prompt in prompts[first : first + size]
                 ]
-                lessons = teacher.replies(
-                    batch, max_tokens=settings.reply_tokens, seed=settings.seed + first
-                )
+                lessons = self._taught(teacher, batch, name, settings.seed + first)
                 took = self.clock() - started
                 mine.add(lessons, seconds=took)
                 seconds += took
                 advance(len(batch))
 
-    def _is_enough(self, shards: dict[str, LessonShards], seconds: float) -> bool:
-        """Whether the replies have taken all the disk or time that they may."""
+    def _taught(
+        self, teacher: Teacher, batch: Sequence[Sequence[int]], name: str, seed: int
+    ) -> list[Lesson]:
+        if name == READINGS:
+            return [teacher.reading(token_ids) for token_ids in batch if len(token_ids) > 1]
+        return teacher.replies(batch, max_tokens=self.settings.reply_tokens, seed=seed)
+
+    def _is_enough(self, shards: dict[str, LessonShards], name: str, seconds: float) -> bool:
+        """Whether lessons have taken all the disk or time that they may."""
+        if shards[name].num_shards == 0 and name != READINGS:
+            return False  # one batch of replies there must be
         minutes = self.settings.minutes
         if sum(part.num_bytes for part in shards.values()) >= self.settings.max_cache_mib << 20:
             return True
-        return minutes is not None and seconds >= minutes * 60 * REPLY_SHARE
+        return minutes is not None and seconds >= minutes * 60 * TIME_SHARE[name]
 
     def _train(
         self,

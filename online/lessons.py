@@ -28,6 +28,8 @@ PATTERN: Final = "shard-*.npz"
 class Lesson:
     """A prompt, the target's reply, and how likely it found which tokens.
 
+    Of a text that the target only read, all but the first token is the reply.
+
     Attributes:
         token_ids: prompt and reply, int32 (tokens,).
         num_prompt: of them the prompt's, at least one.

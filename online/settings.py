@@ -62,6 +62,8 @@ class DistilSettings(msgspec.Struct, frozen=True, kw_only=True):
         prompts: files of JSON lines (`messages`, `prompt` or `text`), also compressed by gzip.
         work: folder for replies and checkpoints; None takes `out` with `.work` behind it.
         num_prompts: most prompts that the target answers to be learned from.
+        num_readings: most prompts that the target only reads, noting what it would have said after
+            each token: more to learn for the time than replies, but not its own words.
         held_out_prompts: most prompts of held-out sessions.
         held_out_share: share of sessions that are held out, by a hash of their name.
         prompt_tokens: most tokens of a prompt; a longer one loses what follows its first quarter.
@@ -71,7 +73,8 @@ class DistilSettings(msgspec.Struct, frozen=True, kw_only=True):
         top_k: likeliest tokens whose probabilities are kept for each token of a reply.
         max_cache_mib: most that the replies may take on disk.
         steps: of the optimiser; None for 1000, or for as many as `minutes` allow.
-        minutes: most time in all, none for as long as it takes. Replies get up to half of it.
+        minutes: most time in all, none for as long as it takes. Replies get up to a
+            quarter of it, replies and readings together up to a half.
         batch: replies learned from in a step.
         learning_rate: at its highest.
         checkpoint_steps: steps between two checkpoints.
@@ -89,6 +92,7 @@ class DistilSettings(msgspec.Struct, frozen=True, kw_only=True):
     prompts: tuple[str, ...]
     work: str | None = None
     num_prompts: int = 2048
+    num_readings: int = 2048
     held_out_prompts: int = 64
     held_out_share: float = 0.1
     prompt_tokens: int = 512
@@ -112,6 +116,8 @@ class DistilSettings(msgspec.Struct, frozen=True, kw_only=True):
         for name in COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
+        if self.num_readings < 0:
+            raise ConfigError(f"--num-readings is {self.num_readings}; give 0 for none, or more")
         if self.minutes is not None and self.minutes <= 0:
             raise ConfigError(f"--minutes is {self.minutes}; give a number above 0")
         if self.temperature < 0:
