@@ -161,7 +161,10 @@ class Distillation:
     ) -> list[Lesson]:
         if name == READINGS:
             return [teacher.reading(token_ids) for token_ids in batch if len(token_ids) > 1]
-        return teacher.replies(batch, max_tokens=self.settings.reply_tokens, seed=seed)
+        replies: list[Lesson] = teacher.replies(
+            batch, max_tokens=self.settings.reply_tokens, seed=seed
+        )
+        return replies
 
     def _is_enough(self, shards: dict[str, LessonShards], name: str, seconds: float) -> bool:
         """Whether lessons have taken all the disk or time that they may."""

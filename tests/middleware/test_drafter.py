@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openai
 import pytest
 from click.testing import CliRunner
 
 from paceline.drafter_folder import read_record
 from paceline.middleware.cli import cli
+from serving import Serving
 from small_chats import write_prompts, write_target
 from waiting import wait_until
 
@@ -117,3 +119,29 @@ def test_a_missing_library_is_named() -> None:
     assert missing(error) == (
         "transformers is not installed; making drafters needs: pip install 'paceline[learn]'"
     )
+
+
+@pytest.mark.model
+def test_a_drafter_of_the_packaged_model_drafts(tmp_path: Path) -> None:
+    """Cut from smollm2 with a trimmed head, it drafts beside memory that holds nothing yet."""
+    text = tmp_path / "text.md"
+    text.write_text("The riders share the work at the front of the bunch. " * 9, encoding="utf-8")
+    cut = paceline(
+        *("init", "smollm2", tmp_path / "drafter", "--num-layers", "30"),
+        *("--head-tokens", "64", "--token-counts", text),
+    )
+    assert cut.returncode == 0, cut.stderr
+    record = read_record(tmp_path / "drafter")
+    assert record is not None
+    assert 10 < len(record.kept_token_ids) < 64
+    asked = [{"role": "user", "content": "Who shares the work?"}]
+    with (
+        Serving(tmp_path / "serve", "--drafter", str(tmp_path / "drafter")) as serving,
+        openai.OpenAI(base_url=serving.base_url, api_key="local", max_retries=0) as client,
+    ):
+        reply = client.chat.completions.create(
+            model="smollm2", messages=asked, max_tokens=24, temperature=0
+        )
+        assert reply.choices[0].message.content
+        assert serving.engine_metric("draft_tokens") > 0
+        assert serving.engine_metric("accepted_tokens") > 0
