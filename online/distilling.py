@@ -19,6 +19,7 @@ import msgspec
 from paceline.drafter_folder import (
     Distilled,
     DrafterRecord,
+    HeldOut,
     kept_token_ids,
     new_folder,
     read_record,
@@ -79,23 +80,23 @@ class Distillation:
         out = Path(settings.out).expanduser()
         folder = Path(settings.drafter).expanduser()
         require_new(out)
-        work = self._open_work(out)
-        model, tokenizer = load_model(folder)
-        vocab_size = int(model.config.vocab_size)
-        student = Student(model, kept_token_ids(folder, vocab_size))
+        model, tokenizer = load_model(folder, keep_dtype=True)
+        dtype, vocab_size = model.dtype, int(model.config.vocab_size)
+        work = self._open_work(out, vocab_size)
+        student = Student(model.float(), kept_token_ids(folder, vocab_size))
         train, held_out, seconds = self._lessons(work, vocab_size)
         distilled = self._train(student, train, held_out, work, seconds)
         record = msgspec.structs.replace(_record(folder, model, settings), distilled=distilled)
         with new_folder(out) as beside:
-            save_drafter(student.model, tokenizer, record, beside)
+            save_drafter(student.model.to(dtype), tokenizer, record, beside)
         return distilled
 
-    def _open_work(self, out: Path) -> Path:
+    def _open_work(self, out: Path, vocab_size: int) -> Path:
         """The folder for replies and checkpoints, if it is of this run."""
         told = self.settings.work
         work = out.with_name(f"{out.name}.work") if told is None else Path(told).expanduser()
         work.mkdir(parents=True, exist_ok=True)
-        check_settings(work, self.settings)
+        check_settings(work, self.settings, vocab_size)
         return work
 
     def _lessons(self, work: Path, vocab_size: int) -> tuple[list[Lesson], list[Lesson], float]:
@@ -218,12 +219,12 @@ class Distillation:
                     trainer.save(checkpoint)
         trainer.save(checkpoint)
 
-    def _examined(self, student: Student, lessons: Sequence[Lesson]) -> Any:
+    def _examined(self, student: Student, lessons: Sequence[Lesson]) -> HeldOut:
         settings = self.settings
         return examine(student, lessons, chain_tokens=settings.chain_tokens, batch=settings.batch)
 
 
-def check_settings(work: Path, settings: DistilSettings) -> None:
+def check_settings(work: Path, settings: DistilSettings, vocab_size: int) -> None:
     """Note in `work` what it is made with; refuse to go on with something else.
 
     Training may be told anew once there is no checkpoint.
@@ -231,7 +232,7 @@ def check_settings(work: Path, settings: DistilSettings) -> None:
     Raises:
         ConfigError: it was made with other settings, or its note cannot be read.
     """
-    told = _told(settings)
+    told = {**_told(settings), "vocab_size": vocab_size}
     file = work / SETTINGS
     if file.exists():
         try:
@@ -249,7 +250,9 @@ def check_settings(work: Path, settings: DistilSettings) -> None:
                 f"{work} was begun with other settings: {'; '.join(changed)}. Give another --work, "
                 f"delete it, or delete {CHECKPOINT} in it to train anew on the same replies"
             )
-    file.write_bytes(msgspec.json.encode(told))
+    beside = file.with_suffix(".new")
+    beside.write_bytes(msgspec.json.encode(told))
+    beside.replace(file)
 
 
 def _told(settings: DistilSettings) -> dict[str, Any]:

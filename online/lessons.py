@@ -82,16 +82,16 @@ class LessonShards:
         """Write the next shard.
 
         Args:
-            lessons: of one batch, with the same k.
+            lessons: of one batch, with the same k; maybe none.
             seconds: what they took to write.
         """
         name = self._folder / f"shard-{self.num_shards:06d}.npz"
         arrays: dict[str, Any] = {
-            "token_ids": np.concatenate([lesson.token_ids for lesson in lessons]),
-            "top_ids": np.concatenate([lesson.top_ids for lesson in lessons]),
-            "top_logprobs": np.concatenate([lesson.top_logprobs for lesson in lessons]),
-            "num_tokens": np.array([len(lesson.token_ids) for lesson in lessons]),
-            "num_prompt": np.array([lesson.num_prompt for lesson in lessons]),
+            "token_ids": _joined([lesson.token_ids for lesson in lessons]),
+            "top_ids": _joined([lesson.top_ids for lesson in lessons]),
+            "top_logprobs": _joined([lesson.top_logprobs for lesson in lessons]),
+            "num_tokens": np.array([len(lesson.token_ids) for lesson in lessons], np.int64),
+            "num_prompt": np.array([lesson.num_prompt for lesson in lessons], np.int64),
             "seconds": np.array(seconds),
         }
         descriptor, beside = tempfile.mkstemp(dir=self._folder)
@@ -120,6 +120,10 @@ class LessonShards:
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob(PATTERN))
+
+
+def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return np.concatenate(parts) if parts else np.empty(0)
 
 
 def _unpacked(arrays: Any) -> list[Lesson]:

@@ -78,6 +78,9 @@ def prompt_tokens(prompt: Prompt, tokenizer: Any, *, max_tokens: int) -> list[in
     """Tokens that the target reads: its chat template, or the texts alone where it has none.
 
     Of more than `max_tokens` the first quarter stays and the end.
+
+    Raises:
+        ConfigError: it has no token.
     """
     if tokenizer.chat_template:
         rendered = tokenizer.apply_chat_template(
@@ -87,6 +90,8 @@ def prompt_tokens(prompt: Prompt, tokenizer: Any, *, max_tokens: int) -> list[in
     else:
         text = "\n".join(message["content"] for message in prompt.messages)
         token_ids = list(tokenizer(text, verbose=False)["input_ids"])
+    if not token_ids:
+        raise ConfigError(f"a prompt of session {prompt.session} is empty; leave it out")
     if len(token_ids) <= max_tokens:
         return token_ids
     head = max_tokens // 4
@@ -121,7 +126,7 @@ def _of_line(line: bytes, where: str) -> Iterator[Prompt]:
     text = next((row[name] for name in TEXT_FIELDS if isinstance(row.get(name), str)), None)
     if isinstance(row.get("messages"), list):
         yield from _of_chat(session, row["messages"], where)
-    elif text:
+    elif text and not text.isspace():
         yield Prompt(session, ({"role": "user", "content": text},))
     else:
         raise ConfigError(f"{where} has neither messages nor prompt nor text")

@@ -39,7 +39,7 @@ class Student:
                 f"{type(model).__name__} has {', '.join(scaled)}, which training does not know; "
                 "give a model without"
             )
-        self.model = model.train().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)  # without dropout: the same every time
         self.trained: list[torch.nn.Parameter] = []
         for part in (layers, model.model.norm):
             self.trained.extend(part.requires_grad_(True).parameters())

@@ -196,6 +196,31 @@ def test_work_of_other_settings_is_refused(folder: Path, tmp_path: Path) -> None
     assert distil(told(folder, tmp_path / "two", work=str(work), steps=41)).num_steps == 41
 
 
+def test_lessons_of_another_vocabulary_are_refused(folder: Path, tmp_path: Path) -> None:
+    """A finished work folder is not taken for a drafter that has other tokens."""
+    from paceline.online.cutting import init_drafter
+
+    work = tmp_path / "work"
+    distil(told(folder, tmp_path / "one", work=str(work), steps=1))
+    (work / "checkpoint.pt").unlink()
+    other = write_target(tmp_path / "target", vocab_size=120)
+    init_drafter(InitSettings(target=str(other), out=str(tmp_path / "other")))
+    with pytest.raises(ConfigError, match="vocab_size 97, now 120"):
+        distil(told(folder, tmp_path / "two", work=str(work), drafter=str(tmp_path / "other")))
+
+
+def test_weights_keep_their_type(folder: Path, tmp_path: Path) -> None:
+    """A drafter in bfloat16 is trained in float32 and written in bfloat16."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "drafter", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(folder / "drafter").save_pretrained(tmp_path / "half")
+    distil(told(folder, tmp_path / "out", drafter=str(tmp_path / "half"), steps=2))
+    assert {value.dtype for value in weights(tmp_path / "out").values()} == {torch.bfloat16}
+
+
 def test_minutes_bound_everything(folder: Path, tmp_path: Path) -> None:
     """By the clock: replies get a quarter, readings another, training the rest."""
     settings = told(folder, tmp_path / "out", minutes=0.2, steps=None, num_readings=24)
@@ -263,8 +288,9 @@ def test_lessons_come_back_as_they_were(tmp_path: Path) -> None:
     ]
     shards.add(lessons[:2], seconds=1.5)
     shards.add(lessons[2:], seconds=2.0)
+    shards.add([], seconds=0.5)
     found, seconds = LessonShards(tmp_path).read()
-    assert seconds == 3.5
+    assert seconds == 4.0
     for one, two in zip(found, lessons, strict=True):
         assert one.num_prompt == two.num_prompt
         for name in ("token_ids", "top_ids", "top_logprobs"):

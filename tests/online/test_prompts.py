@@ -55,6 +55,7 @@ def test_messages_without_content_are_empty(tmp_path: Path) -> None:
         ("{", "line 1 is not JSON"),
         ("[1]", "is no JSON object"),
         ('{"a": 1}', "has neither messages nor prompt nor text"),
+        ('{"text": " "}', "has neither messages"),
         ('{"messages": [{"content": "a"}]}', "has a message without a role"),
         ("", "no prompt was found"),
     ],
@@ -65,6 +66,14 @@ def test_a_wrong_line_is_named(line: str, message: str, tmp_path: Path) -> None:
     file.write_text(line, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         read_prompts([file])
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    """Nothing could follow it; its session is named."""
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="a prompt of session s is empty"):
+        prompt_tokens(Prompt("s", ({"role": "user", "content": ""},)), tokenizer, max_tokens=9)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
