@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-ROOMS := core caches policies adapters middleware benchmarks
+ROOMS := core caches policies adapters online middleware benchmarks
 SOURCES := pyproject.toml $(shell find $(ROOMS) -type f -not -path '*/__pycache__/*')
 
 .PHONY: serve test lint format unit bench clean system-packages

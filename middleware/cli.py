@@ -16,6 +16,7 @@ import click
 from paceline import __version__
 from paceline.errors import PacelineError
 from paceline.middleware.corpus import corpus
+from paceline.middleware.drafter import drafter as drafter_commands
 from paceline.middleware.memory import memory
 
 DEFAULT_HOST = "127.0.0.1"
@@ -69,6 +70,7 @@ def cli() -> None:
     "--port", default=DEFAULT_PORT, show_default=True, help="Port to listen on; 0 takes a free one."
 )
 @click.option("--model", help="Hugging Face folder to serve.  [default: the packaged SmolLM2-135M]")
+@click.option("--drafter", help="Folder of a small model that drafts too (`paceline drafter`).")
 @click.option(
     "--redis", "redis_url", help="Redis for the shared memory.  [default: an embedded Valkey]"
 )
@@ -88,6 +90,7 @@ def serve(
     host: str,
     port: int,
     model: str | None,
+    drafter: str | None,
     redis_url: str | None,
     policy_file: Path | None,
     data_folder: Path | None,
@@ -102,6 +105,7 @@ def serve(
         host=host,
         port=port,
         model=model,
+        drafter=drafter,
         redis_url=redis_url,
         policy_file=policy_file,
         data_folder=data_folder,
@@ -200,6 +204,7 @@ def new_key() -> None:
 
 
 cli.add_command(corpus)
+cli.add_command(drafter_commands)
 cli.add_command(memory)
 
 

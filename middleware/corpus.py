@@ -17,8 +17,8 @@ from paceline.errors import ConfigError, RecordError
 
 if TYPE_CHECKING:
     from paceline.caches.corpus import CorpusManifest, CorpusStore, CorpusWriter
+    from paceline.caches.text_source import TextSource
     from paceline.caches.tokenizer import TextTokenizer
-    from paceline.middleware.corpus_sources import TextSource
 
 STORE_VARIABLE: Final = "PACELINE_CORPUS_DIR"
 LOCAL_TENANT: Final = "local"
@@ -91,7 +91,7 @@ def add(
     Nothing changes until it is whole; running it again replaces it.
     """
     from paceline.caches.corpus import DEFAULT_SEGMENT_TOKENS
-    from paceline.middleware.corpus_sources import TextSource
+    from paceline.caches.text_source import TextSource
 
     started = time.monotonic()
     scope = scope_name(tenant, group)

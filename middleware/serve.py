@@ -37,6 +37,7 @@ class ServeSettings:
         host: address the proxy listens on; without a policy file only a loopback one is allowed.
         port: its port, 0 for a free one.
         model: Hugging Face folder, None for the packaged SmolLM2-135M.
+        drafter: folder of a small model that drafts beside memory, None for memory alone.
         redis_url: Redis that holds the memory, None for an embedded Valkey.
         policy_file: tenants and their keys, None for one local tenant without a key.
         data_folder: where the embedded Valkey and the engine's log live, None for the user's data
@@ -46,6 +47,7 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8080
     model: str | None = None
+    drafter: str | None = None
     redis_url: str | None = None
     policy_file: Path | None = None
     data_folder: Path | None = None
@@ -205,6 +207,8 @@ def _engine(
     command += ["--port", config.upstreams[0].url.rpartition(":")[2]]
     if settings.model is not None:
         command += ["--model", settings.model]
+    if settings.drafter is not None:
+        command += ["--drafter", settings.drafter]
     log.parent.mkdir(parents=True, exist_ok=True)
     # Threads that wait for each other busily make a token take three times as long when other
     # programs want the cores; waiting passively costs a twentieth when nobody does.

@@ -20,7 +20,14 @@ from paceline.policies.tenants import parse_policy
 from serving import Serving
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/capture.md", "docs/corpus.md", "docs/journal.md", "docs/replay.md")
+PAGES = (
+    "README.md",
+    "docs/capture.md",
+    "docs/corpus.md",
+    "docs/drafter.md",
+    "docs/journal.md",
+    "docs/replay.md",
+)
 DEFAULT_URL = "http://127.0.0.1:8080/v1"
 
 

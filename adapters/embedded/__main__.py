@@ -9,7 +9,6 @@ import uvicorn
 
 from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
-from paceline.adapters.embedded.packaged import PACKAGED_NAME
 from paceline.adapters.embedded.server import EngineServer
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.housekeeping import Housekeeping
@@ -21,6 +20,7 @@ from paceline.caches.corpus import CorpusStore
 from paceline.caches.journal import Journal
 from paceline.caches.tombstones import Tombstone
 from paceline.errors import PacelineError
+from paceline.models import PACKAGED_NAME
 
 GRACE_SECONDS = 5
 FLUSH_SECONDS = 2.0
@@ -95,7 +95,7 @@ def main(
         speculator = None if no_speculation else Speculator()
         fingerprint = fingerprint_of(target, name)
         corpora = corpus_feed(corpus_dir, speculator, fingerprint)
-        small = None if drafter is None or no_speculation else Target.load(drafter)
+        small = None if drafter is None or no_speculation else Target.load_drafter(drafter)
         engine = EmbeddedEngine(target, speculator, settings, drafter=small)
         journal = None
         if redis_url and speculator is not None:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from paceline.adapters.embedded.key_values import CacheShape, KeyValues
-from paceline.adapters.embedded.packaged import load
 from paceline.adapters.embedded.packed_attention import NAME, PackedCache, Span
 from paceline.caches.tree import ROOT
+from paceline.drafter_folder import kept_token_ids
+from paceline.models import keep_head_rows, load_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,11 @@ class Target:
     Args:
         model: a transformers causal LM whose attention uses transformers' interface for it.
         tokenizer: its tokenizer.
+
     """
+
+    _kept_token_ids: torch.Tensor | None = None
+    """Of which token each row of a drafter's trimmed head is, int64 (rows,)."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         model.set_attn_implementation(NAME)
@@ -62,8 +67,24 @@ class Target:
 
     @classmethod
     def load(cls, folder: Path | None) -> Target:
-        """The model in `folder`, or the packaged one; see `packaged.load`."""
-        return cls(*load(folder))
+        """The model in `folder`, or the packaged one; see `load_model`."""
+        return cls(*load_model(folder))
+
+    @classmethod
+    def load_drafter(cls, folder: Path) -> Target:
+        """The model in `folder` to draft with: only the tokens its `paceline.json` keeps.
+
+        A target must not be loaded like this: what is not kept it could not say.
+
+        Raises:
+            ConfigError: there is no model, or `paceline.json` cannot be read.
+        """
+        loaded = cls.load(folder)
+        kept = kept_token_ids(folder, loaded.model.config.vocab_size)
+        if kept:
+            loaded._kept_token_ids = torch.tensor(kept)
+            keep_head_rows(loaded.model, loaded._kept_token_ids)
+        return loaded
 
     def sequence(self) -> KeyValues:
         """An empty sequence."""
@@ -80,7 +101,7 @@ class Target:
 
         Returns:
             For each row the logits after its last `num_logits` tokens, float32 (num_logits,
-            vocabulary).
+            vocabulary); minus infinity for tokens that a trimmed head does not know.
         """
         spans = _spans(rows)
         wanted = [
@@ -98,6 +119,10 @@ class Target:
         for row in rows:
             row.key_values.advance(len(row.token_ids))
         logits: torch.Tensor = output.logits[0].float()
+        if self._kept_token_ids is not None:
+            known, vocab_size = logits, self.model.config.vocab_size
+            logits = torch.full((len(known), vocab_size), -torch.inf)
+            logits[:, self._kept_token_ids] = known
         return list(logits.split([row.num_logits for row in rows]))
 
 

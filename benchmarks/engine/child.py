@@ -109,7 +109,7 @@ def _start(job: Job) -> MeasuredServer:
         assert isinstance(target, ForcedTarget)
         drafter = None
         if job.variant in DRAFTED_BY_MODEL:
-            drafter = Target.load(Path(settings.drafter))
+            drafter = Target.load_drafter(Path(settings.drafter))
         branches = EMBEDDED_BRANCHES if job.variant.endswith("-tree") else 1
         return EmbeddedServer(
             target,

@@ -57,7 +57,7 @@ def run_exact(settings: ExactSettings, folder: Path) -> tuple[Report, list[Diffe
     ]
     prompts = [prompt for batch in batches(settings, prompts) for prompt in batch]
     target = Target.load(Path(settings.model) if settings.model else None)
-    drafter = Target.load(Path(settings.drafter)) if settings.drafter else None
+    drafter = Target.load_drafter(Path(settings.drafter)) if settings.drafter else None
     with click.progressbar(length=len(prompts), label="prompts") as bar:
         results = run_modes(
             settings,

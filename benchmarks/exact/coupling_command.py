@@ -56,7 +56,7 @@ def run_coupling(
     renderer = Renderer(load_encoder(settings.model or None))
     pair = Pair(
         Target.load(Path(settings.model) if settings.model else None),
-        Target.load(Path(settings.drafter)),
+        Target.load_drafter(Path(settings.drafter)),
     )
     flat: dict[str, float] = {}
     with click.progressbar(

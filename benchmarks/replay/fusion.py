@@ -102,7 +102,7 @@ def _maker(
 def _model(folder: Path) -> Any:
     from paceline.adapters.embedded.target import Target
 
-    return Target.load(folder)
+    return Target.load_drafter(folder)
 
 
 def _fingerprint(settings: FusionSettings) -> str:

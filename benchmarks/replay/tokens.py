@@ -95,7 +95,7 @@ def load_encoder(tokenizer: str | None) -> PlainEncoder:
 
     try:
         if tokenizer is None:
-            from paceline.adapters.embedded.packaged import packaged_model_path
+            from paceline.models import packaged_model_path
 
             path = packaged_model_path()
             loaded = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)

@@ -24,7 +24,7 @@ def run(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ([], ["serve", "proxy", "vllm", "doctor", "keys", "corpus", "bench"]),
+        ([], ["serve", "proxy", "vllm", "doctor", "keys", "corpus", "drafter", "bench"]),
         (["serve"], ["--port", "--policy", "Ctrl-C"]),
         (["proxy"], ["--config"]),
         (["vllm"], ["MODEL", "--redis", "--draft-tokens", "vllm serve"]),
@@ -32,7 +32,10 @@ def run(*arguments: str) -> Result:
         (["keys", "new"], ["policy file"]),
         (["corpus"], ["add", "list", "remove"]),
         (["corpus", "add"], ["SOURCES", "--tenant", "--group", "PACELINE_CORPUS_DIR"]),
-        (["bench"], ["agent", "engine", "index", "proxy", "replay"]),
+        (["drafter"], ["init", "distil"]),
+        (["drafter", "init"], ["TARGET", "OUT", "--layers", "--head-tokens", "--token-counts"]),
+        (["drafter", "distil"], ["DRAFTER", "--target", "--prompts", "--out", "--minutes"]),
+        (["bench"], ["agent", "drafter", "engine", "index", "proxy", "replay"]),
         (["bench", "agent"], ["--traces", "--json"]),
         (["bench", "replay"], ["TRACES", "--plot", "--json"]),
     ],

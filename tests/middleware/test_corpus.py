@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 
 from paceline.caches import CorpusSegment, ModelFingerprint
 from paceline.caches.corpus import CorpusStore
+from paceline.caches.text_source import TextSource
 from paceline.caches.tokenizer import TextTokenizer
 from paceline.errors import ConfigError
 from paceline.middleware.cli import cli
-from paceline.middleware.corpus_sources import TextSource
 
 ROOT = Path(__file__).parents[2]
 

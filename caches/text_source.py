@@ -1,4 +1,4 @@
-"""Reading a corpus's text: folders of text and code, and JSON lines, file by file."""
+"""Reading text from folders of text and code, and JSON lines, file by file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEFT_OUT_FOLDERS: Final = ("__pycache__", "node_modules")
 
 @dataclass(slots=True, kw_only=True)
 class TextSource:
-    """Files of a corpus and what is read of them.
+    """Files with text and what is read of them.
 
     Attributes:
         paths: folders, read recursively without hidden ones and `LEFT_OUT_FOLDERS`, and files.

@@ -1,0 +1,151 @@
+"""A drafter that learns, and how well it does on lessons. Needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from paceline.drafter_folder import HeldOut
+from paceline.errors import ConfigError
+from paceline.online.cutting import decoder_layers
+from paceline.online.lessons import Lesson
+from paceline.online.objective import forward_kl
+
+HEAD_POSITIONS: Final = 256
+"""Positions whose logits are held at a time."""
+SCALES: Final = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Configuration of models that change what their head gives."""
+
+
+class Student:
+    """A drafter of which layers and norm learn; embeddings and head stay the target's.
+
+    Args:
+        model: transformers causal LM in float32, see `cutting.decoder_layers`.
+        kept_token_ids: tokens that its head is trimmed to, empty if it is whole.
+
+    Raises:
+        ConfigError: it is not built like a Llama, or changes its head's logits.
+    """
+
+    def __init__(self, model: Any, kept_token_ids: Sequence[int] = ()) -> None:
+        layers = decoder_layers(model)
+        scaled = [name for name in SCALES if getattr(model.config, name, None) not in {None, 1.0}]
+        if scaled:
+            raise ConfigError(
+                f"{type(model).__name__} has {', '.join(scaled)}, which training does not know; "
+                "give a model without"
+            )
+        self.model = model.eval().requires_grad_(False)  # without dropout: the same every time
+        self.trained: list[torch.nn.Parameter] = []
+        for part in (layers, model.model.norm):
+            self.trained.extend(part.requires_grad_(True).parameters())
+        vocab_size = int(model.config.vocab_size)
+        kept = torch.tensor(kept_token_ids or range(vocab_size), dtype=torch.long)
+        self._token_ids = kept
+        self._rows = torch.full((vocab_size,), -1).index_copy_(0, kept, torch.arange(len(kept)))
+        head = model.lm_head
+        self._weight = head.weight[kept] if kept_token_ids else head.weight
+        self._bias = None if head.bias is None else head.bias[kept]
+
+    def learn(self, lessons: Sequence[Lesson]) -> float:
+        """Add the gradients of the mean divergence over all tokens of the replies.
+
+        Returns that divergence. Memory: activations of the body, logits of `HEAD_POSITIONS`.
+        """
+        hidden = self._hidden(lessons)
+        top_ids = torch.from_numpy(np.concatenate([it.top_ids for it in lessons])).long()
+        logprobs = torch.from_numpy(np.concatenate([it.top_logprobs for it in lessons])).float()
+        # through the head a part at a time: the logits of all would be the largest tensor by far
+        cut = hidden.detach().requires_grad_(True)
+        total = 0.0
+        for part, ids, p in zip(
+            *(it.split(HEAD_POSITIONS) for it in (cut, top_ids, logprobs)), strict=True
+        ):
+            loss = forward_kl(self._logits(part), self._rows[ids], p).sum() / len(cut)
+            loss.backward()
+            total += float(loss.detach())
+        hidden.backward(cut.grad)
+        return total
+
+    @torch.inference_mode()
+    def guesses(self, lessons: Sequence[Lesson]) -> torch.Tensor:
+        """Its likeliest token at each token of the replies, one reply behind the other, int64."""
+        hidden = self._hidden(lessons)
+        rows = [self._logits(part).argmax(-1) for part in hidden.split(HEAD_POSITIONS)]
+        return self._token_ids[torch.cat(rows)]
+
+    def _hidden(self, lessons: Sequence[Lesson]) -> torch.Tensor:
+        """Last hidden states that predict the replies' tokens, (replies' tokens, hidden)."""
+        longest = max(len(lesson.token_ids) for lesson in lessons)
+        # padded on the right, where no token looks
+        token_ids = torch.zeros(len(lessons), longest, dtype=torch.long)
+        where = torch.zeros(len(lessons), longest, dtype=torch.bool)
+        for i, lesson in enumerate(lessons):
+            token_ids[i, : len(lesson.token_ids)] = torch.from_numpy(lesson.token_ids)
+            where[i, lesson.num_prompt - 1 : len(lesson.token_ids) - 1] = True
+        output = self.model.model(input_ids=token_ids, use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state[where]
+        return hidden
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(hidden, self._weight, self._bias)
+
+
+def examine(
+    student: Student, lessons: Sequence[Lesson], *, chain_tokens: int, batch: int
+) -> HeldOut:
+    """How a drafter does on lessons.
+
+    Greedy chains need no drafting to be counted: a chain is accepted as long as each of its tokens
+    is what the target said, and until then the drafter has read what the target said.
+
+    Args:
+        student: not changed.
+        lessons: at least one.
+        chain_tokens: longest chain.
+        batch: lessons read at a time.
+    """
+    num_agreed = num_rounds = num_accepted = 0
+    for start in range(0, len(lessons), batch):
+        part = lessons[start : start + batch]
+        guesses = student.guesses(part).numpy()
+        for lesson in part:
+            mine, guesses = guesses[: lesson.num_reply], guesses[lesson.num_reply :]
+            num_agreed += int((mine == lesson.top_ids[:, 0]).sum())
+            is_right = mine == lesson.token_ids[lesson.num_prompt :]
+            rounds, accepted = greedy_rounds(is_right.tolist(), chain_tokens)
+            num_rounds += rounds
+            num_accepted += accepted
+    num_tokens = sum(lesson.num_reply for lesson in lessons)
+    return HeldOut(
+        num_tokens=num_tokens,
+        agreement=num_agreed / num_tokens,
+        accepted_length=num_accepted / max(num_rounds, 1),
+        chain_tokens=chain_tokens,
+    )
+
+
+def greedy_rounds(is_right: Sequence[bool], chain_tokens: int) -> tuple[int, int]:
+    """Rounds that a reply takes, and tokens accepted in them.
+
+    The first token comes with the prompt; each round then accepts what is right up to
+    `chain_tokens` and adds a token of the target's.
+
+    Args:
+        is_right: of each token of the reply, whether the drafter would have drafted it.
+        chain_tokens: longest chain.
+    """
+    rounds = accepted = 0
+    at = 1
+    while at < len(is_right):
+        chain = 0
+        while chain < chain_tokens and at + chain < len(is_right) and is_right[at + chain]:
+            chain += 1
+        rounds += 1
+        accepted += chain
+        at += chain + 1
+    return rounds, accepted

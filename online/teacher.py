@@ -1,0 +1,132 @@
+"""The target as a teacher: it answers prompts or reads them, and says how sure it was.
+
+Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from paceline.online.lessons import Lesson
+
+
+class Teacher:
+    """Writes replies with a target.
+
+    Args:
+        model: transformers causal LM in evaluation mode.
+        top_k: likeliest tokens that are noted for each token, at most its vocabulary.
+        temperature: 0 writes greedily.
+    """
+
+    def __init__(self, model: Any, *, top_k: int, temperature: float) -> None:
+        self._model = model
+        self._top_k = min(top_k, int(model.config.vocab_size))
+        self._temperature = temperature
+        eos = model.generation_config.eos_token_id
+        self._ends = torch.tensor(
+            [] if eos is None else eos if isinstance(eos, list) else [eos], dtype=torch.long
+        )
+
+    @torch.inference_mode()
+    def replies(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, seed: int
+    ) -> list[Lesson]:
+        """One reply to each prompt, up to an end token (included) or `max_tokens`.
+
+        The noted probabilities are those before the temperature.
+
+        Args:
+            prompts: token ids, each at least one.
+            max_tokens: of a reply.
+            seed: of sampled replies; these also depend on which prompts are in the batch.
+        """
+        writing = _Writing(self._model, prompts)
+        generator = torch.Generator().manual_seed(seed)
+        noted: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        is_open = torch.ones(len(prompts), dtype=torch.bool)
+        lengths = torch.zeros(len(prompts), dtype=torch.long)
+        for _ in range(max_tokens):
+            logprobs = writing.logits.log_softmax(dim=-1)
+            top = logprobs.topk(self._top_k, dim=-1)
+            said = self._choose(logprobs, generator)
+            noted.append((said, top.indices, top.values))
+            lengths += is_open
+            is_open &= ~torch.isin(said, self._ends)
+            if not is_open.any():
+                break
+            writing.say(said)
+        columns = [torch.stack(column, dim=1) for column in zip(*noted, strict=True)]
+        return [
+            _lesson(prompt, *(column[i, : int(lengths[i])] for column in columns))
+            for i, prompt in enumerate(prompts)
+        ]
+
+    @torch.inference_mode()
+    def reading(self, token_ids: Sequence[int]) -> Lesson:
+        """What it would have said after each token of a text; a tenth of the price of a reply.
+
+        Args:
+            token_ids: at least two.
+        """
+        output = self._model(input_ids=torch.tensor([token_ids[:-1]]), use_cache=False)
+        top = output.logits[0].float().log_softmax(dim=-1).topk(self._top_k, dim=-1)
+        said = torch.tensor(token_ids[1:])
+        return _lesson(token_ids[:1], said, top.indices, top.values)
+
+    def _choose(self, logprobs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if self._temperature == 0:
+            return logprobs.argmax(dim=-1)
+        probs = (logprobs / self._temperature).softmax(dim=-1)
+        return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+class _Writing:
+    """A batch of sequences that grow, prompts padded on their left."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
+        from transformers import DynamicCache
+
+        longest = max(map(len, prompts))
+        self._model = model
+        self._mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+        token_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for i, prompt in enumerate(prompts):
+            token_ids[i, longest - len(prompt) :] = torch.tensor(prompt)
+            self._mask[i, longest - len(prompt) :] = 1
+        self._cache = DynamicCache(config=model.config)
+        self.logits = self._read(token_ids)
+
+    def say(self, token_ids: torch.Tensor) -> None:
+        """Add a token to each sequence, int64 (sequences,)."""
+        more = torch.ones(len(token_ids), 1, dtype=torch.long)
+        self._mask = torch.cat([self._mask, more], dim=1)
+        self.logits = self._read(token_ids[:, None])
+
+    def _read(self, token_ids: torch.Tensor) -> torch.Tensor:
+        positions = (self._mask.cumsum(dim=1) - 1).clamp_min(0)[:, -token_ids.shape[1] :]
+        output = self._model(
+            input_ids=token_ids,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits
+
+
+def _lesson(
+    prompt: Sequence[int], said: torch.Tensor, top_ids: torch.Tensor, top_logprobs: torch.Tensor
+) -> Lesson:
+    return Lesson(
+        token_ids=np.concatenate([np.array(prompt, np.int32), said.numpy().astype(np.int32)]),
+        num_prompt=len(prompt),
+        top_ids=top_ids.numpy().astype(np.int32),
+        top_logprobs=top_logprobs.numpy().astype(np.float16),
+    )

@@ -1,0 +1,166 @@
+"""Training a drafter on lessons, so that it can stop at any step and go on. Needs torch."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from paceline.errors import RecordError
+from paceline.online.lessons import Lesson
+from paceline.online.student import Student
+
+MAX_NORM: Final = 1.0
+WEIGHT_DECAY: Final = 0.01
+BETAS: Final = (0.9, 0.95)
+WARM_UP: Final = 0.05
+LAST_RATE: Final = 0.05
+"""Share of the steps in which the learning rate rises, and of the rate that is left at the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingLimits:
+    """How long training goes on and how.
+
+    Attributes:
+        steps: most steps, None for as many as `seconds` allow.
+        seconds: most time, None for as long as `steps` take.
+        batch: lessons of a step.
+        learning_rate: at its highest.
+        seed: of the order of lessons.
+    """
+
+    steps: int | None
+    seconds: float | None
+    batch: int
+    learning_rate: float
+    seed: int
+
+    def progress(self, steps: int, seconds: float) -> float:
+        """How much of the training is done, 0 to 1."""
+        by_steps = 0.0 if self.steps is None else steps / self.steps
+        by_time = 0.0 if self.seconds is None else seconds / max(self.seconds, 1e-9)
+        return min(1.0, max(by_steps, by_time))
+
+
+class Trainer:
+    """AdamW over a student's weights; its rate rises, then falls along a cosine.
+
+    With a limit of steps alone the result does not depend on where training was interrupted.
+
+    Args:
+        student: trained in place.
+        lessons: at least one.
+        limits: when to end.
+        clock: seconds that only grow.
+
+    Attributes:
+        num_steps: done so far.
+        seconds: spent in them.
+        loss: of the last step.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        lessons: Sequence[Lesson],
+        limits: TrainingLimits,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self.num_steps = 0
+        self.seconds = 0.0
+        self.loss = math.nan
+        self._student = student
+        self._lessons = lessons
+        self._limits = limits
+        self._clock = clock
+        self._optimiser = torch.optim.AdamW(
+            student.trained, lr=limits.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
+        )
+
+    @property
+    def progress(self) -> float:
+        """How much is done, 0 to 1."""
+        return self._limits.progress(self.num_steps, self.seconds)
+
+    def run(self) -> Iterator[float]:
+        """Train to the end; yields `progress` after each step."""
+        while self.progress < 1.0:
+            started = self._clock()
+            self._step()
+            self.num_steps += 1
+            self.seconds += self._clock() - started
+            yield self.progress
+
+    def save(self, file: Path) -> None:
+        """Write a checkpoint, whole or not at all."""
+        state = {
+            "num_steps": self.num_steps,
+            "seconds": self.seconds,
+            "weights": [parameter.detach() for parameter in self._student.trained],
+            "optimiser": self._optimiser.state_dict(),
+        }
+        descriptor, beside = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(descriptor, "wb") as opened:
+            torch.save(state, opened)
+            opened.flush()
+            os.fsync(opened.fileno())
+        Path(beside).rename(file)
+
+    def restore(self, file: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            RecordError: it is damaged, or of another drafter.
+        """
+        try:
+            state: dict[str, Any] = torch.load(file, weights_only=True)
+            with torch.no_grad():
+                for mine, saved in zip(self._student.trained, state["weights"], strict=True):
+                    mine.copy_(saved)
+            self._optimiser.load_state_dict(state["optimiser"])
+            self.num_steps, self.seconds = state["num_steps"], state["seconds"]
+        except Exception as error:  # torch raises bare ones for what it cannot read
+            raise RecordError(
+                f"{file} is damaged or of another drafter ({error}); delete it to train anew"
+            ) from error
+
+    def _step(self) -> None:
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._limits.learning_rate * rate(self.progress)
+        self._optimiser.zero_grad(set_to_none=True)
+        chosen = chosen_lessons(
+            len(self._lessons), self.num_steps, self._limits.batch, self._limits.seed
+        )
+        self.loss = self._student.learn([self._lessons[i] for i in chosen])
+        torch.nn.utils.clip_grad_norm_(self._student.trained, MAX_NORM)
+        self._optimiser.step()
+
+
+def rate(progress: float) -> float:
+    """The learning rate's share of its highest, when `progress` of the training is done."""
+    if progress < WARM_UP:
+        return max(progress / WARM_UP, LAST_RATE)
+    turn = math.pi * (progress - WARM_UP) / (1 - WARM_UP)
+    return LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(turn)) / 2
+
+
+def chosen_lessons(num_lessons: int, step: int, batch: int, seed: int) -> list[int]:
+    """Lessons of a step: each once before any is taken again, in another order every time.
+
+    Depends on nothing but its arguments. O(num_lessons).
+    """
+    chosen: list[int] = []
+    first = step * batch
+    for at in range(first, first + batch):
+        turn, place = divmod(at, num_lessons)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
+        chosen.append(int(torch.randperm(num_lessons, generator=generator)[place]))
+    return chosen
