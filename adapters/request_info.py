@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 from urllib.parse import quote
 
@@ -62,3 +63,12 @@ class RequestInfo:
         if not (self.owner and self.adapter):
             return self.owner
         return f"{self.owner}/adapter:{quote(self.adapter, safe='')}"
+
+    @property
+    def learning_key(self) -> int:
+        """Key (63 bits) of the requests that may share what is learned of drafts.
+
+        A sharing scope's, or the request's own where it has none.
+        """
+        digest = blake2b((self.scope or self.request_id).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1

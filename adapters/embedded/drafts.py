@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Final
 
 import numpy as np
@@ -107,7 +106,7 @@ class Drafts:
         if self._drafter is not None:
             self._drafter.finish(info.request_id)
             if not info.scope:
-                self._drafter.forget(_key(info))
+                self._drafter.forget(info.learning_key)
 
     def _remember(self, speculator: Speculator, wishes: Sequence[Wish]) -> list[TokenTree]:
         known = [wish for wish in wishes if wish.info.request_id in speculator]
@@ -127,7 +126,7 @@ class Drafts:
         fused = drafter.propose([
             DraftWish(
                 request_id=wishes[i].info.request_id,
-                key=_key(wishes[i].info),
+                key=wishes[i].info.learning_key,
                 tokens=wishes[i].tokens,
                 retrieved=trees[i],
                 max_tokens=wishes[i].max_tokens,
@@ -144,9 +143,3 @@ class Drafts:
             yield
         except Exception as error:  # noqa: BLE001  counted: speculation fails open
             self.failures.record(error)
-
-
-def _key(info: RequestInfo) -> int:
-    """Key of the requests that may share what fusion learns: a scope's, or the request alone."""
-    digest = blake2b((info.scope or info.request_id).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
