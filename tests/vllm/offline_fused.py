@@ -1,0 +1,220 @@
+"""Runs a real vLLM engine with a model drafter beside the memory; prints JSON.
+
+Usage: python offline_fused.py TARGET off|fused [DRAFTER]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+MAX_MODEL_LEN = 320
+NUM_REQUESTS = 24
+MAX_IN_FLIGHT = 6
+DRAFT_TOKENS = 8
+MODEL_TOKENS = 3
+WORDS = "red blue green white black brown gray pink gold silver amber violet".split()
+TOPICS = (
+    "The capital of France is Paris. The capital of",
+    "def add(a, b):\n    return a + b\n\ndef subtract(a, b):\n",
+    '{{"name": "list_files", "arguments": {{"folder": "/src", "n": {n}}}}}\n{{"name": "list_files",',
+    "Step {n}: open the file. Step {n}: read the file. Step {n}: open the",
+    "Once upon a time there was a {word} horse who",
+    "SELECT name, age FROM users WHERE id = {n};\nSELECT name, age FROM",
+)
+
+
+def prompts() -> list[str]:
+    """Some that repeat themselves, some that do not; every seventh longer than a prefill chunk."""
+    found = []
+    for number in range(NUM_REQUESTS):
+        text = TOPICS[number % len(TOPICS)].format(n=number, word=WORDS[number % len(WORDS)])
+        found.append(("One, two, three, four, five. " * 14 + text) if number % 7 == 0 else text)
+    return found
+
+
+def main(target: str, mode: str, drafter: str | None) -> dict[str, Any]:
+    from vllm import LLM
+
+    options: dict[str, Any] = {}
+    if mode == "fused":
+        options["worker_cls"] = "paceline.adapters.vllm.worker.CPUWorker"
+        options["speculative_config"] = {
+            "method": "draft_model",
+            "model": drafter,
+            "num_speculative_tokens": DRAFT_TOKENS,
+        }
+    llm = LLM(
+        target,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=MAX_MODEL_LEN,
+        max_num_batched_tokens=96,  # a prompt of more is prefilled in chunks
+        max_num_seqs=MAX_IN_FLIGHT,
+        num_gpu_blocks_override=9,  # too few for six requests at full length: some are preempted
+        disable_log_stats=False,
+        **options,
+    )
+    result: dict[str, Any] = {"outputs": run_all(llm)}
+    if mode == "fused":
+        result |= try_fusion(llm)
+    return result | {"preemptions": metric(llm, "vllm:num_preemptions")}
+
+
+def try_fusion(llm: Any) -> dict[str, Any]:
+    worker = llm.llm_engine.model_executor.driver_worker.worker
+    proposer = worker._proposer
+    result: dict[str, Any] = {"first": proposer.stats(), "metrics": metrics_of(worker)}
+    result["again"] = run_all(llm)
+    result["second"] = proposer.stats()
+    result |= compare_skipping(llm, proposer)
+    result["sampled"] = run_sampled(llm)
+    result["failures"] = proposer.failures.count
+    result |= break_things(llm, worker, proposer)
+    worker._speculator.index.check_integrity()
+    return result
+
+
+def compare_skipping(llm: Any, proposer: Any) -> dict[str, Any]:
+    """The model's chains where it runs in every round, and where it often rests."""
+    from paceline.adapters.model_gain import ModelChoice
+
+    heard: dict[tuple[str, int], list[Any]] = {}
+    draft, recall = proposer.model.draft, proposer._recall
+
+    def listening(step: Any, arguments: Any, *, num_steps: int) -> Any:
+        chains = draft(step, arguments, num_steps=num_steps)
+        for row, request_id in enumerate(step.request_ids):
+            if step.accepted[row] and chains.is_sound[row] and num_steps == MODEL_TOKENS:
+                params = proposer._runner.requests[request_id].sampling_params
+                place = step.num_before[row] + len(step.accepted[row])
+                key = params.extra_args["paceline_session"], place
+                heard[key] = [chains.token_ids[row].tolist(), chains.top_prob[row, :, 0].tolist()]
+        return chains
+
+    class EveryNth(ModelChoice):
+        """The model runs in every n-th round."""
+
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self._n, self._round = n, 0
+
+        def wants_model(self, gains: Any, expected: Any) -> bool:
+            self._round += 1
+            return self._round % self._n == 0
+
+    def run(n: int) -> tuple[dict[tuple[str, int], list[Any]], dict[str, int]]:
+        heard.clear()
+        before = proposer.stats()
+        proposer.fuser.choice = EveryNth(n)
+        outputs = run_all(llm, tenant=f"every-{n}")
+        after = proposer.stats()
+        assert outputs
+        result[f"outputs_{n}"] = outputs
+        return dict(heard), {name: after[name] - before[name] for name in after}
+
+    result: dict[str, Any] = {}
+    proposer.model.draft = listening
+    choice = proposer.fuser.choice
+    always, _ = run(1)
+    seldom, counts = run(5)
+    proposer.model.draft, proposer.fuser.choice = draft, choice
+    common = sorted(always.keys() & seldom.keys())
+    result["skipping"] = {
+        "counts": counts,
+        "num_compared": len(common),
+        "num_different": sum(always[at][0] != seldom[at][0] for at in common),
+        "largest_difference": max(
+            abs(a - b)
+            for at in common
+            for a, b in zip(always[at][1], seldom[at][1], strict=True)
+        ),
+    }
+    return result
+
+
+def break_things(llm: Any, worker: Any, proposer: Any) -> dict[str, Any]:
+    """Memory that raises, then a model that raises."""
+    before, accepted = proposer.failures.count, metric(llm, ACCEPTED)
+    propose = worker._speculator.propose_batch
+    worker._speculator.propose_batch = broken
+    result: dict[str, Any] = {"without_memory": run_all(llm)}
+    result["accepted_without_memory"] = metric(llm, ACCEPTED) - accepted
+    worker._speculator.propose_batch = propose
+    result["failures_of_memory"] = proposer.failures.count - before
+
+    before, accepted = proposer.failures.count, metric(llm, ACCEPTED)
+    proposer.model._propose = broken
+    result["without_model"] = run_all(llm)
+    result["accepted_without_model"] = metric(llm, ACCEPTED) - accepted
+    result["failures_of_model"] = proposer.failures.count - before
+    return result
+
+
+ACCEPTED = "vllm:spec_decode_num_accepted_tokens"
+
+
+def run_all(llm: Any, tenant: str = "t") -> list[list[int]]:
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=MAX_MODEL_LEN if number % 8 == 0 else 40,
+            ignore_eos=number % 2 == 0,
+            extra_args={"paceline_tenant": tenant, "paceline_session": f"s{number}"},
+        )
+        for number in range(NUM_REQUESTS)
+    ]
+    return [list(o.outputs[0].token_ids) for o in llm.generate(prompts(), params, use_tqdm=False)]
+
+
+def run_sampled(llm: Any) -> list[int]:
+    """Lengths of sampled replies, some seeded, beside greedy ones."""
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(
+            temperature=0.8 if number % 3 else 0.0,
+            seed=7 if number % 2 else None,
+            max_tokens=16,
+            ignore_eos=True,
+            extra_args={"paceline_tenant": "t"},
+        )
+        for number in range(NUM_REQUESTS)
+    ]
+    return [len(o.outputs[0].token_ids) for o in llm.generate(prompts(), params, use_tqdm=False)]
+
+
+def broken(*_args: Any, **_kwargs: Any) -> Any:
+    raise RuntimeError("broken on purpose")
+
+
+def metrics_of(worker: Any) -> list[str]:
+    """What Prometheus is told about fusion."""
+    from paceline.adapters.metrics import MemoryCollector
+
+    collector = MemoryCollector(worker._speculator, fusion_stats=worker._fusion_stats)
+    return [
+        sample.labels["event"]
+        for family in collector.collect()
+        for sample in family.samples
+        if sample.name == "paceline_fusion_events_total"
+    ]
+
+
+def metric(llm: Any, name: str) -> float:
+    return sum(m.value for m in llm.get_metrics() if m.name == name)
+
+
+if __name__ == "__main__":
+    # The engine in this process, so that the worker can be looked into.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["PACELINE_DRAFTER_TOKENS"] = str(MODEL_TOKENS)
+    arguments = sys.argv[1:]
+    print("RESULT " + json.dumps(main(arguments[0], arguments[1], (*arguments, None)[2])))
