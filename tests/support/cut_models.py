@@ -1,4 +1,4 @@
-"""Drafters cut from a target: some of its layers, for tests that need a model which often agrees."""
+"""Models cut from another: some of its layers, and what is left is a smaller and faster model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 """
 
 
-def cut_drafter(target: Path, folder: Path, layers: list[int]) -> Path:
-    """`target` with only some of its layers, saved to `folder` by a process of its own."""
+def cut_model(target: Path, folder: Path, layers: list[int]) -> Path:
+    """`target` with only some of its layers, in float32, saved to `folder` by a process of its own."""
     subprocess.run(
         [sys.executable, "-c", CUT, str(target), str(folder), *map(str, layers)],
         check=True,

@@ -1,6 +1,8 @@
 """Runs a real vLLM engine with a model drafter beside the memory; prints JSON.
 
-Usage: python offline_fused.py TARGET off|fused [DRAFTER]
+Usage: python offline_fused.py TARGET off|fused|twin [DRAFTER]
+
+``twin`` runs the model in every round and ends there: for a drafter that is the target.
 """
 
 from __future__ import annotations
@@ -8,14 +10,30 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 MAX_MODEL_LEN = 320
-NUM_REQUESTS = 24
-MAX_IN_FLIGHT = 6
+NUM_REQUESTS = 20
+NUM_AGAIN = 8
+MAX_IN_FLIGHT = 4
 DRAFT_TOKENS = 8
 MODEL_TOKENS = 3
-WORDS = "red blue green white black brown gray pink gold silver amber violet".split()
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "white",
+    "black",
+    "brown",
+    "gray",
+    "pink",
+    "gold",
+    "silver",
+    "amber",
+    "violet",
+]
 TOPICS = (
     "The capital of France is Paris. The capital of",
     "def add(a, b):\n    return a + b\n\ndef subtract(a, b):\n",
@@ -39,7 +57,7 @@ def main(target: str, mode: str, drafter: str | None) -> dict[str, Any]:
     from vllm import LLM
 
     options: dict[str, Any] = {}
-    if mode == "fused":
+    if mode != "off":
         options["worker_cls"] = "paceline.adapters.vllm.worker.CPUWorker"
         options["speculative_config"] = {
             "method": "draft_model",
@@ -53,10 +71,14 @@ def main(target: str, mode: str, drafter: str | None) -> dict[str, Any]:
         max_model_len=MAX_MODEL_LEN,
         max_num_batched_tokens=96,  # a prompt of more is prefilled in chunks
         max_num_seqs=MAX_IN_FLIGHT,
-        num_gpu_blocks_override=9,  # too few for six requests at full length: some are preempted
+        num_gpu_blocks_override=6,  # too few for four requests at full length: some are preempted
         disable_log_stats=False,
         **options,
     )
+    if mode == "twin":
+        proposer = llm.llm_engine.model_executor.driver_worker.worker._proposer
+        proposer.fuser.choice = every_nth(1)
+        return {"outputs": run_all(llm, NUM_AGAIN), "stats": proposer.stats()}
     result: dict[str, Any] = {"outputs": run_all(llm)}
     if mode == "fused":
         result |= try_fusion(llm)
@@ -67,7 +89,7 @@ def try_fusion(llm: Any) -> dict[str, Any]:
     worker = llm.llm_engine.model_executor.driver_worker.worker
     proposer = worker._proposer
     result: dict[str, Any] = {"first": proposer.stats(), "metrics": metrics_of(worker)}
-    result["again"] = run_all(llm)
+    result["again"] = run_all(llm, NUM_AGAIN)
     result["second"] = proposer.stats()
     result |= compare_skipping(llm, proposer)
     result["sampled"] = run_sampled(llm)
@@ -77,62 +99,83 @@ def try_fusion(llm: Any) -> dict[str, Any]:
     return result
 
 
-def compare_skipping(llm: Any, proposer: Any) -> dict[str, Any]:
-    """The model's chains where it runs in every round, and where it often rests."""
+def every_nth(n: int) -> Any:
     from paceline.adapters.model_gain import ModelChoice
 
-    heard: dict[tuple[str, int], list[Any]] = {}
-    draft, recall = proposer.model.draft, proposer._recall
+    class EveryNth(ModelChoice):
+        """The model runs in every n-th round."""
 
-    def listening(step: Any, arguments: Any, *, num_steps: int) -> Any:
+        num_rounds = 0
+
+        def wants_model(self, gains: Any, expected: Any) -> bool:
+            self.num_rounds += 1
+            return self.num_rounds % n == 0
+
+    return EveryNth()
+
+
+def compare_skipping(llm: Any, proposer: Any) -> dict[str, Any]:
+    """The model's chains where it runs in every round, and where it often rests.
+
+    The third run shows what the second would be if the model did not read what it has missed.
+    """
+    from paceline.adapters.vllm import model_drafter
+
+    result: dict[str, Any] = {}
+    choice, widen = proposer.fuser.choice, model_drafter._widen
+    heard: dict[str, dict[tuple[str, int], list[Any]]] = {}
+    for name, every, reads_missed in (
+        ("always", 1, True),
+        ("seldom", 5, True),
+        ("blind", 5, False),
+    ):
+        if not reads_missed:
+            model_drafter._widen = lambda *_: None
+        before = proposer.stats()
+        proposer.fuser.choice = every_nth(every)
+        with listening(proposer) as heard[name]:
+            result[f"outputs_{name}"] = run_all(llm, NUM_AGAIN, tenant=name)
+        after = proposer.stats()
+        result[f"counts_{name}"] = {key: after[key] - before[key] for key in after}
+    model_drafter._widen = widen
+    proposer.fuser.choice = choice
+    for name in ("seldom", "blind"):
+        result[name] = difference(heard["always"], heard[name])
+    return result
+
+
+@contextmanager
+def listening(proposer: Any) -> Iterator[dict[tuple[str, int], list[Any]]]:
+    """The model's chains and their probabilities by session and length of its context."""
+    heard: dict[tuple[str, int], list[Any]] = {}
+    draft = proposer.model.draft
+
+    def hear(step: Any, arguments: Any, *, num_steps: int) -> Any:
         chains = draft(step, arguments, num_steps=num_steps)
         for row, request_id in enumerate(step.request_ids):
             if step.accepted[row] and chains.is_sound[row] and num_steps == MODEL_TOKENS:
                 params = proposer._runner.requests[request_id].sampling_params
                 place = step.num_before[row] + len(step.accepted[row])
-                key = params.extra_args["paceline_session"], place
-                heard[key] = [chains.token_ids[row].tolist(), chains.top_prob[row, :, 0].tolist()]
+                at = params.extra_args["paceline_session"], place
+                heard[at] = [chains.token_ids[row].tolist(), chains.top_prob[row, :, 0].tolist()]
         return chains
 
-    class EveryNth(ModelChoice):
-        """The model runs in every n-th round."""
+    proposer.model.draft = hear
+    try:
+        yield heard
+    finally:
+        proposer.model.draft = draft
 
-        def __init__(self, n: int) -> None:
-            super().__init__()
-            self._n, self._round = n, 0
 
-        def wants_model(self, gains: Any, expected: Any) -> bool:
-            self._round += 1
-            return self._round % self._n == 0
-
-    def run(n: int) -> tuple[dict[tuple[str, int], list[Any]], dict[str, int]]:
-        heard.clear()
-        before = proposer.stats()
-        proposer.fuser.choice = EveryNth(n)
-        outputs = run_all(llm, tenant=f"every-{n}")
-        after = proposer.stats()
-        assert outputs
-        result[f"outputs_{n}"] = outputs
-        return dict(heard), {name: after[name] - before[name] for name in after}
-
-    result: dict[str, Any] = {}
-    proposer.model.draft = listening
-    choice = proposer.fuser.choice
-    always, _ = run(1)
-    seldom, counts = run(5)
-    proposer.model.draft, proposer.fuser.choice = draft, choice
+def difference(always: dict[Any, list[Any]], seldom: dict[Any, list[Any]]) -> dict[str, Any]:
     common = sorted(always.keys() & seldom.keys())
-    result["skipping"] = {
-        "counts": counts,
+    return {
         "num_compared": len(common),
         "num_different": sum(always[at][0] != seldom[at][0] for at in common),
         "largest_difference": max(
-            abs(a - b)
-            for at in common
-            for a, b in zip(always[at][1], seldom[at][1], strict=True)
+            abs(a - b) for at in common for a, b in zip(always[at][1], seldom[at][1], strict=True)
         ),
     }
-    return result
 
 
 def break_things(llm: Any, worker: Any, proposer: Any) -> dict[str, Any]:
@@ -140,14 +183,14 @@ def break_things(llm: Any, worker: Any, proposer: Any) -> dict[str, Any]:
     before, accepted = proposer.failures.count, metric(llm, ACCEPTED)
     propose = worker._speculator.propose_batch
     worker._speculator.propose_batch = broken
-    result: dict[str, Any] = {"without_memory": run_all(llm)}
+    result: dict[str, Any] = {"without_memory": run_all(llm, NUM_AGAIN)}
     result["accepted_without_memory"] = metric(llm, ACCEPTED) - accepted
     worker._speculator.propose_batch = propose
     result["failures_of_memory"] = proposer.failures.count - before
 
     before, accepted = proposer.failures.count, metric(llm, ACCEPTED)
     proposer.model._propose = broken
-    result["without_model"] = run_all(llm)
+    result["without_model"] = run_all(llm, NUM_AGAIN)
     result["accepted_without_model"] = metric(llm, ACCEPTED) - accepted
     result["failures_of_model"] = proposer.failures.count - before
     return result
@@ -156,19 +199,21 @@ def break_things(llm: Any, worker: Any, proposer: Any) -> dict[str, Any]:
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens"
 
 
-def run_all(llm: Any, tenant: str = "t") -> list[list[int]]:
+def run_all(llm: Any, count: int = NUM_REQUESTS, tenant: str = "t") -> list[list[int]]:
+    """Greedy replies to the first `count` prompts, several at once."""
     from vllm import SamplingParams
 
     params = [
         SamplingParams(
             temperature=0,
-            max_tokens=MAX_MODEL_LEN if number % 8 == 0 else 40,
+            max_tokens=MAX_MODEL_LEN if number % 4 == 0 and number < NUM_AGAIN else 24,
             ignore_eos=number % 2 == 0,
             extra_args={"paceline_tenant": tenant, "paceline_session": f"s{number}"},
         )
-        for number in range(NUM_REQUESTS)
+        for number in range(count)
     ]
-    return [list(o.outputs[0].token_ids) for o in llm.generate(prompts(), params, use_tqdm=False)]
+    replies = llm.generate(prompts()[:count], params, use_tqdm=False)
+    return [list(reply.outputs[0].token_ids) for reply in replies]
 
 
 def run_sampled(llm: Any) -> list[int]:
@@ -183,9 +228,10 @@ def run_sampled(llm: Any) -> list[int]:
             ignore_eos=True,
             extra_args={"paceline_tenant": "t"},
         )
-        for number in range(NUM_REQUESTS)
+        for number in range(NUM_AGAIN)
     ]
-    return [len(o.outputs[0].token_ids) for o in llm.generate(prompts(), params, use_tqdm=False)]
+    replies = llm.generate(prompts()[:NUM_AGAIN], params, use_tqdm=False)
+    return [len(reply.outputs[0].token_ids) for reply in replies]
 
 
 def broken(*_args: Any, **_kwargs: Any) -> Any:
