@@ -55,7 +55,7 @@ def run_engine_bench(
         units = make_units(settings, work, variant, loads, folder)
         results += run_variant(settings, variant, units, folder)
     said = msgspec.to_builtins(settings)
-    for name in ("traces", "model", "tokenizer"):
+    for name in ("traces", "model", "tokenizer", "drafter"):
         # a folder by its name: where it lies on this machine tells a reader nothing
         said[name] = Path(said[name]).name
     vllm = find_vllm()
@@ -79,8 +79,11 @@ def _say_what_stays_idle(work: Work, loads: Sequence[Load]) -> None:
             )
 
 
-def available(variants: Sequence[Variant]) -> tuple[Variant, ...]:
-    """`variants` without those whose engine is not installed; says so of each."""
+def available(variants: Sequence[Variant], *, has_drafter: bool) -> tuple[Variant, ...]:
+    """`variants` without those that lack what they need; says so of each."""
+    if "paceline-fused" in variants and not has_drafter:
+        click.echo("`paceline-fused` is left out: name a drafter (--drafter)", err=True)
+        variants = [variant for variant in variants if variant != "paceline-fused"]
     if "suffix" in variants and suffix_path(os.environ) is None:
         click.echo(LEFT_OUT, err=True)
         return tuple(variant for variant in variants if variant != "suffix")
@@ -182,6 +185,17 @@ def _engine_option(_context: Any, _parameter: Any, values: Sequence[str]) -> dic
 @click.option("--suffix-factor", default=DEFAULTS.suffix_factor, show_default=True)
 @click.option("--min-probability", default=DEFAULTS.min_probability, show_default=True)
 @click.option(
+    "--drafter",
+    type=click.Path(path_type=Path),
+    help="Hugging Face folder of the model that drafts beside the memory in `paceline-fused`.",
+)
+@click.option(
+    "--drafter-tokens",
+    default=DEFAULTS.num_drafter_tokens,
+    show_default=True,
+    help="Most tokens that it drafts a step.",
+)
+@click.option(
     "--variant", "variants", multiple=True, type=click.Choice(VARIANTS), help="May be repeated."
 )
 @click.option("--eager", is_flag=True, help="Start faster, run slower: no compilation, no graphs.")
@@ -212,6 +226,8 @@ def engine(
     variants: tuple[Variant, ...],
     draft_tokens: int,
     ngram_tokens: int,
+    drafter: Path | None,
+    drafter_tokens: int,
     work: Path | None,
     json_file: Path | None,
     **options: Any,
@@ -228,9 +244,12 @@ def engine(
             sources=sources or AGENT_SOURCES,
             num_draft_tokens=draft_tokens,
             num_ngram_tokens=ngram_tokens,
+            drafter=str(drafter or ""),
+            num_drafter_tokens=drafter_tokens,
             **options,
         )
-        report = run_engine_bench(settings, available(variants or VARIANTS), loads, folder=folder)
+        able = available(variants or VARIANTS, has_drafter=drafter is not None)
+        report = run_engine_bench(settings, able, loads, folder=folder)
     click.echo(engine_tables(report.figures))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

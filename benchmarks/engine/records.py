@@ -12,16 +12,27 @@ from paceline.adapters.vllm.settings import MAX_DRAFT_TOKENS, WorkerSettings
 from paceline.benchmarks.replay.episodes import AGENT_SOURCES
 from paceline.errors import ConfigError, PacelineError
 
-Variant = Literal["off", "ngram", "suffix", "paceline", "embedded-off", "embedded", "embedded-tree"]
+Variant = Literal[
+    "off",
+    "ngram",
+    "suffix",
+    "paceline",
+    "paceline-fused",
+    "embedded-off",
+    "embedded",
+    "embedded-tree",
+]
 VARIANTS: Final[tuple[Variant, ...]] = (
     "off",
     "ngram",
     "suffix",
     "paceline",
+    "paceline-fused",
     "embedded-off",
     "embedded",
     "embedded-tree",
 )
+OURS_IN_VLLM: Final[tuple[Variant, ...]] = ("paceline", "paceline-fused")
 EMBEDDED: Final[tuple[Variant, ...]] = ("embedded-off", "embedded", "embedded-tree")
 REPLY_KEY: Final = "paceline_bench_reply"
 """Extra argument of a request: the recorded reply's token ids."""
@@ -74,6 +85,9 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
         suffix_depth: depth of the suffix trees.
         suffix_factor: most drafted tokens of the suffix tree per matched token.
         min_probability: where Paceline's drafts stop.
+        drafter: Hugging Face folder of the model that drafts beside the memory in
+            ``paceline-fused``; "" for none.
+        num_drafter_tokens: most tokens that it drafts a step.
         eager: the target is not compiled and no graphs are captured.
         max_in_flight: most requests that the engine runs at once.
         engine_options: further arguments of vLLM's engine.
@@ -95,6 +109,8 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     suffix_depth: int = 24
     suffix_factor: float = 1.0
     min_probability: float = WorkerSettings().min_probability
+    drafter: str = ""
+    num_drafter_tokens: int = WorkerSettings().drafter_tokens
     eager: bool = False
     max_in_flight: int = 256
     engine_options: dict[str, Any] = {}
@@ -103,7 +119,7 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("episodes", "requests", "context_tokens", "max_in_flight"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
-        for name in ("num_draft_tokens", "num_ngram_tokens"):
+        for name in ("num_draft_tokens", "num_ngram_tokens", "num_drafter_tokens"):
             if not 1 <= getattr(self, name) <= MAX_DRAFT_TOKENS:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}; give a number from 1 to {MAX_DRAFT_TOKENS}"

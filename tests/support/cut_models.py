@@ -1,4 +1,4 @@
-"""Models cut from another: some of its layers, and what is left is a smaller and faster model."""
+"""Models cut from another: some of its layers, which makes a smaller and faster one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
 def cut_model(target: Path, folder: Path, layers: list[int]) -> Path:
-    """`target` with only some of its layers, in float32, saved to `folder` by a process of its own."""
+    """`target` with some of its layers, in float32, saved to `folder` by a process of its own."""
     subprocess.run(
         [sys.executable, "-c", CUT, str(target), str(folder), *map(str, layers)],
         check=True,

@@ -37,7 +37,7 @@ WORDS = [
 TOPICS = (
     "The capital of France is Paris. The capital of",
     "def add(a, b):\n    return a + b\n\ndef subtract(a, b):\n",
-    '{{"name": "list_files", "arguments": {{"folder": "/src", "n": {n}}}}}\n{{"name": "list_files",',
+    '{{"name": "list_files", "arguments": {{"folder": "/src", "n": {n}}}}}\n{{"name": "list_',
     "Step {n}: open the file. Step {n}: read the file. Step {n}: open the",
     "Once upon a time there was a {word} horse who",
     "SELECT name, age FROM users WHERE id = {n};\nSELECT name, age FROM",
