@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,7 +82,10 @@ class FusedProposer:
         self._runner = runner
         self._speculator = speculator
         self._clock = clock
-        self._keys: dict[str, int] = {}
+        self._keys: dict[str, tuple[int, bool]] = {}
+        """Of each open request: the key of what it may learn from, and whether it is its own."""
+        self._guessed: tuple[ModelChains | None] | None = None
+        """What the model has said in this step; None before it was asked."""
         self._began_at: float | None = None
         self._opened: OpenRequests | None = None
         if speculator is not None:
@@ -110,15 +113,22 @@ class FusedProposer:
             arguments: those of vLLM's ``propose_draft_token_ids``.
         """
         began_at, self._began_at = self._began_at, None
+        self._guessed = None
+        named = self.model.bind(arguments)
         step: DraftingStep | None = None
         try:
-            step = self._read(arguments)
-            if self._speculator is None or self._opened is None:
-                return self._alone(step, arguments)
-            return self._draft(self._speculator, self._opened, step, arguments, began_at)
+            step = read_step(
+                self._runner,
+                named["scheduler_output"],
+                named["sampled_token_ids"],
+                named["common_attn_metadata"],
+                self.model.kv_cache_group,
+            )
+            if self._speculator is not None and self._opened is not None:
+                return self._draft(self._speculator, self._opened, step, arguments, began_at)
         except Exception as error:  # noqa: BLE001  counted: whatever drafting does, the target must answer
             self.failures.record(error)
-            return self._alone(step, arguments)
+        return self._alone(step, named, arguments)
 
     def finish(self, request_ids: Iterable[str]) -> None:
         """Close requests that left vLLM (finished or aborted).
@@ -129,8 +139,8 @@ class FusedProposer:
             return
         for request_id in request_ids:
             try:
-                key = self._keys.pop(request_id, None)
-                if key is not None and not self._opened.info(request_id).scope:
+                key, is_own = self._keys.pop(request_id, (0, False))
+                if is_own:
                     self.fuser.forget(key)
                 self._opened.finish(request_id)
             except Exception as error:  # noqa: BLE001  counted, as in propose
@@ -144,22 +154,25 @@ class FusedProposer:
             "failures": self.failures.count,
         }
 
-    def _read(self, arguments: Sequence[Any]) -> DraftingStep:
-        named = self.model.bind(arguments)
-        return read_step(
-            self._runner,
-            named["scheduler_output"],
-            named["sampled_token_ids"],
-            named["common_attn_metadata"],
-            self.model.kv_cache_group,
-        )
+    def _alone(
+        self, step: DraftingStep | None, named: Mapping[str, Any], arguments: Sequence[Any]
+    ) -> Any:
+        """What vLLM's drafter drafts by itself; nothing where it could not.
 
-    def _alone(self, step: DraftingStep | None, arguments: Sequence[Any]) -> Any:
-        """What vLLM's drafter drafts by itself; nothing where it could not."""
-        if step is not None and not self.model.fits(step):
+        A model that has been asked in this step is not asked again: other processes may run the
+        same passes.
+        """
+        nothing: list[list[int]] = [[] for _ in range(len(named["sampled_token_ids"]))]
+        if self._guessed is not None:
+            (chains,) = self._guessed
+            return nothing if chains is None else chains.token_ids.tolist()
+        if not self.model.fits(int(named["common_attn_metadata"].max_seq_len)):
             self.model.lose_account()
-            return [[] for _ in step.request_ids]
-        return self.model.draft_alone(arguments)
+            return nothing
+        if step is None:
+            return self.model.draft_alone(arguments)
+        chains = self._ask(step, arguments, num_steps=self.model.num_steps)
+        return nothing if chains is None else chains.token_ids.tolist()
 
     def _draft(
         self,
@@ -203,8 +216,8 @@ class FusedProposer:
         self.fuser.learn({step.request_ids[row]: step.accepted[row] for row in news})
         for row in rows:
             if step.request_ids[row] not in self._keys:
-                request_id = step.request_ids[row]
-                self._keys[request_id] = opened.info(request_id).learning_key
+                info = opened.info(step.request_ids[row])
+                self._keys[info.request_id] = info.learning_key, not info.scope
         limits = [
             opened.draft_limit(request_id, before + len(accepted)) if accepted else 0
             for request_id, before, accepted in zip(
@@ -225,31 +238,39 @@ class FusedProposer:
             },
             max_branches=BRANCHES,
         )
-        return self.fuser.recall(ids, [self._keys[i] for i in ids], asked.limits, trees)
+        return self.fuser.recall(ids, [self._keys[i][0] for i in ids], asked.limits, trees)
 
     def _guess(
         self, step: DraftingStep, asked: _Asked, recalled: Recalled, arguments: Sequence[Any]
     ) -> ModelChains | None:
         """The model's chains for all rows; None where it has not drafted."""
-        if not self.model.fits(step):
-            self.model.skip(step)
-            return None
-        wanted = self.fuser.wants_model(recalled, num_others=len(asked.others))
-        if not wanted and self.model.can_skip(step):
+        fits = self.model.fits(step.longest)
+        wanted = fits and self.fuser.wants_model(recalled, num_others=len(asked.others))
+        if not fits or (not wanted and self.model.can_skip(step)):
+            self._guessed = (None,)
             self.model.skip(step)
             return None
         # What must run all the same, reads with the shortest draft.
         is_short = not wanted and self.model.abilities.shortens
         num_steps = 1 if is_short else self.model.num_steps
         began_at = self._clock()
+        chains = self._ask(step, arguments, num_steps=num_steps)
+        if chains is None or is_short:
+            return None
+        if not step.has_prefill:
+            self.fuser.choice.cost.note_model(self._clock() - began_at)
+        return chains
+
+    def _ask(
+        self, step: DraftingStep, arguments: Sequence[Any], *, num_steps: int
+    ) -> ModelChains | None:
+        """Let the model draft; None if it fails."""
+        self._guessed = (None,)
         try:
             chains = self.model.draft(step, arguments, num_steps=num_steps)
         except Exception as error:  # noqa: BLE001  counted: memory's drafts need no model
             self.failures.record(error)
             self.model.stop_skipping()
             return None
-        if is_short:
-            return None
-        if not step.has_prefill:
-            self.fuser.choice.cost.note_model(self._clock() - began_at)
+        self._guessed = (chains,)
         return chains

@@ -1,7 +1,7 @@
 """vLLM's own model drafter, run when it is wanted, and over what it has missed.
 
-The one place that knows how vLLM's ``draft_model`` and EAGLE proposers work (0.32; the names used
-here are those of 0.26 too, where one is missing the model drafts as vLLM lets it). Three methods
+The one place that knows how vLLM's ``draft_model`` and EAGLE proposers work (read and run in 0.32;
+what an older one lacks is noticed when the worker starts, and leaves vLLM as it is). Three methods
 are wrapped: the runner's that proposes, so that it can be left out; the proposer's, to say how far
 it drafts and to let it read what it has missed; and the drafter model's that computes logits, to
 hear how sure it is.
@@ -26,6 +26,8 @@ from paceline.adapters.chain_fusing import ModelChains
 from paceline.adapters.read_ledger import ReadLedger
 from paceline.adapters.vllm.step import DraftingStep
 
+NEEDED: Final = {"scheduler_output", "sampled_token_ids", "common_attn_metadata"}
+"""Arguments of the runner's ``propose_draft_token_ids`` that are read here."""
 TOP: Final = 8
 """Likeliest next tokens that are looked at after each token."""
 UNHEARD_PROBABILITY: Final = 0.7
@@ -67,8 +69,9 @@ class VllmModelDrafter:
         self._proposer = runner.drafter
         self._propose_all = runner.propose_draft_token_ids
         self._propose = self._proposer.propose
-        self._proposer.propose = self._propose_more
         self._signature = inspect.signature(self._propose_all)
+        if missing := sorted(NEEDED - self._signature.parameters.keys()):
+            raise TypeError(f"vLLM's propose_draft_token_ids takes no {missing[0]}")
         takes_number = "num_speculative_tokens" in inspect.signature(self._propose).parameters
         shortens = takes_number and not getattr(self._proposer, "parallel_drafting", False)
         self.num_steps = (
@@ -85,6 +88,7 @@ class VllmModelDrafter:
         self._step: DraftingStep | None = None
         self._heard: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self._listen()
+        self._proposer.propose = self._propose_more
         self._max_model_len: int = runner.effective_drafter_max_model_len
         # vLLM stops drafting for a whole batch when one request comes near the end of the context.
         # Memory keeps each draft inside it by itself, and `fits` stops the model alone.
@@ -112,9 +116,9 @@ class VllmModelDrafter:
         """Arguments of a call of ``propose_draft_token_ids`` by name."""
         return dict(self._signature.bind(*arguments).arguments)
 
-    def fits(self, step: DraftingStep) -> bool:
-        """Whether the model can draft so near the end of its context."""
-        return bool(step.longest + self.num_steps <= self._max_model_len)
+    def fits(self, longest: int) -> bool:
+        """Whether the model can draft behind the longest context of a batch, or the end is near."""
+        return bool(longest + self.num_steps <= self._max_model_len)
 
     def can_skip(self, step: DraftingStep) -> bool:
         """Whether what the model leaves unread in this step can be read later."""
