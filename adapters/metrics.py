@@ -48,11 +48,20 @@ class MemoryCollector(Collector):
     Args:
         speculator: whose memory.
         journal: the one it publishes to, None without one.
+        fusion_stats: reads `ChainFuser.stats` and what belongs to it; None, or returning None,
+            without a model drafter beside the memory.
     """
 
-    def __init__(self, speculator: Speculator, journal: CountingJournal | None = None) -> None:
+    def __init__(
+        self,
+        speculator: Speculator,
+        journal: CountingJournal | None = None,
+        *,
+        fusion_stats: Callable[[], Mapping[str, int] | None] | None = None,
+    ) -> None:
         self._speculator = speculator
         self._journal = journal
+        self._fusion_stats = fusion_stats
 
     def collect(self) -> Iterator[Metric]:
         """One reading. O(logs held)."""
@@ -61,6 +70,9 @@ class MemoryCollector(Collector):
         if self._journal is not None:
             yield from journal_events(self._journal.stats())
             yield _lag(self._journal.lag())
+        fusion = self._fusion_stats() if self._fusion_stats is not None else None
+        if fusion is not None:
+            yield _fused(fusion)
 
     def _by_scope(self) -> Iterator[Metric]:
         drafted = CounterMetricFamily(
@@ -147,3 +159,14 @@ def journal_events(stats: Mapping[str, int]) -> Iterator[Metric]:
         else:
             events.add_metric([name], value)
     yield events
+
+
+def _fused(stats: Mapping[str, int]) -> Metric:
+    events = CounterMetricFamily(
+        "paceline_fusion_events",
+        "Rounds, drafts and tokens where a model drafts beside the memory, by kind.",
+        labels=["event"],
+    )
+    for name, value in stats.items():
+        events.add_metric([name], value)
+    return events

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 from urllib.parse import quote
 
@@ -74,3 +75,13 @@ class RequestInfo:
         if not (self.owner and self.adapter):
             return self.owner
         return f"{self.owner}/adapter:{quote(self.adapter, safe='')}"
+
+    def learning_key(self, *, is_greedy: bool) -> int:
+        """Key (63 bits) of the requests that may share what is learned of a model's drafts.
+
+        A sharing scope's, or the request's own where it has none. A guess means one thing where the
+        likeliest token is taken and another where tokens are drawn.
+        """
+        name = f"{self.scope or self.request_id} {'greedy' if is_greedy else 'drawn'}"
+        digest = blake2b(name.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1

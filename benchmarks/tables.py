@@ -20,6 +20,7 @@ ENGINES: Final = {
     "ngram": "vLLM's `ngram`",
     "suffix": "vLLM's `suffix`",
     "paceline": "Paceline",
+    "paceline-fused": "Paceline with a drafter",
     "embedded-off": "embedded, without speculation",
     "embedded": "embedded, Paceline",
     "embedded-tree": "embedded, Paceline's trees",

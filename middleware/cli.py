@@ -22,6 +22,7 @@ from paceline.middleware.memory import memory
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 DEFAULT_DRAFT_TOKENS = 16
+DEFAULT_DRAFTER_TOKENS = 4
 BENCHMARKS = "paceline.benchmarks"
 """Entry-point group of the benchmarks; each entry is a click command."""
 
@@ -149,6 +150,17 @@ def proxy(config_file: Path) -> None:
     show_default=True,
     help="Most tokens drafted a request and step.",
 )
+@click.option(
+    "--drafter",
+    help="Model with MODEL's tokenizer that drafts beside the memory.  [default: none]",
+)
+@click.option(
+    "--drafter-tokens",
+    envvar="PACELINE_DRAFTER_TOKENS",
+    default=DEFAULT_DRAFTER_TOKENS,
+    show_default=True,
+    help="Most tokens that it drafts a request and step.",
+)
 @click.option("--allow-untested", is_flag=True, help="Try a vLLM outside the tested range.")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def vllm(
@@ -156,6 +168,8 @@ def vllm(
     redis_url: str | None,
     data_folder: Path | None,
     draft_tokens: int,
+    drafter: str | None,
+    drafter_tokens: int,
     allow_untested: bool,
     vllm_args: Sequence[str],
 ) -> None:
@@ -171,6 +185,8 @@ def vllm(
         redis_url=redis_url,
         data_folder=data_folder,
         num_draft_tokens=draft_tokens,
+        drafter=drafter,
+        num_drafter_tokens=drafter_tokens,
         allow_untested=allow_untested,
     )
     sys.exit(serve_vllm(settings, click.echo))

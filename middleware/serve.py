@@ -63,6 +63,8 @@ class VllmSettings:
         redis_url: Redis that holds the memory, None for an embedded Valkey.
         data_folder: where the embedded Valkey lives, None for the user's data folder.
         num_draft_tokens: most tokens drafted a request and step.
+        drafter: model that drafts beside the memory, None for none.
+        num_drafter_tokens: most tokens that it drafts a request and step.
         allow_untested: accept a vLLM outside the tested range.
     """
 
@@ -71,6 +73,8 @@ class VllmSettings:
     redis_url: str | None = None
     data_folder: Path | None = None
     num_draft_tokens: int = 16
+    drafter: str | None = None
+    num_drafter_tokens: int = 4
     allow_untested: bool = False
 
 
@@ -115,14 +119,25 @@ def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
     """
     vllm = require_vllm(allow_untested=settings.allow_untested)
     command = worker_command(
-        vllm, settings.model, settings.vllm_args, num_draft_tokens=settings.num_draft_tokens
+        vllm,
+        settings.model,
+        settings.vllm_args,
+        num_draft_tokens=settings.num_draft_tokens,
+        drafter=settings.drafter,
     )
     folder = settings.data_folder or user_data_folder()
     with until_stopped(echo), memory(settings.redis_url, folder, echo) as redis_url:
         worker_settings = WorkerSettings.from_env(
-            {**os.environ, "PACELINE_REDIS_URL": redis_url, STORE_VARIABLE: corpus_folder()}
+            {
+                **os.environ,
+                "PACELINE_REDIS_URL": redis_url,
+                "PACELINE_DRAFTER_TOKENS": str(settings.num_drafter_tokens),
+                STORE_VARIABLE: corpus_folder(),
+            }
         )
-        env = serve_environment(os.environ, worker_settings, device=vllm.device)
+        env = serve_environment(
+            os.environ, worker_settings, device=vllm.device, drafter=settings.drafter
+        )
         with ChildProcess("vLLM", command, env=env) as process:
             return process.wait()
     return 0

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Final
 
 import numpy as np
@@ -123,7 +122,7 @@ class Drafts:
             self._drafter.finish(info.request_id)
             if not info.scope:
                 for is_greedy in (True, False):
-                    self._drafter.forget(_key(info, is_greedy=is_greedy))
+                    self._drafter.forget(info.learning_key(is_greedy=is_greedy))
 
     def _remember(self, speculator: Speculator, wishes: Sequence[Wish]) -> list[TokenTree]:
         known = [wish for wish in wishes if wish.info.request_id in speculator]
@@ -157,7 +156,7 @@ class Drafts:
         fused = drafter.propose([
             DraftWish(
                 request_id=wishes[i].info.request_id,
-                key=_key(wishes[i].info, is_greedy=wishes[i].draws.params.is_greedy),
+                key=wishes[i].info.learning_key(is_greedy=wishes[i].draws.params.is_greedy),
                 tokens=wishes[i].tokens,
                 retrieved=trees[i],
                 max_tokens=wishes[i].max_tokens,
@@ -175,13 +174,3 @@ class Drafts:
             yield
         except Exception as error:  # noqa: BLE001  counted: speculation fails open
             self.failures.record(error)
-
-
-def _key(info: RequestInfo, *, is_greedy: bool) -> int:
-    """Key of the requests that may share what fusion learns: a scope's, or the request alone.
-
-    A guess means one thing where the likeliest token is taken and another where tokens are drawn.
-    """
-    name = f"{info.scope or info.request_id} {'greedy' if is_greedy else 'drawn'}"
-    digest = blake2b(name.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

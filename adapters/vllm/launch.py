@@ -104,7 +104,12 @@ def require_vllm(*, allow_untested: bool = False) -> InstalledVllm:
 
 
 def worker_command(
-    vllm: InstalledVllm, model: str, vllm_args: Sequence[str], *, num_draft_tokens: int
+    vllm: InstalledVllm,
+    model: str,
+    vllm_args: Sequence[str],
+    *,
+    num_draft_tokens: int,
+    drafter: str | None = None,
 ) -> list[str]:
     """Program and arguments of the process that serves `model` with our worker.
 
@@ -113,6 +118,8 @@ def worker_command(
         model: what `vllm serve` would be given.
         vllm_args: passed to `vllm serve` as they are.
         num_draft_tokens: most tokens drafted for a request and step, in [1, 128].
+        drafter: model with the target's tokenizer that vLLM drafts with beside the memory
+            (``draft_model``); None for memory alone.
 
     Raises:
         ConfigError: an argument sets what we set, or `num_draft_tokens` is out of range.
@@ -128,21 +135,40 @@ def worker_command(
             f"--draft-tokens is {num_draft_tokens}; give a number from 1 to {MAX_DRAFT_TOKENS}"
         )
     worker = "CPUWorker" if vllm.device == "cpu" else "GPUWorker"
-    speculation = {
+    speculation: dict[str, object] = {
         "method": "custom_class",
         "model": "paceline.adapters.vllm.proposer.DraftProposer",
         "num_speculative_tokens": num_draft_tokens,
     }
+    if drafter is not None:
+        speculation |= {"method": "draft_model", "model": drafter}
+        if size := _value_of(vllm_args, "--tensor-parallel-size", "-tp"):
+            speculation["draft_tensor_parallel_size"] = int(size)
     return [
         *vllm.serve_command(model),
         *("--worker-cls", f"paceline.adapters.vllm.worker.{worker}"),
         *("--speculative-config", json.dumps(speculation, separators=(",", ":"))),
+        # drafts of their own lengths for each request, which asynchronous scheduling does not know
+        *(("--no-async-scheduling",) if drafter is not None else ()),
         *vllm_args,
     ]
 
 
+def _value_of(arguments: Sequence[str], *names: str) -> str | None:
+    """What one of these options is set to, ``NAME VALUE`` or ``NAME=VALUE``; None if it is not."""
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            return value if equals else next(iter(arguments[i + 1 :]), None)
+    return None
+
+
 def serve_environment(
-    env: Mapping[str, str], settings: WorkerSettings | None, *, device: Device
+    env: Mapping[str, str],
+    settings: WorkerSettings | None,
+    *,
+    device: Device,
+    drafter: str | None = None,
 ) -> dict[str, str]:
     """The environment of that process.
 
@@ -150,8 +176,12 @@ def serve_environment(
         env: the caller's, kept.
         settings: for our worker; None for a vLLM without it.
         device: on a CPU the libraries that vLLM wants preloaded are added.
+        drafter: as given to `worker_command`; vLLM's V2 model runner, which it may choose for a
+            model drafter, has no place for memory's drafts.
     """
     result = dict(env) | (settings.to_env() if settings is not None else {})
+    if drafter is not None:
+        result["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if device == "cpu":
         present = [part for part in env.get("LD_PRELOAD", "").split(":") if part]
         missing = [path for path in _preloadable() if path not in present]

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.failures import FailureLog
-from paceline.adapters.identity import request_info_from_xargs, speculation_is_off
 from paceline.adapters.speculator import Speculator
+from paceline.adapters.vllm.open_requests import OpenRequests
 
 logger = logging.getLogger("paceline.vllm")
 
@@ -38,6 +37,7 @@ class DraftProposer:
         self.failures = FailureLog(logger, "drafting")
         self._runner: Any = None
         self._speculator: Speculator | None = None
+        self._opened: OpenRequests | None = None
 
     def load_model(self, *_args: Any, **_kwargs: Any) -> None:
         """Nothing to load; vLLM calls this on every proposer."""
@@ -46,6 +46,13 @@ class DraftProposer:
         """Draft from `speculator` for the requests in `runner`'s input batch from now on."""
         self._runner = runner
         self._speculator = speculator
+        self._opened = OpenRequests(
+            runner,
+            speculator,
+            self.failures,
+            num_draft_tokens=self.num_speculative_tokens,
+            max_model_len=self.max_model_len,
+        )
 
     def propose(
         self,
@@ -64,11 +71,11 @@ class DraftProposer:
             slot_mappings: unused.
         """
         num_rows = len(sampled_token_ids)
-        if self._speculator is None:
+        if self._speculator is None or self._opened is None:
             return [[] for _ in range(num_rows)]
         try:
             return self._draft(
-                self._speculator, sampled_token_ids, num_tokens_no_spec, token_ids_cpu
+                self._opened, self._speculator, sampled_token_ids, num_tokens_no_spec, token_ids_cpu
             )
         except Exception as error:  # noqa: BLE001  counted: whatever drafting does, the target must answer
             self.failures.record(error)
@@ -79,33 +86,34 @@ class DraftProposer:
 
         Call before the runner forgets them.
         """
-        if self._speculator is None:
+        if self._opened is None:
             return
         for request_id in request_ids:
             try:
-                self._finish(self._speculator, request_id)
+                self._opened.finish(request_id)
             except Exception as error:  # noqa: BLE001  counted, as in propose
                 self.failures.record(error)
 
     def _draft(
         self,
+        opened: OpenRequests,
         speculator: Speculator,
         sampled_token_ids: Sequence[Sequence[int]],
         num_tokens_no_spec: npt.NDArray[np.int32],
         token_ids_cpu: npt.NDArray[np.int32],
     ) -> list[list[int]]:
-        batch = self._runner.input_batch
+        ids = self._runner.input_batch.req_ids
         rows = [
             row
             for row in range(len(sampled_token_ids))
-            if self._is_open(speculator, batch.req_ids[row], token_ids_cpu[row])
+            if opened.is_open(ids[row], token_ids_cpu[row])
         ]
-        request_ids = [batch.req_ids[row] for row in rows]
+        request_ids = [ids[row] for row in rows]
         lengths = [int(num_tokens_no_spec[row]) for row in rows]
         speculator.observe(request_ids, [token_ids_cpu[row] for row in rows], lengths)
 
         limits = {
-            request_id: self._draft_limit(request_id, length)
+            request_id: opened.draft_limit(request_id, length)
             for row, request_id, length in zip(rows, request_ids, lengths, strict=True)
             if sampled_token_ids[row]  # a partial prefill has nothing to verify a draft with
         }
@@ -116,72 +124,3 @@ class DraftProposer:
         for request_id, tokens in zip(wanted, proposed, strict=True):
             drafts[row_of[request_id]] = tokens
         return drafts
-
-    def _is_open(
-        self, speculator: Speculator, request_id: str, token_ids: npt.NDArray[np.int32]
-    ) -> bool:
-        """Whether a row can be drafted for; opens its request the first time it is seen.
-
-        A prompt of embeddings has nothing to index. A request that cannot be opened goes undrafted
-        without taking the others of its batch with it.
-        """
-        if request_id in speculator:
-            return True
-        if self._runner.requests[request_id].prompt_token_ids is None:
-            return False
-        try:
-            self._begin(speculator, request_id, token_ids)
-        except Exception as error:  # noqa: BLE001  counted, as in propose
-            self.failures.record(error)
-            return False
-        return True
-
-    def _begin(
-        self, speculator: Speculator, request_id: str, token_ids: npt.NDArray[np.int32]
-    ) -> None:
-        state = self._runner.requests[request_id]
-        info = request_info_from_xargs(request_id, state.sampling_params.extra_args)
-        if state.lora_request is not None:
-            info = replace(info, adapter=state.lora_request.lora_name)
-        speculator.begin(info, token_ids[: len(state.prompt_token_ids)])
-
-    def _draft_limit(self, request_id: str, num_tokens: int) -> int:
-        """Most tokens worth drafting: each round also yields one token that needs no draft."""
-        state = self._runner.requests[request_id]
-        params = state.sampling_params
-        if speculation_is_off(params.extra_args):
-            return 0
-        num_output = num_tokens - len(state.prompt_token_ids)
-        room = self.max_model_len - num_tokens
-        if params.max_tokens is not None:
-            room = min(room, params.max_tokens - num_output)
-        return max(0, min(self.num_speculative_tokens, room - 1))
-
-    def _finish(self, speculator: Speculator, request_id: str) -> None:
-        state = self._runner.requests.get(request_id)
-        if request_id not in speculator or state is None:
-            speculator.finish(request_id)
-            return
-        said = num_said(state.output_token_ids, state.sampling_params)
-        token_ids = [*state.prompt_token_ids, *state.output_token_ids[:said]]
-        speculator.observe([request_id], [token_ids], [len(token_ids)])
-        speculator.finish(request_id)
-
-
-def num_said(output_token_ids: Sequence[int], sampling_params: Any) -> int:
-    """How many of a finished request's tokens its client was given. O(len(output_token_ids)).
-
-    The runner keeps all that a round accepted; the scheduler stops at the first end token and at
-    ``max_tokens``.
-    """
-    stop_token_ids = (
-        set() if sampling_params.ignore_eos else set(sampling_params.all_stop_token_ids)
-    )
-    stop_token_ids.update(sampling_params.stop_token_ids or ())
-    limit = len(output_token_ids)
-    if sampling_params.max_tokens is not None:
-        limit = min(limit, sampling_params.max_tokens)
-    for position in range(limit):
-        if output_token_ids[position] in stop_token_ids:
-            return position + 1
-    return limit

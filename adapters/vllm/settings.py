@@ -40,6 +40,8 @@ class WorkerSettings:
         metrics_port: port on which the worker tells Prometheus about its memory, 0 for none. vLLM's
             own ``/metrics`` is another process's.
         metrics_host: address of that port.
+        drafter_tokens: most tokens that a model drafter beside the memory drafts for a request and
+            step, 1 to 128.
         warm_up_tokens: most tokens read back from the journal at start.
         corpus_dir: folder of the corpora that requests are drafted from (`paceline corpus`); ""
             for none.
@@ -54,6 +56,7 @@ class WorkerSettings:
     neighbours: int = 2
     retention_seconds: float = 0.0
     min_probability: float = 0.1
+    drafter_tokens: int = 4
     warm_up_tokens: int = 4_194_304
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"
@@ -69,6 +72,10 @@ class WorkerSettings:
             raise ConfigError(
                 f"{PREFIX}MIN_PROBABILITY is {self.min_probability}; give a number above 0, at "
                 "most 1"
+            )
+        if not 1 <= self.drafter_tokens <= MAX_DRAFT_TOKENS:
+            raise ConfigError(
+                f"{PREFIX}DRAFTER_TOKENS is {self.drafter_tokens}; give 1 to {MAX_DRAFT_TOKENS}"
             )
         if not 0 <= self.metrics_port <= MAX_PORT:
             raise ConfigError(

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import Speculator
+from paceline.adapters.vllm.fused import FusedProposer
 from paceline.adapters.vllm.proposer import DraftProposer
 from paceline.adapters.vllm.seeding import make_rewindable
 from paceline.adapters.vllm.settings import WorkerSettings
@@ -33,12 +35,16 @@ SHUTDOWN_SECONDS = 2.0
 """Longest wait for the journal to take what is still queued when the engine stops."""
 
 
+FUSED_METHODS: Final = ("draft_model", "eagle", "eagle3")
+"""Of vLLM's speculative methods, those whose drafts are fused with memory's."""
+
+
 class SpeculatingWorker:
     """What Paceline adds to a vLLM worker; mixed in before the platform's class."""
 
     model_runner: Any
     vllm_config: Any
-    _proposer: DraftProposer | None = None
+    _proposer: DraftProposer | FusedProposer | None = None
     _speculator: Speculator | None = None
     _journal: Journal | None = None
     _housekeeping: Housekeeping | None = None
@@ -49,32 +55,59 @@ class SpeculatingWorker:
         """Load the target, then open the draft memory on the rank whose drafts vLLM uses."""
         super().load_model(*args, **kwargs)  # type: ignore[misc]  # the platform's worker
         proposer = getattr(self.model_runner, "drafter", None)
-        if not isinstance(proposer, DraftProposer):
-            return
-        # vLLM stops drafting for a whole batch when one request comes within K tokens of the
-        # model's length. Our proposer keeps every draft inside the model's length by itself, so
-        # that check can never be needed.
-        self.model_runner.effective_drafter_max_model_len += proposer.num_speculative_tokens
-        if not drafts_count_here():
-            return
         settings = WorkerSettings.from_env(os.environ)
+        if isinstance(proposer, DraftProposer):
+            # vLLM stops drafting for a whole batch when one request comes within K tokens of the
+            # model's length. Our proposer keeps every draft inside the model's length by itself, so
+            # that check can never be needed.
+            self.model_runner.effective_drafter_max_model_len += proposer.num_speculative_tokens
+            if drafts_count_here():
+                proposer.attach(self.model_runner, self._open_memory(settings))
+                self._proposer = proposer
+        elif reason := why_not_fused(self.model_runner):
+            if self.vllm_config.speculative_config is not None:
+                logger.error("drafts are vLLM's own: %s", reason)
+        else:
+            self._fuse(settings)
+
+    def _fuse(self, settings: WorkerSettings) -> None:
+        """Draft beside vLLM's model drafter. A vLLM that it does not fit is left as it is."""
+        speculator = self._open_memory(settings) if drafts_count_here() else None
+        try:
+            self._proposer = FusedProposer(
+                self.model_runner,
+                speculator,
+                num_model_tokens=settings.drafter_tokens,
+                min_probability=settings.min_probability,
+            )
+        except (AttributeError, TypeError, ValueError):
+            logger.exception("drafts are vLLM's own: its model drafter is not as we know it")
+
+    def _open_memory(self, settings: WorkerSettings) -> Speculator:
+        """The draft memory and all that belongs to it."""
         memory = settings.memory()
         index = DraftIndex(
             min_probability=settings.min_probability, max_session_tokens=memory.session.capacity
         )
-        self._speculator = Speculator(index, memory=memory)
-        self._housekeeping = Housekeeping(self._speculator.expire)
+        self._speculator = speculator = Speculator(index, memory=memory)
+        self._housekeeping = Housekeeping(speculator.expire)
         self._housekeeping.start()
-        self._journal = open_journal(settings, self._speculator, self.vllm_config.model_config)
-        self._corpora = open_corpora(settings, self._speculator, self.vllm_config.model_config)
-        self._stop_metrics = open_metrics(settings, self._speculator, self._journal)
-        proposer.attach(self.model_runner, self._speculator)
-        self._proposer = proposer
+        self._journal = open_journal(settings, speculator, self.vllm_config.model_config)
+        self._corpora = open_corpora(settings, speculator, self.vllm_config.model_config)
+        self._stop_metrics = open_metrics(
+            settings, MemoryParts(speculator, self._journal, self._fusion_stats)
+        )
+        return speculator
+
+    def _fusion_stats(self) -> Mapping[str, int] | None:
+        return self._proposer.stats() if isinstance(self._proposer, FusedProposer) else None
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Close the requests that left the engine, then run the step."""
         if self._proposer is not None and scheduler_output.finished_req_ids:
             self._proposer.finish(scheduler_output.finished_req_ids)
+        if isinstance(self._proposer, FusedProposer):
+            self._proposer.begin_step(scheduler_output.total_num_scheduled_tokens)
         return super().execute_model(scheduler_output)  # type: ignore[misc]  # the platform's worker
 
     def shutdown(self) -> None:
@@ -153,9 +186,37 @@ def open_corpora(
     return feed
 
 
-def open_metrics(
-    settings: WorkerSettings, speculator: Speculator, journal: Journal | None
-) -> Callable[[], None] | None:
+def why_not_fused(runner: Any) -> str:
+    """Why drafts of this runner's drafter are not fused with memory's; "" where they are."""
+    method = getattr(getattr(runner, "speculative_config", None), "method", None)
+    if method not in FUSED_METHODS:
+        return (
+            f"speculative method {method!r} is not fused with memory; those that are: "
+            f"{', '.join(FUSED_METHODS)}"
+        )
+    if not hasattr(runner, "propose_draft_token_ids"):
+        return "vLLM chose its V2 model runner; set VLLM_USE_V2_MODEL_RUNNER=0"
+    if getattr(runner, "use_async_scheduling", False):
+        return "scheduling is asynchronous; start vLLM with --no-async-scheduling"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryParts:
+    """What an engine tells Prometheus about.
+
+    Attributes:
+        speculator: whose memory.
+        journal: the one it publishes to, None without one.
+        fusion_stats: counters of fusion with a model drafter, None where there is no fusion.
+    """
+
+    speculator: Speculator
+    journal: Journal | None
+    fusion_stats: Callable[[], Mapping[str, int] | None]
+
+
+def open_metrics(settings: WorkerSettings, parts: MemoryParts) -> Callable[[], None] | None:
     """Tell Prometheus about the memory on the port of the settings; returns what stops it.
 
     A port that cannot be had, or a missing prometheus_client, is logged and costs metrics alone.
@@ -166,7 +227,7 @@ def open_metrics(
         from paceline.adapters.metrics import MemoryCollector, serve_metrics
 
         return serve_metrics(
-            MemoryCollector(speculator, journal),
+            MemoryCollector(parts.speculator, parts.journal, fusion_stats=parts.fusion_stats),
             host=settings.metrics_host,
             port=settings.metrics_port,
         )

@@ -146,11 +146,6 @@ def _engine_option(_context: Any, _parameter: Any, values: Sequence[str]) -> dic
     type=click.Path(path_type=Path),
     help="Folder whose tokenizer renders the traces.  [default: the model's]",
 )
-@click.option(
-    "--drafter",
-    type=click.Path(path_type=Path),
-    help="Hugging Face folder of the model that drafts in the embedded engine.",
-)
 @click.option("--source", "sources", multiple=True, help="Trace file; may be repeated.")
 @click.option(
     "--episodes", default=DEFAULTS.episodes, show_default=True, help="Episodes of each source."
@@ -193,6 +188,17 @@ def _engine_option(_context: Any, _parameter: Any, values: Sequence[str]) -> dic
 @click.option("--suffix-factor", default=DEFAULTS.suffix_factor, show_default=True)
 @click.option("--min-probability", default=DEFAULTS.min_probability, show_default=True)
 @click.option(
+    "--drafter",
+    type=click.Path(path_type=Path),
+    help="Hugging Face folder of the model that drafts in the variants with one.",
+)
+@click.option(
+    "--drafter-tokens",
+    default=DEFAULTS.num_drafter_tokens,
+    show_default=True,
+    help="Most tokens that it drafts a step in `paceline-fused`.",
+)
+@click.option(
     "--variant", "variants", multiple=True, type=click.Choice(VARIANTS), help="May be repeated."
 )
 @click.option("--eager", is_flag=True, help="Start faster, run slower: no compilation, no graphs.")
@@ -224,6 +230,7 @@ def engine(
     variants: tuple[Variant, ...],
     draft_tokens: int,
     ngram_tokens: int,
+    drafter_tokens: int,
     work: Path | None,
     json_file: Path | None,
     **options: Any,
@@ -241,6 +248,7 @@ def engine(
             sources=sources or AGENT_SOURCES,
             num_draft_tokens=draft_tokens,
             num_ngram_tokens=ngram_tokens,
+            num_drafter_tokens=drafter_tokens,
             **options,
         )
         report = run_engine_bench(

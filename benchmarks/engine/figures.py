@@ -15,6 +15,7 @@ from paceline.benchmarks.engine.records import RequestTiming, Step, UnitResult, 
 NAN: Final = float("nan")
 PEERS: Final[Mapping[Variant, tuple[Variant, ...]]] = {
     "paceline": ("off", "ngram", "suffix"),
+    "paceline-fused": ("off", "paceline"),
     "embedded": ("embedded-off",),
     "embedded-tree": ("embedded-off", "embedded"),
     "embedded-drafter": ("embedded-off",),
@@ -33,6 +34,8 @@ MACRO: Final = (
     "decode_ratio_to_off",
     "decode_ratio_to_ngram",
     "decode_ratio_to_suffix",
+    "ratio_to_paceline",
+    "decode_ratio_to_paceline",
     "ratio_to_embedded-off",
     "decode_ratio_to_embedded-off",
     "ratio_to_embedded",

@@ -17,6 +17,7 @@ Variant = Literal[
     "ngram",
     "suffix",
     "paceline",
+    "paceline-fused",
     "embedded-off",
     "embedded",
     "embedded-tree",
@@ -28,8 +29,9 @@ Variant = Literal[
 VARIANTS: Final[tuple[Variant, ...]] = get_args(Variant)
 EMBEDDED: Final[tuple[Variant, ...]] = tuple(v for v in VARIANTS if v.startswith("embedded"))
 DRAFTED_BY_MODEL: Final[tuple[Variant, ...]] = tuple(
-    v for v in EMBEDDED if "drafter" in v or "fused" in v
+    v for v in VARIANTS if "drafter" in v or "fused" in v
 )
+OURS_IN_VLLM: Final[tuple[Variant, ...]] = ("paceline", "paceline-fused")
 REPLY_KEY: Final = "paceline_bench_reply"
 """Extra argument of a request: the recorded reply's token ids."""
 
@@ -66,7 +68,6 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         traces: folder of the recorded traces.
         model: Hugging Face folder of the target; a config alone is enough with dummy weights.
-        drafter: folder of the model that drafts in the embedded engine, "" for none.
         tokenizer: folder whose tokenizer renders the traces; "" for SmolLM2's.
         sources: trace files to take episodes from.
         episodes: episodes of each source, the first ones.
@@ -82,6 +83,9 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
         suffix_depth: depth of the suffix trees.
         suffix_factor: most drafted tokens of the suffix tree per matched token.
         min_probability: where Paceline's drafts stop.
+        drafter: Hugging Face folder of the model that drafts in the embedded engine's variants with one
+            and in ``paceline-fused``; "" for none.
+        num_drafter_tokens: most tokens that it drafts a step in ``paceline-fused``.
         eager: the target is not compiled and no graphs are captured.
         max_in_flight: most requests that the engine runs at once.
         engine_options: further arguments of vLLM's engine.
@@ -104,6 +108,7 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     suffix_depth: int = 24
     suffix_factor: float = 1.0
     min_probability: float = WorkerSettings().min_probability
+    num_drafter_tokens: int = WorkerSettings().drafter_tokens
     eager: bool = False
     max_in_flight: int = 256
     engine_options: dict[str, Any] = {}
@@ -112,7 +117,7 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("episodes", "requests", "context_tokens", "max_in_flight"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
-        for name in ("num_draft_tokens", "num_ngram_tokens"):
+        for name in ("num_draft_tokens", "num_ngram_tokens", "num_drafter_tokens"):
             if not 1 <= getattr(self, name) <= MAX_DRAFT_TOKENS:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}; give a number from 1 to {MAX_DRAFT_TOKENS}"

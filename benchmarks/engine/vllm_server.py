@@ -15,6 +15,7 @@ import msgspec
 from paceline.adapters.vllm.launch import Device, require_vllm, serve_environment
 from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.benchmarks.engine.records import (
+    OURS_IN_VLLM,
     REPLY_KEY,
     EngineBenchSettings,
     Step,
@@ -62,7 +63,9 @@ def engine_environment(
             # What forces the replies is written for V1, which every drafting variant runs on.
             "VLLM_USE_V2_MODEL_RUNNER": "0",
         },
-        WorkerSettings(min_probability=settings.min_probability),
+        WorkerSettings(
+            min_probability=settings.min_probability, drafter_tokens=settings.num_drafter_tokens
+        ),
         device=device,
     )
 
@@ -80,7 +83,7 @@ def engine_arguments(
     """
     most_drafted = max(settings.num_draft_tokens, settings.num_ngram_tokens)
     max_model_len = settings.context_tokens + longest_reply + 2 * most_drafted + SLACK_TOKENS
-    peer = "" if variant == "paceline" else "Peer"
+    peer = "" if variant in OURS_IN_VLLM else "Peer"
     arguments: dict[str, Any] = {
         "model": settings.model,
         "dtype": settings.dtype,
@@ -95,6 +98,8 @@ def engine_arguments(
     if max_model_len > _trained_length(Path(settings.model)):
         # What the target says is not its own, so it may read further than it was trained to.
         arguments["hf_overrides"] = {"max_position_embeddings": max_model_len}
+    if variant == "paceline-fused":
+        arguments["async_scheduling"] = False  # as `paceline vllm --drafter` starts it
     speculation = _speculation(settings, variant)
     if speculation:
         arguments["speculative_config"] = speculation
@@ -140,6 +145,12 @@ def _speculation(settings: EngineBenchSettings, variant: Variant) -> dict[str, A
         return {
             "method": "custom_class",
             "model": "paceline.adapters.vllm.proposer.DraftProposer",
+            "num_speculative_tokens": settings.num_draft_tokens,
+        }
+    if variant == "paceline-fused":
+        return {
+            "method": "draft_model",
+            "model": settings.drafter,
             "num_speculative_tokens": settings.num_draft_tokens,
         }
     return None

@@ -39,6 +39,25 @@ def test_command_loads_our_worker_and_passes_arguments_on(vllm: InstalledVllm, w
     assert "some/model" in command
 
 
+@pytest.mark.parametrize("vllm", [CPU, GPU])
+def test_a_drafter_is_vllms_own_beside_our_worker(vllm: InstalledVllm) -> None:
+    """With a drafter vLLM drafts with it, on the runner and the scheduling that we can draft in."""
+    extra = ["-tp", "2"]
+    command = worker_command(vllm, "m", extra, num_draft_tokens=12, drafter="small")
+    config = json.loads(command[command.index("--speculative-config") + 1])
+    assert config == {
+        "method": "draft_model",
+        "model": "small",
+        "num_speculative_tokens": 12,
+        "draft_tensor_parallel_size": 2,
+    }
+    assert command.index("--no-async-scheduling") < command.index("-tp")
+    assert any(part.startswith("paceline.adapters.vllm.worker.") for part in command)
+    env = serve_environment({}, None, device=vllm.device, drafter="small")
+    assert env["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in serve_environment({}, None, device=vllm.device)
+
+
 @pytest.mark.parametrize("flag", ["--worker-cls=mine.Worker", "--speculative-config", "-sc"])
 def test_arguments_that_we_set_are_refused(flag: str) -> None:
     """A flag of ours among vLLM's is refused by name instead of silently losing to ours."""

@@ -25,6 +25,8 @@ def test_settings_come_back_from_the_environment() -> None:
         ("PACELINE_WARM_UP_TOKENS", "-1"),
         ("PACELINE_MIN_PROBABILITY", "1.5"),
         ("PACELINE_MIN_PROBABILITY", "0"),
+        ("PACELINE_DRAFTER_TOKENS", "0"),
+        ("PACELINE_DRAFTER_TOKENS", "129"),
     ],
 )
 def test_a_wrong_value_is_named(name: str, value: str) -> None:

@@ -1,0 +1,276 @@
+"""Chains from memory and from a model drafter, fused for engines that verify chains."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.adapters.model_gain import ModelChoice, ModelGain
+from paceline.caches import FusedBatch, Fusion, Source, TreeBatch
+
+COUNTERS: Final = (
+    "rounds_with_model",
+    "rounds_without_model",
+    "rows_memory",
+    "rows_model",
+    "rows_both",
+    "drafted_memory",
+    "drafted_model",
+    "accepted_memory",
+    "accepted_model",
+)
+"""What `ChainFuser.stats` counts: rounds, drafts by who drafted them, and their tokens."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelChains:
+    """What a model drafter says of a batch; row i belongs to the batch's request i.
+
+    Attributes:
+        token_ids: int32, (rows, steps). The chain it drafted for each.
+        top_token: int32, (rows, steps, width). Its likeliest tokens at each place of the chain, the
+            context's end first.
+        top_prob: float32, (rows, steps, width). Their probabilities.
+        is_sound: bool, (rows,). Whether it has read all of the row's context; where it has not, its
+            chain counts for nothing.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    top_token: npt.NDArray[np.int32]
+    top_prob: npt.NDArray[np.float32]
+    is_sound: npt.NDArray[np.bool_]
+
+    def rows(self, rows: Sequence[int]) -> ModelChains:
+        """Those of some rows."""
+        at = np.asarray(rows, np.int64)
+        return ModelChains(
+            self.token_ids[at], self.top_token[at], self.top_prob[at], self.is_sound[at]
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recalled:
+    """Memory's side of a round.
+
+    Attributes:
+        request_ids: of the batch.
+        keys: int64, (requests,). Requests of one key share what is learned.
+        limits: int32, (requests,). Most tokens for each.
+        trees: what memory drafted, branches and all.
+        chains: the best chain of each tree.
+        expected: float64, (requests,). Tokens of it that are expected to be accepted.
+    """
+
+    request_ids: Sequence[str]
+    keys: npt.NDArray[np.int64]
+    limits: npt.NDArray[np.int32]
+    trees: TreeBatch
+    chains: TreeBatch
+    expected: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Issued:
+    """A chain that was handed out, until it is known what became of it."""
+
+    key: int
+    token_ids: list[int]
+    is_model: list[bool]
+    recalled: list[int]
+    num_expected: float
+    had_model: bool
+
+
+class ChainFuser:
+    """Drafts chains from both, and learns from what is accepted.
+
+    A round is `learn`, `recall`, `wants_model`, `fuse`. Not thread-safe.
+
+    Args:
+        min_probability: chains less likely than this are cut, in [0, 1].
+        choice: decides whether the model drafts in a round.
+    """
+
+    def __init__(self, *, min_probability: float = 0.1, choice: ModelChoice | None = None) -> None:
+        self.choice = ModelChoice() if choice is None else choice
+        self._min_probability = min_probability
+        self._fusion = Fusion(min_probability=min_probability)
+        self._gain = ModelGain()
+        self._issued: dict[str, _Issued] = {}
+        self._pending: tuple[FusedBatch, Sequence[str]] | None = None
+        self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
+
+    def recall(
+        self,
+        request_ids: Sequence[str],
+        keys: Sequence[int],
+        limits: Sequence[int],
+        trees: TreeBatch,
+    ) -> Recalled:
+        """What memory alone would draft: `trees` cut to chains."""
+        recalled = Recalled(
+            request_ids,
+            np.array(keys, np.int64),
+            np.array(limits, np.int32),
+            trees,
+            trees,
+            np.zeros(len(request_ids)),
+        )
+        chains, _ = self._fuse(recalled, None)
+        return replace(recalled, chains=chains, expected=expected_lengths(chains))
+
+    def wants_model(self, recalled: Recalled, *, num_others: int = 0) -> bool:
+        """Whether the model is to draft in this round.
+
+        Args:
+            recalled: memory's side.
+            num_others: requests of the batch that memory does not draft for, but the model may.
+        """
+        expected = [*recalled.expected.tolist(), *([0.0] * num_others)]
+        keys = [*recalled.keys.tolist(), *([NOBODY] * num_others)]
+        gains = [self._gain.expected(k, e) for k, e in zip(keys, expected, strict=True)]
+        return self.choice.wants_model(gains, expected)
+
+    def fuse(self, recalled: Recalled, model: ModelChains | None) -> list[list[int]]:
+        """The chains to verify, one for each request.
+
+        Args:
+            recalled: memory's side.
+            model: the model's, with a row for each request; None where it has not run.
+        """
+        self._counts["rounds_without_model" if model is None else "rounds_with_model"] += 1
+        chains = recalled.chains
+        if model is not None:
+            chains, batch = self._fuse(recalled, model)
+            self._pending = batch, recalled.request_ids
+        is_sound = [False] * len(recalled.request_ids) if model is None else model.is_sound.tolist()
+        is_model = (chains.source == Source.MODEL).tolist()
+        token_ids = chains.token_lists()
+        by_memory = recalled.chains.token_lists()
+        keys, expected = recalled.keys.tolist(), recalled.expected.tolist()
+        for i, (start, stop) in enumerate(pairwise(chains.offsets.tolist())):
+            issued = _Issued(
+                keys[i], token_ids[i], is_model[start:stop], by_memory[i], expected[i], is_sound[i]
+            )
+            self._count_drafted(issued)
+            self._issued[recalled.request_ids[i]] = issued
+        return token_ids
+
+    def learn(self, committed: Mapping[str, Sequence[int]]) -> None:
+        """Learn what became of the last round's chains.
+
+        Args:
+            committed: tokens that the target committed to each request since; requests that are not
+                in it teach nothing.
+        """
+        if self._pending is not None:
+            batch, request_ids = self._pending
+            self._pending = None
+            rows = [committed.get(request_id, ()) for request_id in request_ids]
+            self._fusion.learn(
+                batch,
+                np.array(list(chain.from_iterable(rows)), np.int32),
+                np.cumsum([0, *map(len, rows)], dtype=np.int64),
+            )
+        for request_id, issued in self._issued.items():
+            if request_id in committed:
+                self._learn_from(issued, committed[request_id])
+        self._issued = {}
+
+    def forget(self, key: int) -> None:
+        """Drop what was learned for a key."""
+        self._fusion.forget(key)
+        self._gain.forget(key)
+
+    def stats(self) -> dict[str, int]:
+        """What `COUNTERS` names."""
+        return dict(self._counts)
+
+    def _fuse(self, recalled: Recalled, model: ModelChains | None) -> tuple[TreeBatch, FusedBatch]:
+        trees = recalled.trees
+        offsets, token_ids, parent, prob, source, batch = self._fusion.fuse(
+            trees.offsets,
+            trees.token_ids,
+            trees.parent,
+            trees.prob,
+            trees.source,
+            *_places(model, len(recalled.request_ids)),
+            keys=recalled.keys,
+            max_tokens=recalled.limits,
+            max_branches=1,
+        )
+        return TreeBatch(offsets, token_ids, parent, prob, source), batch
+
+    def _count_drafted(self, issued: _Issued) -> None:
+        num_model = sum(issued.is_model)
+        num_memory = len(issued.is_model) - num_model
+        self._counts["drafted_model"] += num_model
+        self._counts["drafted_memory"] += num_memory
+        if num_model or num_memory:
+            who = "both" if num_model and num_memory else "model" if num_model else "memory"
+            self._counts[f"rows_{who}"] += 1
+
+    def _learn_from(self, issued: _Issued, committed: Sequence[int]) -> None:
+        num_accepted = num_leading(issued.token_ids, committed)
+        num_model = sum(issued.is_model[:num_accepted])
+        self._counts["accepted_model"] += num_model
+        self._counts["accepted_memory"] += num_accepted - num_model
+        if issued.had_model and committed:
+            num_gained = num_accepted - num_leading(issued.recalled, committed)
+            self._gain.learn(issued.key, issued.num_expected, num_gained)
+
+
+NOBODY: Final = 0
+"""Key of requests that memory cannot draft for; nothing is learned for it."""
+
+
+def _places(
+    model: ModelChains | None, num_requests: int
+) -> tuple[
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.float32],
+]:
+    """The model's chains as the places that `Fusion` knows: each extends the one before it."""
+    if model is None:
+        nothing = np.zeros(0, np.int32)
+        offsets = np.zeros(num_requests + 1, np.int64)
+        return offsets, nothing, nothing, nothing, np.zeros(0, np.float32)
+    sound = model.is_sound
+    num_sound, num_steps = int(sound.sum()), model.token_ids.shape[1]
+    token = np.zeros((num_sound, num_steps), np.int32)
+    token[:, 1:] = model.token_ids[sound, :-1]
+    return (
+        np.cumsum([0, *(sound * num_steps)], dtype=np.int64),
+        np.tile(np.arange(-1, num_steps - 1, dtype=np.int32), num_sound),
+        token.reshape(-1),
+        np.ascontiguousarray(model.top_token[sound], np.int32).reshape(-1),
+        np.clip(model.top_prob[sound], 0.0, 1.0).astype(np.float32).reshape(-1),
+    )
+
+
+def expected_lengths(chains: TreeBatch) -> npt.NDArray[np.float64]:
+    """Tokens of each chain that are expected to be accepted, float64 (requests,).
+
+    The sum of the probabilities of its beginnings. O(nodes).
+    """
+    return np.array([
+        np.multiply.accumulate(chains.prob[a:b], dtype=np.float64).sum()
+        for a, b in pairwise(chains.offsets.tolist())
+    ])  # fmt: skip
+
+
+def num_leading(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that two sequences begin with alike."""
+    for position, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return position
+    return min(len(one), len(other))

@@ -1,0 +1,277 @@
+"""Memory and vLLM's own model drafter in one draft (``draft_model``, and EAGLE where configured).
+
+Takes the place of the runner's ``propose_draft_token_ids``: memory drafts first, which takes
+microseconds; the model drafts where it is expected to be worth its passes; both become one chain
+for each request. The drafts carry no probabilities: vLLM's rejection sampler then takes them for
+certain guesses, which keeps the target's distribution whoever drafted them and wherever a chain was
+cut. With the model's probabilities it would not: whether a sampled token is kept here depends on
+that token.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from paceline.adapters.chain_fusing import ChainFuser, ModelChains, Recalled
+from paceline.adapters.failures import FailureLog
+from paceline.adapters.speculator import Speculator
+from paceline.adapters.vllm.model_drafter import VllmModelDrafter
+from paceline.adapters.vllm.open_requests import OpenRequests
+from paceline.adapters.vllm.step import DraftingStep, read_step
+
+logger = logging.getLogger("paceline.vllm")
+
+BRANCHES: Final = 4
+"""Branches that memory drafts for the model to judge."""
+SPARE_NODES: Final = 2
+"""Nodes of memory's tree for each token of the chain that is cut from it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """Who wants drafts in a step.
+
+    Attributes:
+        rows: that memory drafts for.
+        limits: of tokens, for each of them.
+        others: rows that memory cannot draft for, and their limits.
+    """
+
+    rows: list[int]
+    limits: list[int]
+    others: dict[int, int]
+
+
+class FusedProposer:
+    """Drafts for vLLM's running batch from a `Speculator` and from vLLM's model drafter.
+
+    On a rank whose drafts vLLM does not use there is no speculator, and the model drafts as vLLM
+    lets it, so that all ranks run the same passes.
+
+    Args:
+        runner: vLLM's V1 model runner, its drafter loaded.
+        speculator: drafts from memory; None where drafts do not count.
+        num_model_tokens: most tokens that the model drafts for a request and step.
+        min_probability: chains less likely than this are cut.
+        fuser: of the two; a new one if None.
+        clock: monotonic seconds.
+
+    Attributes:
+        failures: what went wrong.
+        fuser: learns and counts.
+        model: vLLM's drafter.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        speculator: Speculator | None,
+        *,
+        num_model_tokens: int,
+        min_probability: float = 0.1,
+        fuser: ChainFuser | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.failures = FailureLog(logger, "drafting")
+        self.fuser = ChainFuser(min_probability=min_probability) if fuser is None else fuser
+        self.model = VllmModelDrafter(runner, num_steps=num_model_tokens)
+        self._runner = runner
+        self._speculator = speculator
+        self._clock = clock
+        self._keys: dict[str, tuple[int, bool]] = {}
+        """Of each open request: the key of what it may learn from, and whether it is its own."""
+        self._guessed: tuple[ModelChains | None] | None = None
+        """What the model has said in this step; None before it was asked."""
+        self._began_at: float | None = None
+        self._opened: OpenRequests | None = None
+        if speculator is not None:
+            self._opened = OpenRequests(
+                runner,
+                speculator,
+                self.failures,
+                num_draft_tokens=runner.num_spec_tokens,
+                max_model_len=runner.max_model_len,
+            )
+        runner.propose_draft_token_ids = self.propose
+
+    def begin_step(self, num_scheduled: int) -> None:
+        """The runner begins a step in which the target reads `num_scheduled` tokens."""
+        if not num_scheduled:
+            return
+        if self._began_at is not None:
+            self.model.lose_account()  # vLLM did not ask for drafts in the step before
+        self._began_at = self._clock()
+
+    def propose(self, *arguments: Any) -> Any:
+        """Drafts for the step's requests: lists of their own lengths, or what vLLM drafted alone.
+
+        Args:
+            arguments: those of vLLM's ``propose_draft_token_ids``.
+        """
+        began_at, self._began_at = self._began_at, None
+        self._guessed = None
+        named = self.model.bind(arguments)
+        step: DraftingStep | None = None
+        try:
+            step = read_step(
+                self._runner,
+                named["scheduler_output"],
+                named["sampled_token_ids"],
+                named["common_attn_metadata"],
+                self.model.kv_cache_group,
+            )
+            if self._speculator is not None and self._opened is not None:
+                return self._draft(self._speculator, self._opened, step, arguments, began_at)
+        except Exception as error:  # noqa: BLE001  counted: whatever drafting does, the target must answer
+            self.failures.record(error)
+        return self._alone(step, named, arguments)
+
+    def finish(self, request_ids: Iterable[str]) -> None:
+        """Close requests that left vLLM (finished or aborted).
+
+        Call before the runner forgets them.
+        """
+        if self._opened is None:
+            return
+        for request_id in request_ids:
+            try:
+                key, is_own = self._keys.pop(request_id, (0, False))
+                if is_own:
+                    self.fuser.forget(key)
+                self._opened.finish(request_id)
+            except Exception as error:  # noqa: BLE001  counted, as in propose
+                self.failures.record(error)
+
+    def stats(self) -> dict[str, int]:
+        """Counters: `ChainFuser.stats`, what the model read late or not at all, and failures."""
+        return self.fuser.stats() | {
+            "tokens_caught_up": self.model.num_caught_up,
+            "rows_unread": self.model.num_unsound,
+            "failures": self.failures.count,
+        }
+
+    def _alone(
+        self, step: DraftingStep | None, named: Mapping[str, Any], arguments: Sequence[Any]
+    ) -> Any:
+        """What vLLM's drafter drafts by itself; nothing where it could not.
+
+        A model that has been asked in this step is not asked again: other processes may run the
+        same passes.
+        """
+        nothing: list[list[int]] = [[] for _ in range(len(named["sampled_token_ids"]))]
+        if self._guessed is not None:
+            (chains,) = self._guessed
+            return nothing if chains is None else chains.token_ids.tolist()
+        if not self.model.fits(int(named["common_attn_metadata"].max_seq_len)):
+            self.model.lose_account()
+            return nothing
+        if step is None:
+            return self.model.draft_alone(arguments)
+        chains = self._ask(step, arguments, num_steps=self.model.num_steps)
+        return nothing if chains is None else chains.token_ids.tolist()
+
+    def _draft(
+        self,
+        speculator: Speculator,
+        opened: OpenRequests,
+        step: DraftingStep,
+        arguments: Sequence[Any],
+        began_at: float | None,
+    ) -> list[list[int]]:
+        if began_at is not None and not step.has_prefill:
+            self.fuser.choice.cost.note_target(self._clock() - began_at)
+        asked = self._observe(speculator, opened, step)
+        recalled = self._recall(speculator, step, asked)
+        chains = self._guess(step, asked, recalled, arguments)
+        drafts: list[list[int]] = [[] for _ in step.request_ids]
+        fused = self.fuser.fuse(recalled, None if chains is None else chains.rows(asked.rows))
+        for row, tokens in zip(asked.rows, fused, strict=True):
+            drafts[row] = tokens
+        if chains is not None:
+            for row, limit in asked.others.items():
+                drafts[row] = chains.token_ids[row].tolist()[:limit]
+        # a runner that holds the model's probabilities would verify with them
+        self._runner._draft_probs = None
+        self._runner._draft_prob_req_ids = None
+        return drafts
+
+    def _observe(self, speculator: Speculator, opened: OpenRequests, step: DraftingStep) -> _Asked:
+        """Tell the memory and the fuser what was accepted."""
+        is_open = [
+            opened.is_open(request_id, step.token_ids[row])
+            for row, request_id in enumerate(step.request_ids)
+        ]
+        rows = [row for row, is_one in enumerate(is_open) if is_one]
+        ids = [step.request_ids[row] for row in rows]
+        before = [step.num_before[row] for row in rows]
+        speculator.observe(ids, [step.token_ids[row] for row in rows], before)
+        news = [row for row in rows if step.accepted[row]]
+        speculator.commit_batch(
+            [step.request_ids[row] for row in news], [step.accepted[row] for row in news]
+        )
+        self.fuser.learn({step.request_ids[row]: step.accepted[row] for row in news})
+        for row in rows:
+            if step.request_ids[row] not in self._keys:
+                info = opened.info(step.request_ids[row])
+                key = info.learning_key(is_greedy=opened.is_greedy(info.request_id))
+                self._keys[info.request_id] = key, not info.scope
+        limits = [
+            opened.draft_limit(request_id, before + len(accepted)) if accepted else 0
+            for request_id, before, accepted in zip(
+                step.request_ids, step.num_before, step.accepted, strict=True
+            )
+        ]
+        wanting = [row for row in rows if limits[row] > 0]
+        others = {row: limit for row, limit in enumerate(limits) if limit > 0 and not is_open[row]}
+        return _Asked(wanting, [limits[row] for row in wanting], others)
+
+    def _recall(self, speculator: Speculator, step: DraftingStep, asked: _Asked) -> Recalled:
+        ids = [step.request_ids[row] for row in asked.rows]
+        trees = speculator.propose_batch(
+            ids,
+            max_tokens={
+                request_id: SPARE_NODES * limit
+                for request_id, limit in zip(ids, asked.limits, strict=True)
+            },
+            max_branches=BRANCHES,
+        )
+        return self.fuser.recall(ids, [self._keys[i][0] for i in ids], asked.limits, trees)
+
+    def _guess(
+        self, step: DraftingStep, asked: _Asked, recalled: Recalled, arguments: Sequence[Any]
+    ) -> ModelChains | None:
+        """The model's chains for all rows; None where it has not drafted."""
+        fits = self.model.fits(step.longest)
+        wanted = fits and self.fuser.wants_model(recalled, num_others=len(asked.others))
+        if not fits or (not wanted and self.model.can_skip(step)):
+            self._guessed = (None,)
+            self.model.skip(step)
+            return None
+        # What must run all the same, reads with the shortest draft.
+        is_short = not wanted and self.model.abilities.shortens
+        num_steps = 1 if is_short else self.model.num_steps
+        began_at = self._clock()
+        chains = self._ask(step, arguments, num_steps=num_steps)
+        if chains is None or is_short:
+            return None
+        if not step.has_prefill:
+            self.fuser.choice.cost.note_model(self._clock() - began_at)
+        return chains
+
+    def _ask(
+        self, step: DraftingStep, arguments: Sequence[Any], *, num_steps: int
+    ) -> ModelChains | None:
+        """Let the model draft; None if it fails."""
+        self._guessed = (None,)
+        try:
+            chains = self.model.draft(step, arguments, num_steps=num_steps)
+        except Exception as error:  # noqa: BLE001  counted: memory's drafts need no model
+            self.failures.record(error)
+            self.model.stop_skipping()
+            return None
+        self._guessed = (chains,)
+        return chains

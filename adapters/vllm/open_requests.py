@@ -1,0 +1,125 @@
+"""The requests of vLLM's running batch in the terms of a `Speculator`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.adapters.failures import FailureLog
+from paceline.adapters.identity import request_info_from_xargs, speculation_is_off
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
+
+
+LEAST_TEMPERATURE: Final = 1e-5
+"""vLLM's: below it nothing is sampled."""
+
+
+class OpenRequests:
+    """Opens requests in a speculator as they appear, and closes them with what their client got.
+
+    Args:
+        runner: vLLM's model runner, read only.
+        speculator: drafts from memory.
+        failures: counts what goes wrong with one request.
+        num_draft_tokens: most tokens that vLLM verifies for a request and step.
+        max_model_len: most tokens of a request.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        speculator: Speculator,
+        failures: FailureLog,
+        *,
+        num_draft_tokens: int,
+        max_model_len: int,
+    ) -> None:
+        self._runner = runner
+        self._speculator = speculator
+        self._failures = failures
+        self._num_draft_tokens = num_draft_tokens
+        self._max_model_len = max_model_len
+
+    def is_open(self, request_id: str, token_ids: npt.NDArray[np.int32]) -> bool:
+        """Whether a request can be drafted for; opens it the first time it is seen.
+
+        A prompt of embeddings has nothing to index. A request that cannot be opened goes undrafted
+        without taking the others of its batch with it.
+
+        Args:
+            request_id: vLLM's.
+            token_ids: int32, (>= tokens,). vLLM's buffer of its tokens.
+        """
+        if request_id in self._speculator:
+            return True
+        prompt_token_ids = self._runner.requests[request_id].prompt_token_ids
+        if prompt_token_ids is None:
+            return False
+        try:
+            self._speculator.begin(self.info(request_id), token_ids[: len(prompt_token_ids)])
+        except Exception as error:  # noqa: BLE001  counted: the request is answered without drafts
+            self._failures.record(error)
+            return False
+        return True
+
+    def info(self, request_id: str) -> RequestInfo:
+        """Who asks."""
+        state = self._runner.requests[request_id]
+        info = request_info_from_xargs(request_id, state.sampling_params.extra_args)
+        if state.lora_request is not None:
+            info = replace(info, adapter=state.lora_request.lora_name)
+        return info
+
+    def is_greedy(self, request_id: str) -> bool:
+        """Whether vLLM takes the likeliest token each time."""
+        temperature: float = self._runner.requests[request_id].sampling_params.temperature
+        return temperature < LEAST_TEMPERATURE
+
+    def draft_limit(self, request_id: str, num_tokens: int) -> int:
+        """Most tokens worth drafting behind `num_tokens` accepted ones.
+
+        Each round also yields one token that needs no draft.
+        """
+        state = self._runner.requests[request_id]
+        params = state.sampling_params
+        if speculation_is_off(params.extra_args):
+            return 0
+        room = self._max_model_len - num_tokens
+        if params.max_tokens is not None:
+            room = min(room, params.max_tokens - (num_tokens - state.num_prompt_tokens))
+        return max(0, min(self._num_draft_tokens, room - 1))
+
+    def finish(self, request_id: str) -> None:
+        """Close a request that left vLLM; call before the runner forgets it."""
+        state = self._runner.requests.get(request_id)
+        if request_id not in self._speculator or state is None:
+            self._speculator.finish(request_id)
+            return
+        said = num_said(state.output_token_ids, state.sampling_params)
+        token_ids = [*state.prompt_token_ids, *state.output_token_ids[:said]]
+        self._speculator.observe([request_id], [token_ids], [len(token_ids)])
+        self._speculator.finish(request_id)
+
+
+def num_said(output_token_ids: Sequence[int], sampling_params: Any) -> int:
+    """How many of a finished request's tokens its client was given. O(len(output_token_ids)).
+
+    The runner keeps all that a round accepted; the scheduler stops at the first end token and at
+    ``max_tokens``.
+    """
+    stop_token_ids = (
+        set() if sampling_params.ignore_eos else set(sampling_params.all_stop_token_ids)
+    )
+    stop_token_ids.update(sampling_params.stop_token_ids or ())
+    limit = len(output_token_ids)
+    if sampling_params.max_tokens is not None:
+        limit = min(limit, sampling_params.max_tokens)
+    for position in range(limit):
+        if output_token_ids[position] in stop_token_ids:
+            return position + 1
+    return limit

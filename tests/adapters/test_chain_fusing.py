@@ -1,0 +1,144 @@
+"""Chains from memory and a model, without an engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from paceline.adapters.chain_fusing import ChainFuser, ModelChains, Recalled, expected_lengths
+from paceline.adapters.model_gain import ModelChoice
+from paceline.caches import Source, TreeBatch
+
+KEY, OTHER = 11, 12
+
+
+def memory(*chains: tuple[list[int], float]) -> TreeBatch:
+    """One chain for each request, every token as likely as given."""
+    lengths = [len(tokens) for tokens, _ in chains]
+    return TreeBatch(
+        np.cumsum([0, *lengths], dtype=np.int64),
+        np.array([t for tokens, _ in chains for t in tokens], np.int32),
+        np.array([i - 1 for n in lengths for i in range(n)], np.int32),
+        np.array([p for tokens, p in chains for _ in tokens], np.float32),
+        np.full(sum(lengths), Source.WORKLOAD, np.uint8),
+    )
+
+
+def model(*chains: tuple[list[int], float], sound: bool = True) -> ModelChains:
+    """One chain for each request, every token as likely as given."""
+    token_ids = np.array([tokens for tokens, _ in chains], np.int32)
+    prob = np.array([[[p, (1 - p) / 2]] * len(tokens) for tokens, p in chains], np.float32)
+    top = np.stack([token_ids, np.full_like(token_ids, 99)], axis=-1)
+    return ModelChains(token_ids, top, prob, np.full(len(chains), sound))
+
+
+def recall(fuser: ChainFuser, trees: TreeBatch, *, keys: Any = KEY, limit: int = 8) -> Recalled:
+    names = [f"r{i}" for i in range(len(trees))]
+    owners = [keys] * len(trees) if isinstance(keys, int) else list(keys)
+    return fuser.recall(names, owners, [limit] * len(trees), trees)
+
+
+def test_each_request_gets_the_better_of_the_two() -> None:
+    """Where memory is sure its chain is taken, where it knows nothing the model's."""
+    fuser = ChainFuser()
+    recalled = recall(fuser, memory(([1, 2, 3, 4], 0.95), ([], 1.0)))
+    fused = fuser.fuse(recalled, model(([7, 8, 9], 0.2), ([7, 8, 9], 0.9)))
+    assert fused == [[1, 2, 3, 4], [7, 8, 9]]
+    stats = fuser.stats()
+    assert (stats["rows_memory"], stats["rows_model"]) == (1, 1)
+    assert (stats["drafted_memory"], stats["drafted_model"]) == (4, 3)
+
+
+def test_one_goes_on_where_the_other_ends() -> None:
+    """A chain can begin in memory and end in the model, and go past the model's end in memory."""
+    fuser = ChainFuser()
+    trees = memory(([1, 2], 0.9), ([1, 2, 3, 4, 5], 0.9))
+    fused = fuser.fuse(recall(fuser, trees), model(([1, 2, 8], 0.95), ([1, 2, 3], 0.95)))
+    assert fused == [[1, 2, 8], [1, 2, 3, 4, 5]]
+    assert fuser.stats()["rows_both"] == 1
+
+
+def test_an_unlikely_chain_is_cut_and_limits_hold() -> None:
+    """No chain is longer than its request's limit, nor goes on where it is too unlikely."""
+    fuser = ChainFuser(min_probability=0.5)
+    recalled = recall(fuser, memory(([1, 2, 3, 4], 0.75), ([1, 2, 3, 4], 0.99)), limit=3)
+    assert fuser.fuse(recalled, None) == [[1, 2], [1, 2, 3]]
+    assert fuser.stats()["rounds_without_model"] == 1
+
+
+def test_a_model_that_has_not_read_the_context_has_no_say() -> None:
+    """What it says behind tokens that it has not read is neither drafted nor learned from."""
+    fuser = ChainFuser()
+    recalled = recall(fuser, memory(([1, 2], 0.6)))
+    assert fuser.fuse(recalled, model(([7, 8], 0.99), sound=False)) == [[1, 2]]
+    before = fuser.wants_model(recalled)
+    fuser.learn({"r0": [7, 8, 9]})
+    assert fuser.wants_model(recalled) == before
+
+
+def test_acceptance_is_counted_by_who_drafted() -> None:
+    """Accepted tokens belong to memory where memory had them, the others to the model."""
+    fuser = ChainFuser()
+    recalled = recall(fuser, memory(([1, 2], 0.9)))
+    assert fuser.fuse(recalled, model(([1, 2, 8], 0.95))) == [[1, 2, 8]]
+    fuser.learn({"r0": [1, 2, 8, 5]})
+    stats = fuser.stats()
+    assert (stats["accepted_memory"], stats["accepted_model"]) == (2, 1)
+
+
+def rounds(fuser: ChainFuser, key: int, num: int) -> None:
+    """Rounds in which memory drafts wrongly and the model rightly."""
+    for _ in range(num):
+        fuser.fuse(recall(fuser, memory(([1, 2], 0.3)), keys=key), model(([7, 8], 0.5)))
+        fuser.learn({"r0": [7, 8, 9]})
+
+
+def costly() -> ModelChoice:
+    choice = ModelChoice()
+    choice.cost.note_target(1.0)
+    choice.cost.note_model(0.9)
+    return choice
+
+
+def test_a_model_that_pays_is_wanted_and_one_that_does_not_rests() -> None:
+    """What became of its chains decides, for the sharing scope that saw it and for no other."""
+    fuser = ChainFuser(choice=costly())
+    unsure = memory(([1, 2], 0.3))
+    rounds(fuser, KEY, 100)
+    assert fuser.wants_model(recall(fuser, unsure, keys=KEY))
+    fresh = ChainFuser(choice=costly())
+    trees = recall(fresh, unsure, keys=OTHER)
+    assert fuser.wants_model(recall(fuser, unsure, keys=OTHER)) == fresh.wants_model(trees)
+    fused = fuser.fuse(recall(fuser, unsure, keys=OTHER), model(([7, 8], 0.5)))
+    assert fused == fresh.fuse(trees, model(([7, 8], 0.5)))
+    sure = memory(([1, 2, 3, 4, 5, 6, 7, 8], 0.99))
+    assert not fuser.wants_model(recall(fuser, sure, keys=OTHER))
+
+
+def test_what_was_learned_for_a_request_of_its_own_is_forgotten() -> None:
+    """After `forget` a key drafts as one that was never seen."""
+    fuser, fresh = ChainFuser(choice=costly()), ChainFuser(choice=costly())
+    rounds(fuser, KEY, 100)
+    fuser.forget(KEY)
+    trees = memory(([1, 2], 0.3))
+    model_chains = model(([7, 8], 0.5))
+    assert fuser.fuse(recall(fuser, trees), model_chains) == fresh.fuse(
+        recall(fresh, trees), model_chains
+    )
+
+
+def test_expected_lengths_are_sums_over_beginnings() -> None:
+    """A chain of probability p a token is worth p + p² + …; an empty one nothing."""
+    found = expected_lengths(memory(([1, 2, 3], 0.5), ([], 1.0)))
+    assert found.tolist() == [0.875, 0.0]
+
+
+def test_requests_that_are_absent_teach_nothing() -> None:
+    """A request that is not in a step is neither counted nor learned from."""
+    fuser = ChainFuser()
+    fuser.fuse(
+        recall(fuser, memory(([1, 2], 0.9), ([1, 2], 0.9))), model(([1, 2], 0.9), ([1, 2], 0.9))
+    )
+    fuser.learn({"r1": [1, 2, 3]})
+    assert fuser.stats()["accepted_memory"] == 2

@@ -1,0 +1,266 @@
+"""Runs a real vLLM engine with a model drafter beside the memory; prints JSON.
+
+Usage: python offline_fused.py TARGET off|fused|twin [DRAFTER]
+
+``twin`` runs the model in every round and ends there: for a drafter that is the target.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+MAX_MODEL_LEN = 320
+NUM_REQUESTS = 20
+NUM_AGAIN = 8
+MAX_IN_FLIGHT = 4
+DRAFT_TOKENS = 8
+MODEL_TOKENS = 3
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "white",
+    "black",
+    "brown",
+    "gray",
+    "pink",
+    "gold",
+    "silver",
+    "amber",
+    "violet",
+]
+TOPICS = (
+    "The capital of France is Paris. The capital of",
+    "def add(a, b):\n    return a + b\n\ndef subtract(a, b):\n",
+    '{{"name": "list_files", "arguments": {{"folder": "/src", "n": {n}}}}}\n{{"name": "list_',
+    "Step {n}: open the file. Step {n}: read the file. Step {n}: open the",
+    "Once upon a time there was a {word} horse who",
+    "SELECT name, age FROM users WHERE id = {n};\nSELECT name, age FROM",
+)
+
+
+def prompts() -> list[str]:
+    """Some that repeat themselves, some that do not; every seventh longer than a prefill chunk."""
+    found = []
+    for number in range(NUM_REQUESTS):
+        text = TOPICS[number % len(TOPICS)].format(n=number, word=WORDS[number % len(WORDS)])
+        found.append(("One, two, three, four, five. " * 14 + text) if number % 7 == 0 else text)
+    return found
+
+
+def main(target: str, mode: str, drafter: str | None) -> dict[str, Any]:
+    from vllm import LLM
+
+    options: dict[str, Any] = {}
+    if mode != "off":
+        options["worker_cls"] = "paceline.adapters.vllm.worker.CPUWorker"
+        options["speculative_config"] = {
+            "method": "draft_model",
+            "model": drafter,
+            "num_speculative_tokens": DRAFT_TOKENS,
+        }
+    llm = LLM(
+        target,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=MAX_MODEL_LEN,
+        max_num_batched_tokens=96,  # a prompt of more is prefilled in chunks
+        max_num_seqs=MAX_IN_FLIGHT,
+        num_gpu_blocks_override=6,  # too few for four requests at full length: some are preempted
+        disable_log_stats=False,
+        **options,
+    )
+    if mode == "twin":
+        proposer = llm.llm_engine.model_executor.driver_worker.worker._proposer
+        proposer.fuser.choice = every_nth(1)
+        return {"outputs": run_all(llm, NUM_AGAIN), "stats": proposer.stats()}
+    result: dict[str, Any] = {"outputs": run_all(llm)}
+    if mode == "fused":
+        result |= try_fusion(llm)
+    return result | {"preemptions": metric(llm, "vllm:num_preemptions")}
+
+
+def try_fusion(llm: Any) -> dict[str, Any]:
+    worker = llm.llm_engine.model_executor.driver_worker.worker
+    proposer = worker._proposer
+    result: dict[str, Any] = {"first": proposer.stats(), "metrics": metrics_of(worker)}
+    result["again"] = run_all(llm, NUM_AGAIN)
+    result["second"] = proposer.stats()
+    result |= compare_skipping(llm, proposer)
+    result["sampled"] = run_sampled(llm)
+    result["failures"] = proposer.failures.count
+    result |= break_things(llm, worker, proposer)
+    worker._speculator.index.check_integrity()
+    return result
+
+
+def every_nth(n: int) -> Any:
+    from paceline.adapters.model_gain import ModelChoice
+
+    class EveryNth(ModelChoice):
+        """The model runs in every n-th round."""
+
+        num_rounds = 0
+
+        def wants_model(self, gains: Any, expected: Any) -> bool:
+            self.num_rounds += 1
+            return self.num_rounds % n == 0
+
+    return EveryNth()
+
+
+def compare_skipping(llm: Any, proposer: Any) -> dict[str, Any]:
+    """The model's chains where it runs in every round, and where it often rests.
+
+    The third run shows what the second would be if the model did not read what it has missed.
+    """
+    from paceline.adapters.vllm import model_drafter
+
+    result: dict[str, Any] = {}
+    choice, widen = proposer.fuser.choice, model_drafter._widen
+    heard: dict[str, dict[tuple[str, int], list[Any]]] = {}
+    for name, every, reads_missed in (
+        ("always", 1, True),
+        ("seldom", 5, True),
+        ("blind", 5, False),
+    ):
+        if not reads_missed:
+            model_drafter._widen = lambda *_: None
+        before = proposer.stats()
+        proposer.fuser.choice = every_nth(every)
+        with listening(proposer) as heard[name]:
+            result[f"outputs_{name}"] = run_all(llm, NUM_AGAIN, tenant=name)
+        after = proposer.stats()
+        result[f"counts_{name}"] = {key: after[key] - before[key] for key in after}
+    model_drafter._widen = widen
+    proposer.fuser.choice = choice
+    for name in ("seldom", "blind"):
+        result[name] = difference(heard["always"], heard[name])
+    return result
+
+
+@contextmanager
+def listening(proposer: Any) -> Iterator[dict[tuple[str, int], list[Any]]]:
+    """The model's chains and their probabilities by session and length of its context."""
+    heard: dict[tuple[str, int], list[Any]] = {}
+    draft = proposer.model.draft
+
+    def hear(step: Any, arguments: Any, *, num_steps: int) -> Any:
+        chains = draft(step, arguments, num_steps=num_steps)
+        for row, request_id in enumerate(step.request_ids):
+            if step.accepted[row] and chains.is_sound[row] and num_steps == MODEL_TOKENS:
+                params = proposer._runner.requests[request_id].sampling_params
+                place = step.num_before[row] + len(step.accepted[row])
+                at = params.extra_args["paceline_session"], place
+                heard[at] = [chains.token_ids[row].tolist(), chains.top_prob[row, :, 0].tolist()]
+        return chains
+
+    proposer.model.draft = hear
+    try:
+        yield heard
+    finally:
+        proposer.model.draft = draft
+
+
+def difference(always: dict[Any, list[Any]], seldom: dict[Any, list[Any]]) -> dict[str, Any]:
+    common = sorted(always.keys() & seldom.keys())
+    return {
+        "num_compared": len(common),
+        "num_different": sum(always[at][0] != seldom[at][0] for at in common),
+        "largest_difference": max(
+            abs(a - b) for at in common for a, b in zip(always[at][1], seldom[at][1], strict=True)
+        ),
+    }
+
+
+def break_things(llm: Any, worker: Any, proposer: Any) -> dict[str, Any]:
+    """Memory that raises, then a model that raises."""
+    before, accepted = proposer.failures.count, metric(llm, ACCEPTED)
+    propose = worker._speculator.propose_batch
+    worker._speculator.propose_batch = broken
+    result: dict[str, Any] = {"without_memory": run_all(llm, NUM_AGAIN)}
+    result["accepted_without_memory"] = metric(llm, ACCEPTED) - accepted
+    worker._speculator.propose_batch = propose
+    result["failures_of_memory"] = proposer.failures.count - before
+
+    before, accepted = proposer.failures.count, metric(llm, ACCEPTED)
+    proposer.model._propose = broken
+    result["without_model"] = run_all(llm, NUM_AGAIN)
+    result["accepted_without_model"] = metric(llm, ACCEPTED) - accepted
+    result["failures_of_model"] = proposer.failures.count - before
+    return result
+
+
+ACCEPTED = "vllm:spec_decode_num_accepted_tokens"
+
+
+def run_all(llm: Any, count: int = NUM_REQUESTS, tenant: str = "t") -> list[list[int]]:
+    """Greedy replies to the first `count` prompts, several at once."""
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=MAX_MODEL_LEN if number % 4 == 0 and number < NUM_AGAIN else 24,
+            ignore_eos=number % 2 == 0,
+            extra_args={"paceline_tenant": tenant, "paceline_session": f"s{number}"},
+        )
+        for number in range(count)
+    ]
+    replies = llm.generate(prompts()[:count], params, use_tqdm=False)
+    return [list(reply.outputs[0].token_ids) for reply in replies]
+
+
+def run_sampled(llm: Any) -> list[int]:
+    """Lengths of sampled replies, some seeded, beside greedy ones."""
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(
+            temperature=0.8 if number % 3 else 0.0,
+            seed=7 if number % 2 else None,
+            max_tokens=16,
+            ignore_eos=True,
+            extra_args={"paceline_tenant": "t"},
+        )
+        for number in range(NUM_AGAIN)
+    ]
+    replies = llm.generate(prompts()[:NUM_AGAIN], params, use_tqdm=False)
+    return [len(reply.outputs[0].token_ids) for reply in replies]
+
+
+def broken(*_args: Any, **_kwargs: Any) -> Any:
+    raise RuntimeError("broken on purpose")
+
+
+def metrics_of(worker: Any) -> list[str]:
+    """What Prometheus is told about fusion."""
+    from paceline.adapters.metrics import MemoryCollector
+
+    collector = MemoryCollector(worker._speculator, fusion_stats=worker._fusion_stats)
+    return [
+        sample.labels["event"]
+        for family in collector.collect()
+        for sample in family.samples
+        if sample.name == "paceline_fusion_events_total"
+    ]
+
+
+def metric(llm: Any, name: str) -> float:
+    return sum(m.value for m in llm.get_metrics() if m.name == name)
+
+
+if __name__ == "__main__":
+    # The engine in this process, so that the worker can be looked into.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["PACELINE_DRAFTER_TOKENS"] = str(MODEL_TOKENS)
+    arguments = sys.argv[1:]
+    print("RESULT " + json.dumps(main(arguments[0], arguments[1], (*arguments, None)[2])))
