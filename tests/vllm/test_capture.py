@@ -108,6 +108,25 @@ LIKELIEST: dict[str, Any] = {"temperature": 0.5, "top_p": 1e-6}
 Not `top_k`, which ends vLLM 0.32's CPU engine as soon as it speculates and a step has no drafts.
 """
 
+
+def alike_answers(
+    stack: Stack, path: str, body: dict[str, Any], *, session: str
+) -> tuple[bytes, bytes]:
+    """What a client gets without and with capture.
+
+    On a busy machine vLLM sends the tokens of two steps in one chunk now and then: asked again
+    until both answers have as many chunks of the same sizes, a few times at most.
+    """
+    for _ in range(8):
+        bare, captured = (
+            alike(post(proxy, path, body, session)[0]) for proxy in (stack.bare, stack.capturing)
+        )
+        sizes = [sorted(map(len, data.split(b"\n\n"))) for data in (bare, captured)]
+        if sizes[0] == sizes[1]:
+            break
+    return bare, captured
+
+
 STREAMS: list[dict[str, Any]] = [
     {"stream": True},
     {"stream": True, "stream_options": {"include_usage": True}},
@@ -133,13 +152,11 @@ def test_a_client_of_vllm_gets_the_bytes_it_would_have_got(
     stack: Stack, path: str, options: dict[str, Any]
 ) -> None:
     """Not a byte differs from an answer that nobody recorded."""
-    body = asking(path, **options)
-    bare, _ = post(stack.bare, path, body, "bytes")
-    captured, _ = post(stack.capturing, path, body, "bytes")
+    bare, captured = alike_answers(stack, path, asking(path, **options), session="bytes")
     if options.get("n") and options.get("stream"):  # vLLM's own order of the replies' chunks varies
-        assert sorted(alike(captured).split(b"\n\n")) == sorted(alike(bare).split(b"\n\n"))
+        assert sorted(captured.split(b"\n\n")) == sorted(bare.split(b"\n\n"))
     else:
-        assert alike(captured) == alike(bare)
+        assert captured == bare
 
 
 def test_chunks_that_ids_alone_cause_are_left_out(stack: Stack) -> None:
@@ -152,11 +169,11 @@ def test_chunks_that_ids_alone_cause_are_left_out(stack: Stack) -> None:
         structured_outputs={"choice": [SAID_CALL]},
     )
     asked, _ = post(stack.bare, CHAT, body | {"return_token_ids": True}, "tools")
-    bare, _ = post(stack.bare, CHAT, body, "tools")
+    bare, captured = alike_answers(stack, CHAT, body, session="tools")
     assert asked.count(b"\n\n") > bare.count(b"\n\n")
     assert b'"name":"ride"' in bare.replace(b" ", b"")
-    captured, request_id = post(stack.capturing, CHAT, body, "tools")
-    assert alike(captured) == alike(bare)
+    assert captured == bare
+    _, request_id = post(stack.capturing, CHAT, body, "tools")
     wait_until(lambda: request_id in ids_of(stack))
     [record] = [r for r in all_recorded(stack) if r.request_id == request_id]
     told = b"".join(re.findall(rb'"token_ids":(\[[^]]*\])', asked)).replace(b"][", b",")
