@@ -14,7 +14,6 @@ from paceline.adapters.identity import request_info_from_xargs, speculation_is_o
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 
-
 LEAST_TEMPERATURE: Final = 1e-5
 """vLLM's: below it nothing is sampled."""
 

@@ -83,8 +83,7 @@ class EngineBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
         suffix_depth: depth of the suffix trees.
         suffix_factor: most drafted tokens of the suffix tree per matched token.
         min_probability: where Paceline's drafts stop.
-        drafter: Hugging Face folder of the model that drafts in the embedded engine's variants with one
-            and in ``paceline-fused``; "" for none.
+        drafter: Hugging Face folder of the model that drafts in the variants with one; "" for none.
         num_drafter_tokens: most tokens that it drafts a step in ``paceline-fused``.
         eager: the target is not compiled and no graphs are captured.
         max_in_flight: most requests that the engine runs at once.
