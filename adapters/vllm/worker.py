@@ -20,6 +20,7 @@ from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import Speculator
+from paceline.adapters.vllm.empty_top_k import allow_no_rows
 from paceline.adapters.vllm.fused import FusedProposer
 from paceline.adapters.vllm.proposer import DraftProposer
 from paceline.adapters.vllm.seeding import make_rewindable
@@ -125,10 +126,17 @@ class SpeculatingWorker:
         super().shutdown()  # type: ignore[misc]  # the platform's worker
 
 
-class SeedSafeSampling:
-    """Keeps a seeded request from ending an engine whose generators cannot be rewound (the CPU)."""
+class SafeSampling:
+    """Keeps what a client asks for from ending an engine on the CPU: a ``seed``, a ``top_k``."""
 
     model_runner: Any
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Mend vLLM's sampling, then load the target."""
+        from vllm.v1.sample.ops import topk_topp_sampler
+
+        allow_no_rows(topk_topp_sampler)
+        super().load_model(*args, **kwargs)  # type: ignore[misc]  # the platform's worker
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Make the batch's generators rewindable, then sample."""
@@ -251,7 +259,7 @@ def __getattr__(name: str) -> type:
     if name == "CPUWorker":
         from vllm.v1.worker.cpu_worker import CPUWorker as PlatformCPUWorker
 
-        worker = type(name, (SeedSafeSampling, SpeculatingWorker, PlatformCPUWorker), {})
+        worker = type(name, (SafeSampling, SpeculatingWorker, PlatformCPUWorker), {})
     elif name == "GPUWorker":
         from vllm.v1.worker.gpu_worker import Worker as PlatformGPUWorker
 

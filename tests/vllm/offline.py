@@ -45,7 +45,8 @@ def main(model: str, *, speculate: bool) -> dict[str, Any]:
         worker = llm.llm_engine.model_executor.driver_worker.worker
         result |= {"first": counts(llm, worker)}
         result["again"] = run_all(llm)
-        result["seeded"] = run_seeded(llm)
+        result["seeded"] = run_sampled(llm, temperature=0.8, seed=3)
+        result["top_k"] = run_sampled(llm, temperature=0.5, top_k=1)
         worker._speculator.index.check_integrity()
         begin = worker._speculator.begin
         worker._speculator.begin = lambda info, ids: (
@@ -55,7 +56,7 @@ def main(model: str, *, speculate: bool) -> dict[str, Any]:
         result["one_broken"] = run_all(llm)
         result["accepted_beside_it"] = metric(llm, "vllm:spec_decode_num_accepted_tokens") - before
         result["failures_of_one"] = worker._proposer.failures.count
-        worker._speculator.propose = broken
+        worker._speculator.propose_batch = broken
         result["broken"] = run_all(llm)
         result["failures"] = worker._proposer.failures.count
     return result | {"preemptions": metric(llm, "vllm:num_preemptions")}
@@ -80,11 +81,11 @@ def run_all(llm: Any) -> list[list[int]]:
     return [list(o.outputs[0].token_ids) for o in llm.generate(prompts, params, use_tqdm=False)]
 
 
-def run_seeded(llm: Any) -> list[int]:
-    """Sampling with a seed after a chunked prefill, which would end an unprepared CPU engine."""
+def run_sampled(llm: Any, **sampling: Any) -> list[int]:
+    """Sampling after a chunked prefill, in ways that would end an unprepared CPU engine."""
     from vllm import SamplingParams
 
-    params = SamplingParams(temperature=0.8, seed=3, max_tokens=8)
+    params = SamplingParams(max_tokens=8, **sampling)
     return [len(o.outputs[0].token_ids) for o in llm.generate([LONG_PROMPT] * 2, params)]
 
 

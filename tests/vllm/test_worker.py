@@ -84,6 +84,11 @@ def test_a_seed_does_not_end_the_engine(on: dict[str, Any]) -> None:
     assert on["seeded"] == [8, 8]
 
 
+def test_a_top_k_does_not_end_the_engine(on: dict[str, Any]) -> None:
+    """Sampling among the likeliest tokens works on a CPU, in steps without drafts too."""
+    assert on["top_k"] == [8, 8]
+
+
 @pytest.mark.parametrize(
     ("name", "platform"), [("CPUWorker", "cpu_worker"), ("GPUWorker", "gpu_worker")]
 )
