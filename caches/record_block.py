@@ -155,6 +155,8 @@ def _inflated(data: bytes) -> _Columns:
     magic, version, num_bytes = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise RecordError(f"{len(data)} bytes that begin with {magic!r} are no block")
+    if version < 1:
+        raise RecordError(f"a block has version {version}; there is none below 1: it is damaged")
     if version > BLOCK_VERSION:
         raise NewerSchemaError(
             f"a block has version {version}, this Paceline reads up to {BLOCK_VERSION}; "

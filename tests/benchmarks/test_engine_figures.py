@@ -269,19 +269,19 @@ def test_a_peer_that_is_not_installed_is_left_out_aloud(
 ) -> None:
     """The other variants are measured without it."""
     monkeypatch.setattr(command, "suffix_path", lambda _env: None)
-    assert available(("off", "suffix", "paceline"), has_drafter=False) == ("off", "paceline")
+    assert available(("off", "suffix", "paceline")) == ("off", "paceline")
     assert "`suffix` is left out" in capsys.readouterr().err
     monkeypatch.setattr(command, "suffix_path", lambda _env: "")
-    assert available(("off", "suffix"), has_drafter=False) == ("off", "suffix")
+    assert available(("off", "suffix")) == ("off", "suffix")
 
 
 def test_fusion_is_measured_where_a_drafter_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without a drafter the variant is left out aloud; with one it is vLLM's, on our worker."""
-    assert available(("off", "paceline-fused"), has_drafter=False) == ("off",)
+    assert available(("off", "paceline-fused")) == ("off",)
     assert "--drafter" in capsys.readouterr().err
-    assert available(("paceline-fused",), has_drafter=True) == ("paceline-fused",)
+    assert available(("paceline-fused",), tmp_path) == ("paceline-fused",)
     settings = make_settings(tmp_path, drafter="small", num_draft_tokens=5)
     arguments = engine_arguments(settings, "paceline-fused", longest_reply=1, device="cpu")
     assert arguments["speculative_config"] == {

@@ -21,6 +21,22 @@ token_lists = st.lists(st.integers(0, 2**31 - 1), max_size=50) | st.lists(
 )
 
 
+ONE = StoredRecord(
+    (1, 0),
+    SequenceRecord(
+        request_id="r",
+        scope="s",
+        tenant="t",
+        workload="",
+        session="",
+        origin="o",
+        token_ids=np.arange(5, dtype=np.int32),
+        num_prompt=2,
+        finished_at=1.0,
+    ),
+)
+
+
 @st.composite
 def stored_records(draw: st.DrawFn) -> list[StoredRecord]:
     scope, tenant = draw(texts), draw(texts)
@@ -80,21 +96,7 @@ def test_foreign_bytes_are_refused(data: bytes) -> None:
 
 def test_columns_that_disagree_are_refused() -> None:
     """A well-formed block whose records do not share out its tokens is not used."""
-    stored = StoredRecord(
-        (1, 0),
-        SequenceRecord(
-            request_id="r",
-            scope="s",
-            tenant="t",
-            workload="",
-            session="",
-            origin="o",
-            token_ids=np.arange(5, dtype=np.int32),
-            num_prompt=2,
-            finished_at=1.0,
-        ),
-    )
-    good = encode_block([stored])
+    good = encode_block([ONE])
     columns = msgspec.msgpack.decode(zlib.decompress(good[7:]))
     for index, wrong in ((7, [4]), (7, [5, 0]), (7, [-5]), (6, [6]), (2, [])):
         raw = msgspec.msgpack.encode([*columns[:index], wrong, *columns[index + 1 :]])
@@ -106,6 +108,14 @@ def test_a_newer_block_is_told_apart() -> None:
     """A block of a later version is recognised as such."""
     with pytest.raises(NewerSchemaError, match="version 2"):
         decode_block(b"PB\x02" + bytes(20))
+
+
+def test_a_version_that_never_was_is_refused() -> None:
+    """There is none before the first."""
+    good = encode_block([ONE])
+    assert len(decode_block(good)) == 1
+    with pytest.raises(RecordError, match="version 0; there is none below 1"):
+        decode_block(good[:2] + b"\0" + good[3:])
 
 
 def test_a_block_takes_less_than_its_records_apart() -> None:
