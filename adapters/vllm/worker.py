@@ -20,7 +20,7 @@ from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import Speculator
-from paceline.adapters.vllm.empty_top_k import allow_no_rows
+from paceline.adapters.vllm.cpu_sampling import mend
 from paceline.adapters.vllm.fused import FusedProposer
 from paceline.adapters.vllm.proposer import DraftProposer
 from paceline.adapters.vllm.seeding import make_rewindable
@@ -127,15 +127,19 @@ class SpeculatingWorker:
 
 
 class SafeSampling:
-    """Keeps what a client asks for from ending an engine on the CPU: a ``seed``, a ``top_k``."""
+    """Keeps sampling on a CPU exact, and engines alive whose clients want a `seed` or `top_k`.
+
+    See `seeding` and `cpu_sampling`.
+    """
 
     model_runner: Any
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Mend vLLM's sampling, then load the target."""
+        from vllm.v1.sample import rejection_sampler
         from vllm.v1.sample.ops import topk_topp_sampler
 
-        allow_no_rows(topk_topp_sampler)
+        mend(rejection_sampler, topk_topp_sampler)
         super().load_model(*args, **kwargs)  # type: ignore[misc]  # the platform's worker
 
     def sample_tokens(self, grammar_output: Any) -> Any:
