@@ -108,6 +108,7 @@ def init(
 )
 @click.option("--chain-tokens", default=8, show_default=True, help="Longest chain in the report.")
 @click.option("--threads", type=int, help="Of torch.  [default: torch's choice]")
+@click.option("--device", default="auto", show_default=True, help="Torch's: cpu, cuda, cuda:1.")
 @click.option("--seed", default=0, show_default=True, help="Of prompts, replies and training.")
 def distil(
     folder: Path,

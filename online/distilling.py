@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import click
 import msgspec
+import torch
 
 from paceline.drafter_folder import (
     Distilled,
@@ -45,8 +46,8 @@ SETTINGS: Final = "settings.json"
 OF_TRAINING: Final = frozenset(
     {"drafter", "steps", "minutes", "batch", "learning_rate", "chain_tokens"}
 )
-OF_NEITHER: Final = frozenset({"out", "work", "threads", "checkpoint_steps"})
-"""Settings that only training depends on, and those on which no result does."""
+OF_NEITHER: Final = frozenset({"out", "work", "threads", "device", "checkpoint_steps"})
+"""Settings that only training depends on, and those on which no result does but by rounding."""
 
 
 class StoppedError(Exception):
@@ -83,13 +84,34 @@ class Distillation:
         model, tokenizer = load_model(folder, keep_dtype=True)
         dtype, vocab_size = model.dtype, int(model.config.vocab_size)
         work = self._open_work(out, vocab_size)
-        student = Student(model.float(), kept_token_ids(folder, vocab_size))
+        device = self._device()
+        student = Student(model.float().to(device), kept_token_ids(folder, vocab_size))
         train, held_out, seconds = self._lessons(work, vocab_size)
         distilled = self._train(student, train, held_out, work, seconds)
         record = msgspec.structs.replace(_record(folder, model, settings), distilled=distilled)
         with new_folder(out) as beside:
-            save_drafter(student.model.to(dtype), tokenizer, record, beside)
+            save_drafter(student.model.to("cpu", dtype), tokenizer, record, beside)
         return distilled
+
+    def _device(self) -> torch.device:
+        """Where target and drafter compute.
+
+        Raises:
+            ConfigError: torch does not know it, or it is not there.
+        """
+        name = self.settings.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        # on a GPU matrices are multiplied in TF32: rounding is not what limits a drafter
+        torch.set_float32_matmul_precision("high")
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"--device is {name!r}, which torch cannot use here ({reason}); give cpu, auto, or "
+                "a device of this machine such as cuda:0"
+            ) from error
 
     def _open_work(self, out: Path, vocab_size: int) -> Path:
         """The folder for replies and checkpoints, if it is of this run."""
@@ -118,7 +140,9 @@ class Distillation:
                 f"the drafter has {vocab_size} tokens and the target {size}; give a drafter with "
                 "the target's tokenizer"
             )
-        teacher = Teacher(target, top_k=settings.top_k, temperature=settings.temperature)
+        teacher = Teacher(
+            target.to(self._device()), top_k=settings.top_k, temperature=settings.temperature
+        )
         wanted = {
             HELD_OUT: held_out[: settings.held_out_prompts],
             REPLIES: train[: settings.num_prompts],
@@ -147,10 +171,9 @@ class Distillation:
                 if self.is_stopping():
                     raise StoppedError
                 started = self.clock()
-                batch = [
-                    prompt_tokens(prompt, tokenizer, max_tokens=settings.prompt_tokens)
-                    for prompt in prompts[first : first + size]
-                ]
+                batch = prompt_tokens(
+                    prompts[first : first + size], tokenizer, max_tokens=settings.prompt_tokens
+                )
                 lessons = self._taught(teacher, batch, name, settings.seed + first)
                 took = self.clock() - started
                 mine.add(lessons, seconds=took)
@@ -161,7 +184,8 @@ class Distillation:
         self, teacher: Teacher, batch: Sequence[Sequence[int]], name: str, seed: int
     ) -> list[Lesson]:
         if name == READINGS:
-            return [teacher.reading(token_ids) for token_ids in batch if len(token_ids) > 1]
+            read: list[Lesson] = teacher.readings([ids for ids in batch if len(ids) > 1])
+            return read
         replies: list[Lesson] = teacher.replies(
             batch, max_tokens=self.settings.reply_tokens, seed=seed
         )

@@ -74,28 +74,38 @@ def split(
     return train, held_out
 
 
-def prompt_tokens(prompt: Prompt, tokenizer: Any, *, max_tokens: int) -> list[int]:
+def prompt_tokens(prompts: Sequence[Prompt], tokenizer: Any, *, max_tokens: int) -> list[list[int]]:
     """Tokens that the target reads: its chat template, or the texts alone where it has none.
 
     Of more than `max_tokens` the first quarter stays and the end.
 
     Raises:
-        ConfigError: it has no token.
+        ConfigError: a prompt has no token.
     """
     if tokenizer.chat_template:
+        # all at once: the tokenizer splits them over its threads
         rendered = tokenizer.apply_chat_template(
-            list(prompt.messages), add_generation_prompt=True, tokenize=True, return_dict=True
+            [list(prompt.messages) for prompt in prompts],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
         )
-        token_ids = list(rendered["input_ids"])
     else:
-        text = "\n".join(message["content"] for message in prompt.messages)
-        token_ids = list(tokenizer(text, verbose=False)["input_ids"])
+        texts = ["\n".join(m["content"] for m in prompt.messages) for prompt in prompts]
+        rendered = tokenizer(texts, verbose=False)
+    return [
+        _cut(prompt, token_ids, max_tokens)
+        for prompt, token_ids in zip(prompts, rendered["input_ids"], strict=True)
+    ]
+
+
+def _cut(prompt: Prompt, token_ids: Sequence[int], max_tokens: int) -> list[int]:
     if not token_ids:
         raise ConfigError(f"a prompt of session {prompt.session} is empty; leave it out")
     if len(token_ids) <= max_tokens:
-        return token_ids
+        return list(token_ids)
     head = max_tokens // 4
-    return token_ids[:head] + token_ids[head - max_tokens :]
+    return [*token_ids[:head], *token_ids[head - max_tokens :]]
 
 
 def _is_held_out(session: str, share: float) -> bool:

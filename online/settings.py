@@ -80,6 +80,8 @@ class DistilSettings(msgspec.Struct, frozen=True, kw_only=True):
         checkpoint_steps: steps between two checkpoints.
         chain_tokens: longest greedy chain in what is reported.
         threads: of torch, None for torch's own choice.
+        device: torch's name of where target and drafter compute; ``auto`` is a GPU where torch
+            finds one, else the CPU.
         seed: of the order of prompts, of sampled replies and of the order of training.
 
     Raises:
@@ -108,6 +110,7 @@ class DistilSettings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_steps: int = 50
     chain_tokens: int = 8
     threads: int | None = None
+    device: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -14,8 +14,8 @@ from paceline.online.cutting import decoder_layers
 from paceline.online.lessons import Lesson
 from paceline.online.objective import forward_kl
 
-HEAD_POSITIONS: Final = 256
-"""Positions whose logits are held at a time."""
+HEAD_LOGITS: Final = {"cpu": 1 << 24, "cuda": 1 << 28}
+"""Most logits that are held at a time, by the kind of device."""
 SCALES: Final = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Configuration of models that change what their head gives."""
 
@@ -24,7 +24,8 @@ class Student:
     """A drafter of which layers and norm learn; embeddings and head stay the target's.
 
     Args:
-        model: transformers causal LM in float32, see `cutting.decoder_layers`.
+        model: transformers causal LM in float32, see `cutting.decoder_layers`; where it lies, it
+            learns.
         kept_token_ids: tokens that its head is trimmed to, empty if it is whole.
 
     Raises:
@@ -44,9 +45,15 @@ class Student:
         for part in (layers, model.model.norm):
             self.trained.extend(part.requires_grad_(True).parameters())
         vocab_size = int(model.config.vocab_size)
+        self._device: torch.device = model.device
         kept = torch.tensor(kept_token_ids or range(vocab_size), dtype=torch.long)
-        self._token_ids = kept
-        self._rows = torch.full((vocab_size,), -1).index_copy_(0, kept, torch.arange(len(kept)))
+        rows = torch.full((vocab_size,), -1).index_copy_(0, kept, torch.arange(len(kept)))
+        self._rows = rows.to(self._device)
+        kept = self._token_ids = kept.to(self._device)
+        self._positions = max(
+            1, HEAD_LOGITS.get(self._device.type, HEAD_LOGITS["cpu"]) // len(kept)
+        )
+        """Whose logits are held at a time."""
         head = model.lm_head
         self._weight = head.weight[kept] if kept_token_ids else head.weight
         self._bias = None if head.bias is None else head.bias[kept]
@@ -54,29 +61,31 @@ class Student:
     def learn(self, lessons: Sequence[Lesson]) -> float:
         """Add the gradients of the mean divergence over all tokens of the replies.
 
-        Returns that divergence. Memory: activations of the body, logits of `HEAD_POSITIONS`.
+        Returns that divergence. Memory: activations of the body, logits of `HEAD_LOGITS`.
         """
         hidden = self._hidden(lessons)
-        top_ids = torch.from_numpy(np.concatenate([it.top_ids for it in lessons])).long()
-        logprobs = torch.from_numpy(np.concatenate([it.top_logprobs for it in lessons])).float()
+        top_ids = torch.from_numpy(np.concatenate([it.top_ids for it in lessons]))
+        top_ids = top_ids.to(self._device).long()
+        logprobs = torch.from_numpy(np.concatenate([it.top_logprobs for it in lessons]))
+        logprobs = logprobs.to(self._device).float()
         # through the head a part at a time: the logits of all would be the largest tensor by far
         cut = hidden.detach().requires_grad_(True)
-        total = 0.0
+        total = torch.zeros((), device=self._device)
         for part, ids, p in zip(
-            *(it.split(HEAD_POSITIONS) for it in (cut, top_ids, logprobs)), strict=True
+            *(it.split(self._positions) for it in (cut, top_ids, logprobs)), strict=True
         ):
             loss = forward_kl(self._logits(part), self._rows[ids], p).sum() / len(cut)
             loss.backward()
-            total += float(loss.detach())
+            total += loss.detach()
         hidden.backward(cut.grad)
-        return total
+        return float(total)
 
     @torch.inference_mode()
     def guesses(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """Its likeliest token at each token of the replies, one reply behind the other, int64."""
         hidden = self._hidden(lessons)
-        rows = [self._logits(part).argmax(-1) for part in hidden.split(HEAD_POSITIONS)]
-        return self._token_ids[torch.cat(rows)]
+        rows = [self._logits(part).argmax(-1) for part in hidden.split(self._positions)]
+        return self._token_ids[torch.cat(rows)].cpu()
 
     def _hidden(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """Last hidden states that predict the replies' tokens, (replies' tokens, hidden)."""
@@ -87,8 +96,8 @@ class Student:
         for i, lesson in enumerate(lessons):
             token_ids[i, : len(lesson.token_ids)] = torch.from_numpy(lesson.token_ids)
             where[i, lesson.num_prompt - 1 : len(lesson.token_ids) - 1] = True
-        output = self.model.model(input_ids=token_ids, use_cache=False)
-        hidden: torch.Tensor = output.last_hidden_state[where]
+        output = self.model.model(input_ids=token_ids.to(self._device), use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state[where.to(self._device)]
         return hidden
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -5,13 +5,16 @@ Needs torch and transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from paceline.online.lessons import Lesson
+
+READ_LOGITS: Final = 1 << 28
+"""Most logits of texts that are read in one pass: a gigabyte in float32."""
 
 
 class Teacher:
@@ -28,8 +31,11 @@ class Teacher:
         self._top_k = min(top_k, int(model.config.vocab_size))
         self._temperature = temperature
         eos = model.generation_config.eos_token_id
+        self._device: torch.device = model.device
         self._ends = torch.tensor(
-            [] if eos is None else eos if isinstance(eos, list) else [eos], dtype=torch.long
+            [] if eos is None else eos if isinstance(eos, list) else [eos],
+            dtype=torch.long,
+            device=self._device,
         )
 
     @torch.inference_mode()
@@ -46,10 +52,10 @@ class Teacher:
             seed: of sampled replies; these also depend on which prompts are in the batch.
         """
         writing = _Writing(self._model, prompts)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(self._device).manual_seed(seed)
         noted: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        is_open = torch.ones(len(prompts), dtype=torch.bool)
-        lengths = torch.zeros(len(prompts), dtype=torch.long)
+        is_open = torch.ones(len(prompts), dtype=torch.bool, device=self._device)
+        lengths = torch.zeros(len(prompts), dtype=torch.long, device=self._device)
         for _ in range(max_tokens):
             logprobs = writing.logits.log_softmax(dim=-1)
             top = logprobs.topk(self._top_k, dim=-1)
@@ -60,23 +66,34 @@ class Teacher:
             if not is_open.any():
                 break
             writing.say(said)
-        columns = [torch.stack(column, dim=1) for column in zip(*noted, strict=True)]
+        columns = [torch.stack(column, dim=1).cpu() for column in zip(*noted, strict=True)]
         return [
-            _lesson(prompt, *(column[i, : int(lengths[i])] for column in columns))
-            for i, prompt in enumerate(prompts)
+            _lesson(prompt, *(column[i, :length] for column in columns))
+            for i, (prompt, length) in enumerate(zip(prompts, lengths.tolist(), strict=True))
         ]
 
     @torch.inference_mode()
-    def reading(self, token_ids: Sequence[int]) -> Lesson:
-        """What it would have said after each token of a text; a tenth of the price of a reply.
+    def readings(self, texts: Sequence[Sequence[int]]) -> list[Lesson]:
+        """What it would have said after each token of texts; a tenth of the price of replies.
+
+        Texts that are read together are padded on their right, where no token looks.
 
         Args:
-            token_ids: at least two.
+            texts: token ids, each at least two.
         """
-        output = self._model(input_ids=torch.tensor([token_ids[:-1]]), use_cache=False)
-        top = output.logits[0].float().log_softmax(dim=-1).topk(self._top_k, dim=-1)
-        said = torch.tensor(token_ids[1:])
-        return _lesson(token_ids[:1], said, top.indices, top.values)
+        lessons: list[Lesson] = []
+        vocab_size = int(self._model.config.vocab_size)
+        for part in _parts(texts, max(1, READ_LOGITS // vocab_size)):
+            token_ids = torch.zeros(len(part), max(map(len, part)) - 1, dtype=torch.long)
+            for i, text in enumerate(part):
+                token_ids[i, : len(text) - 1] = torch.tensor(text[:-1])
+            output = self._model(input_ids=token_ids.to(self._device), use_cache=False)
+            for text, logits in zip(part, output.logits, strict=True):
+                logprobs = logits[: len(text) - 1].float().log_softmax(dim=-1)
+                top = logprobs.topk(self._top_k, dim=-1)
+                said = torch.tensor(text[1:])
+                lessons.append(_lesson(text[:1], said, top.indices.cpu(), top.values.cpu()))
+        return lessons
 
     def _choose(self, logprobs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         if self._temperature == 0:
@@ -93,17 +110,19 @@ class _Writing:
 
         longest = max(map(len, prompts))
         self._model = model
+        device = model.device
         self._mask = torch.zeros(len(prompts), longest, dtype=torch.long)
         token_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
         for i, prompt in enumerate(prompts):
             token_ids[i, longest - len(prompt) :] = torch.tensor(prompt)
             self._mask[i, longest - len(prompt) :] = 1
+        self._mask = self._mask.to(device)
         self._cache = DynamicCache(config=model.config)
-        self.logits = self._read(token_ids)
+        self.logits = self._read(token_ids.to(device))
 
     def say(self, token_ids: torch.Tensor) -> None:
         """Add a token to each sequence, int64 (sequences,)."""
-        more = torch.ones(len(token_ids), 1, dtype=torch.long)
+        more = torch.ones_like(token_ids[:, None])
         self._mask = torch.cat([self._mask, more], dim=1)
         self.logits = self._read(token_ids[:, None])
 
@@ -119,6 +138,18 @@ class _Writing:
         )
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
+
+
+def _parts(texts: Sequence[Sequence[int]], most: int) -> Iterator[Sequence[Sequence[int]]]:
+    """Texts that follow one another and are at most `most` tokens with their padding, or one."""
+    first, longest = 0, 0
+    for i, text in enumerate(texts):
+        longest = max(longest, len(text))
+        if i > first and longest * (i + 1 - first) > most:
+            yield texts[first:i]
+            first, longest = i, len(text)
+    if first < len(texts):
+        yield texts[first:]
 
 
 def _lesson(

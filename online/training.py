@@ -121,7 +121,8 @@ class Trainer:
             RecordError: it is damaged, or of another drafter.
         """
         try:
-            state: dict[str, Any] = torch.load(file, weights_only=True)
+            # to the CPU first: it may go on on another device than it was saved on
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             with torch.no_grad():
                 for mine, saved in zip(self._student.trained, state["weights"], strict=True):
                     mine.copy_(saved)

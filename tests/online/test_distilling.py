@@ -313,8 +313,40 @@ def test_replies_in_a_batch_are_those_alone(folder: Path) -> None:
         assert lesson.token_ids.tolist() == alone.token_ids.tolist()
         assert np.allclose(lesson.top_logprobs, alone.top_logprobs, atol=2e-2)
         assert lesson.token_ids[lesson.num_prompt :].tolist() == lesson.top_ids[:, 0].tolist()
-        read = teacher.reading(lesson.token_ids.tolist())
+    texts = [lesson.token_ids.tolist() for lesson in together]
+    for read, lesson in zip(teacher.readings(texts), together, strict=True):
+        assert np.array_equal(read.token_ids, lesson.token_ids)
         assert np.array_equal(read.top_ids[lesson.num_prompt - 1 :, 0], lesson.top_ids[:, 0])
+
+
+def test_texts_are_read_in_parts_that_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many texts a pass holds, each gets the lesson that it gets alone, in order."""
+    from paceline.models import load_model
+    from paceline.online import teacher as module
+
+    model = load_model(folder / "target")[0]
+    teacher = module.Teacher(model, top_k=4, temperature=0.0)
+    texts = [list(range(5, 5 + length)) for length in (9, 2, 30, 3, 4, 12)]
+    widths: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _model, _args, kwargs: widths.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    whole = teacher.readings(texts)
+    assert widths == [len(texts) * 29]
+    monkeypatch.setattr(module, "READ_LOGITS", 24 * model.config.vocab_size)
+    parts = teacher.readings(texts)
+    assert widths[1:] == [16, 29, 6, 11]
+    for one, two, text in zip(whole, parts, texts, strict=True):
+        assert one.token_ids.tolist() == two.token_ids.tolist() == text
+        assert np.array_equal(one.top_ids, two.top_ids)
+
+
+def test_a_device_that_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
+    """An unknown or missing device ends the work before it begins, and says what to give."""
+    for name in ("abacus", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"--device is '{name}'.*give cpu, auto"):
+            distil(told(folder, tmp_path / "out", device=name))
+    assert not (tmp_path / "out").exists()
 
 
 def test_sampled_replies_depend_on_the_seed(folder: Path) -> None:

@@ -73,7 +73,7 @@ def test_an_empty_prompt_is_refused() -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="a prompt of session s is empty"):
-        prompt_tokens(Prompt("s", ({"role": "user", "content": ""},)), tokenizer, max_tokens=9)
+        prompt_tokens([Prompt("s", ({"role": "user", "content": ""},))], tokenizer, max_tokens=9)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -113,10 +113,11 @@ def test_a_long_prompt_keeps_its_beginning_and_end() -> None:
     tokenizer = word_tokenizer()
     content = " ".join(f"w{i}" for i in range(40))
     prompt = Prompt("s", ({"role": "user", "content": content},))
-    whole = prompt_tokens(prompt, tokenizer, max_tokens=100)
+    [whole] = prompt_tokens([prompt], tokenizer, max_tokens=100)
     assert len(whole) == 43  # the role, forty words, the end, and the role that answers
-    short = prompt_tokens(prompt, tokenizer, max_tokens=12)
-    assert short == whole[:3] + whole[-9:]
+    other = Prompt("t", ({"role": "user", "content": "w1"},))
+    short = prompt_tokens([prompt, other], tokenizer, max_tokens=12)
+    assert short == [whole[:3] + whole[-9:], *prompt_tokens([other], tokenizer, max_tokens=12)]
 
 
 def test_without_a_template_texts_are_read_as_they_are() -> None:
@@ -124,4 +125,4 @@ def test_without_a_template_texts_are_read_as_they_are() -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = None
     prompt = Prompt("s", ({"role": "user", "content": "w4 w5"},))
-    assert prompt_tokens(prompt, tokenizer, max_tokens=9) == [6, 7]
+    assert prompt_tokens([prompt], tokenizer, max_tokens=9) == [[6, 7]]
