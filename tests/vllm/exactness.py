@@ -1,10 +1,12 @@
-"""Greedy replies to recorded agents' prompts with and without fusion, in float32; not run in CI.
+"""Greedy replies to recorded agents' prompts with and without drafts, in float32; not run in CI.
 
 Usage: python exactness.py TRACES TARGET OUT.json [DRAFTER [EVERY]]
 
-Without DRAFTER the engine runs without speculation. EVERY n lets the model draft in every n-th
-round whatever it costs, instead of where it is worth it. Run twice and compare the outputs:
-python exactness.py ONE.json OTHER.json
+Without DRAFTER the engine runs without speculation, with ``memory`` memory alone drafts. EVERY n
+lets the model draft in every n-th round whatever it costs, instead of where it is worth it. Run
+twice and compare the outputs: python exactness.py ONE.json OTHER.json
+
+Runs on whatever vLLM was built for; its tokenizer is the target's.
 """
 
 from __future__ import annotations
@@ -21,19 +23,25 @@ NUM_EACH = 50
 CONTEXT_TOKENS = 96
 OUTPUT_TOKENS = 16
 MAX_IN_FLIGHT = 16
+MEMORY = "memory"
+PROPOSER = "paceline.adapters.vllm.proposer.DraftProposer"
 
 
 def main(traces: Path, target: str, drafter: str | None, every: int) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
+    from paceline.adapters.vllm.launch import require_vllm
+
     options: dict[str, Any] = {}
     if drafter is not None:
-        options["worker_cls"] = "paceline.adapters.vllm.worker.CPUWorker"
+        device = require_vllm().device.upper()
+        options["worker_cls"] = f"paceline.adapters.vllm.worker.{device}Worker"
         options["speculative_config"] = {
-            "method": "draft_model",
-            "model": drafter,
+            "method": "custom_class" if drafter == MEMORY else "draft_model",
+            "model": PROPOSER if drafter == MEMORY else drafter,
             "num_speculative_tokens": 16,
         }
+        options["async_scheduling"] = False  # as `paceline vllm` starts it
     llm = LLM(
         target,
         dtype="float32",
@@ -48,7 +56,7 @@ def main(traces: Path, target: str, drafter: str | None, every: int) -> dict[str
         proposer.fuser.choice = every_nth(every)
     prompts, params = [], []
     for source in SOURCES:
-        for token_ids in prompts_of(traces, source):
+        for token_ids in prompts_of(traces, source, target):
             prompts.append({"prompt_token_ids": token_ids})
             params.append(
                 SamplingParams(
@@ -62,17 +70,20 @@ def main(traces: Path, target: str, drafter: str | None, every: int) -> dict[str
     result: dict[str, Any] = {"outputs": [list(r.outputs[0].token_ids) for r in replies]}
     if drafter is not None:
         worker = llm.llm_engine.model_executor.driver_worker.worker
-        result["stats"] = worker._proposer.stats()
+        result["stats"] = worker._speculator.stats()
+        result["stats"]["failures"] = worker._proposer.failures.count
+        if drafter != MEMORY:
+            result["stats"] |= worker._proposer.stats()
     return result
 
 
-def prompts_of(traces: Path, source: str) -> list[list[int]]:
+def prompts_of(traces: Path, source: str, tokenizer: str) -> list[list[int]]:
     """The first requests of a source that has a tokenizer's rendering."""
     from paceline.benchmarks.rendering import requests_of
     from paceline.benchmarks.replay.tokens import Renderer, load_encoder
     from paceline.benchmarks.traces import read_recorded
 
-    renderer = Renderer(load_encoder(None))
+    renderer = Renderer(load_encoder(tokenizer))
     requests = (
         request
         for episode in read_recorded(traces, source)
