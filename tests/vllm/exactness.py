@@ -1,12 +1,14 @@
-"""Greedy replies to recorded agents' prompts with and without drafts, in float32; not run in CI.
+"""Greedy replies of a real vLLM with and without drafts, in float32, and their speed; not in CI.
 
-Usage: python exactness.py TRACES TARGET OUT.json [DRAFTER [EVERY]]
+Usage: python exactness.py TRACES TARGET OUT.json [MODE [DRAFTER]] [NAME=VALUE ...]
 
-Without DRAFTER the engine runs without speculation, with ``memory`` memory alone drafts. EVERY n
-lets the model draft in every n-th round whatever it costs, instead of where it is worth it. Run
-twice and compare the outputs: python exactness.py ONE.json OTHER.json
+MODE is ``off``, ``memory``, ``drafter`` (vLLM's own draft_model, without Paceline) or ``fused``.
+The prompts are those of `paceline bench exact`. Run several and compare the outputs:
+python exactness.py ONE.json OTHER.json
 
-Runs on whatever vLLM was built for; its tokenizer is the target's.
+NAME=VALUE changes one of the numbers in DEFAULTS. ``every=n`` lets the model of ``fused`` draft in
+every n-th round whatever it costs, instead of where it is worth it. Runs on whatever vLLM was built
+for.
 """
 
 from __future__ import annotations
@@ -14,91 +16,129 @@ from __future__ import annotations
 import json
 import os
 import sys
-from itertools import islice
+import time
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("mini-swe-agent", "tau-bench", "intercode-sql", "medagentbench")
-NUM_EACH = 50
-CONTEXT_TOKENS = 96
-OUTPUT_TOKENS = 16
-MAX_IN_FLIGHT = 16
-MEMORY = "memory"
-PROPOSER = "paceline.adapters.vllm.proposer.DraftProposer"
+SOURCES = ("tau-bench", "mini-swe-agent", "intercode-sql", "spec-bench")
+DEFAULTS = {
+    "prompts": 50,
+    "turns": 5,
+    "context_tokens": 192,
+    "output_tokens": 48,
+    "in_flight": 10,
+    "draft_tokens": 16,
+    "model_tokens": 3,
+    "every": 0,
+}
+SLACK_TOKENS = 40
 
 
-def main(traces: Path, target: str, drafter: str | None, every: int) -> dict[str, Any]:
+def main(
+    traces: Path, target: str, mode: str, drafter: str | None, numbers: dict[str, int]
+) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
-    from paceline.adapters.vllm.launch import require_vllm
+    from paceline.benchmarks.exact.prompts import read_prompts
+    from paceline.benchmarks.replay.tokens import Renderer, load_encoder
 
-    options: dict[str, Any] = {}
-    if drafter is not None:
-        device = require_vllm().device.upper()
-        options["worker_cls"] = f"paceline.adapters.vllm.worker.{device}Worker"
-        options["speculative_config"] = {
-            "method": "custom_class" if drafter == MEMORY else "draft_model",
-            "model": PROPOSER if drafter == MEMORY else drafter,
-            "num_speculative_tokens": 16,
-        }
-        options["async_scheduling"] = False  # as `paceline vllm` starts it
+    os.environ["PACELINE_DRAFTER_TOKENS"] = str(numbers["model_tokens"])
     llm = LLM(
         target,
         dtype="float32",
         enforce_eager=True,
-        max_model_len=CONTEXT_TOKENS + OUTPUT_TOKENS + 40,
-        max_num_seqs=MAX_IN_FLIGHT,
+        max_model_len=numbers["context_tokens"] + numbers["output_tokens"] + SLACK_TOKENS,
+        max_num_seqs=numbers["in_flight"],
         disable_log_stats=False,
-        **options,
+        **options(mode, drafter, numbers),
     )
-    if every:
-        proposer = llm.llm_engine.model_executor.driver_worker.worker._proposer
-        proposer.fuser.choice = every_nth(every)
-    prompts, params = [], []
+    worker = llm.llm_engine.model_executor.driver_worker.worker
+    if numbers["every"]:
+        worker._proposer.fuser.choice = every_nth(numbers["every"])
+    renderer = Renderer(load_encoder(target))
+    result: dict[str, Any] = {"mode": mode, "outputs": [], "sources": {}, "numbers": numbers}
     for source in SOURCES:
-        for token_ids in prompts_of(traces, source, target):
-            prompts.append({"prompt_token_ids": token_ids})
-            params.append(
-                SamplingParams(
-                    temperature=0,
-                    max_tokens=OUTPUT_TOKENS,
-                    ignore_eos=True,
-                    extra_args={"paceline_tenant": source},
-                )
-            )
-    replies = llm.generate(prompts, params, use_tqdm=False)
-    result: dict[str, Any] = {"outputs": [list(r.outputs[0].token_ids) for r in replies]}
-    if drafter is not None:
-        worker = llm.llm_engine.model_executor.driver_worker.worker
-        result["stats"] = worker._speculator.stats()
-        result["stats"]["failures"] = worker._proposer.failures.count
-        if drafter != MEMORY:
-            result["stats"] |= worker._proposer.stats()
+        prompts = read_prompts(
+            traces,
+            source,
+            renderer,
+            num_prompts=numbers["prompts"],
+            num_turns=numbers["turns"],
+            context_tokens=numbers["context_tokens"],
+        )
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=numbers["output_tokens"],
+            extra_args={"paceline_tenant": source},
+        )
+        before, began_at = spec_counts(llm), time.perf_counter()
+        replies = llm.generate(
+            [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
+            params,
+            use_tqdm=False,
+        )
+        seconds = time.perf_counter() - began_at
+        outputs = [list(reply.outputs[0].token_ids) for reply in replies]
+        result["outputs"] += outputs
+        counts = {name: n - before[name] for name, n in spec_counts(llm).items()}
+        result["sources"][source] = figures(outputs, seconds, counts)
+    if mode in ("memory", "fused"):
+        result["stats"] = worker._speculator.stats() | {"failures": worker._proposer.failures.count}
+    if mode == "fused":
+        result["stats"] |= worker._proposer.stats()
     return result
 
 
-def prompts_of(traces: Path, source: str, tokenizer: str) -> list[list[int]]:
-    """The first requests of a source that has a tokenizer's rendering."""
-    from paceline.benchmarks.rendering import requests_of
-    from paceline.benchmarks.replay.tokens import Renderer, load_encoder
-    from paceline.benchmarks.traces import read_recorded
+def options(mode: str, drafter: str | None, numbers: dict[str, int]) -> dict[str, Any]:
+    """Arguments of the engine for a mode."""
+    from paceline.adapters.vllm.launch import require_vllm
 
-    renderer = Renderer(load_encoder(tokenizer))
-    requests = (
-        request
-        for episode in read_recorded(traces, source)
-        for request in islice(
-            requests_of(
-                episode,
-                renderer,
-                context_tokens=CONTEXT_TOKENS,
-                output_tokens=OUTPUT_TOKENS,
-                max_requests=5,
-            ),
-            5,
-        )
-    )
-    return [list(request.prompt_ids) for request in islice(requests, NUM_EACH)]
+    if mode == "off":
+        return {}
+    given: dict[str, Any] = {"async_scheduling": False}  # as `paceline vllm` starts it
+    if mode == "memory":
+        method, model, num_tokens = "custom_class", PROPOSER, numbers["draft_tokens"]
+    else:
+        assert drafter is not None
+        method, model = "draft_model", drafter
+        num_tokens = numbers["draft_tokens" if mode == "fused" else "model_tokens"]
+    if mode != "drafter":
+        device = require_vllm().device.upper()
+        given["worker_cls"] = f"paceline.adapters.vllm.worker.{device}Worker"
+    given["speculative_config"] = {
+        "method": method,
+        "model": model,
+        "num_speculative_tokens": num_tokens,
+    }
+    return given
+
+
+PROPOSER = "paceline.adapters.vllm.proposer.DraftProposer"
+
+
+def spec_counts(llm: Any) -> dict[str, int]:
+    """Drafted and accepted tokens so far."""
+    found = dict.fromkeys(("draft_tokens", "accepted_tokens"), 0)
+    for metric in llm.get_metrics():
+        for name in found:
+            if metric.name == f"vllm:spec_decode_num_{name}":
+                found[name] += metric.value
+    return found
+
+
+def figures(
+    outputs: list[list[int]], seconds: float, counts: dict[str, int]
+) -> dict[str, float | int]:
+    """Of one source. The first token of a reply comes with its prompt and is no step."""
+    num_tokens = sum(map(len, outputs))
+    num_steps = num_tokens - len(outputs) - counts["accepted_tokens"]
+    return counts | {
+        "tokens": num_tokens,
+        "seconds": seconds,
+        "tokens_per_second": num_tokens / seconds,
+        "tokens_per_step": (num_tokens - len(outputs)) / num_steps,
+        "drafted_per_step": counts["draft_tokens"] / num_steps,
+    }
 
 
 def every_nth(n: int) -> Any:
@@ -117,9 +157,17 @@ def every_nth(n: int) -> Any:
 
 
 def compare(one: Path, other: Path) -> None:
-    a, b = (json.loads(path.read_text())["outputs"] for path in (one, other))
+    first, second = (json.loads(path.read_text()) for path in (one, other))
+    a, b = first["outputs"], second["outputs"]
     assert len(a) == len(b)
     print(f"{sum(x == y for x, y in zip(a, b, strict=True))} of {len(a)} identical")
+    for source, theirs in first["sources"].items():
+        mine = second["sources"][source]
+        ratio = mine["tokens_per_second"] / theirs["tokens_per_second"]
+        print(
+            f"{source:<16} {mine['tokens_per_step']:.2f}@{mine['drafted_per_step']:.1f} "
+            f"tokens/step, {mine['tokens_per_second']:.1f} tokens/s, {ratio:.2f} times"
+        )
 
 
 if __name__ == "__main__":
@@ -127,10 +175,12 @@ if __name__ == "__main__":
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    given = sys.argv[1:]
+    given = [argument for argument in sys.argv[1:] if "=" not in argument]
+    changed = dict(argument.split("=") for argument in sys.argv[1:] if "=" in argument)
     if len(given) == 2:
         compare(Path(given[0]), Path(given[1]))
     else:
-        traces, target, out, drafter, every = (*given, None, None)[:5]
-        result = main(Path(str(traces)), str(target), drafter, int(every or 0))
+        numbers = DEFAULTS | {name: int(value) for name, value in changed.items()}
+        traces, target, out, mode, drafter = (*given, None, None)[:5]
+        result = main(Path(str(traces)), str(target), mode or "off", drafter, numbers)
         Path(str(out)).write_text(json.dumps(result))
