@@ -262,19 +262,23 @@ class ModelDrafter:
     def _read_on(
         self, wishes: Sequence[DraftWish], places: Sequence[_Places], trees: Sequence[TokenTree]
     ) -> None:
-        """Read the best chain of each request to its end, which is where it has read least."""
+        """Read the best chain of each request to its end; memory's may be some tokens further."""
         rows: list[Row] = []
         for wish, place, tree in zip(wishes, places, trees, strict=True):
             reading = self._readings[wish.request_id]
             text = np.concatenate([wish.tokens, tree.token_ids])
             held = num_common(reading.tokens, text)
             reading.key_values.crop(held)
-            place.add(tuple(tree.token_ids.tolist()))
+            path = tuple(tree.token_ids.tolist())
+            unread = [p for n in range(len(path)) if (p := path[: n + 1]) not in place.paths]
+            for each in unread:
+                place.add(each)
             rows.append(
                 Row(
                     request_id=wish.request_id,
                     key_values=reading.key_values,
                     token_ids=text[held:].tolist(),
+                    num_logits=len(unread),
                 )
             )
             reading.tokens = text

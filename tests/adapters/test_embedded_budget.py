@@ -217,6 +217,40 @@ def test_one_that_rested_drafts_as_one_that_never_did() -> None:
         assert tree.prob == pytest.approx(expected.prob, abs=1e-5)
 
 
+def test_the_model_goes_on_where_memory_went_further_than_it_read() -> None:
+    """Of a long tree it reads the likeliest part first, then the best chain to its end."""
+    from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
+
+    clock = Clock()
+    target = make_target(clock, fixed=0.0, request=0.0, token=0.0)
+    wish = DraftWish(
+        request_id="r",
+        key=1,
+        tokens=np.array([5, 6, 7, 8, 9], np.int32),
+        retrieved=TokenTree.empty(),
+        max_tokens=5,
+    )
+
+    def drafted(retrieved: TokenTree) -> list[int]:
+        drafter = ModelDrafter(target, target, max_steps=8, min_probability=1e-6)
+        drafter.begin("r")
+        (tree,) = drafter.propose([replace(wish, retrieved=retrieved)])
+        assert drafter.num_passes > 1
+        return tree.token_ids.tolist()
+
+    alone = drafted(TokenTree.empty())
+    assert len(alone) == 5
+    a, b, c, d = alone[:4]
+    x, y, z = [token for token in range(VOCABULARY) if token not in (a, b)][:3]
+    tree = TokenTree(  # a chain of four, of which two come behind the five that are read first
+        np.array([a, x, y, b, z, c, d], np.int32),
+        np.array([-1, -1, -1, 0, 0, 3, 5], np.int32),
+        np.array([0.9, 0.05, 0.05, 0.9, 0.05, 0.9, 0.9], np.float32),
+        np.zeros(7, np.uint8),
+    )
+    assert drafted(tree) == alone
+
+
 def chain(prob: float, num_nodes: int, *, first: int = 1) -> TokenTree:
     return TokenTree.chain(range(first, first + num_nodes), prob=[prob] * num_nodes)
 
