@@ -6,6 +6,8 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Final
 
+from paceline.policies.draft_budget import worth_their_time
+
 EXPECTATIONS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Borders between what is learned apart: by how many tokens memory alone expects accepted."""
 PRIOR_GAINS: Final = (1.2, 1.1, 1.0, 0.8, 0.5, 0.3, 0.15, 0.08)
@@ -79,35 +81,66 @@ class RelativeCost:
         return self._model_seconds / self._target_seconds
 
 
+class Patience:
+    """How long a model has rested, for each key: what it adds can only be seen where it runs."""
+
+    def __init__(self) -> None:
+        self._num_rested: dict[int, int] = {}
+
+    def is_over(self, key: int) -> bool:
+        """Whether it is to be tried again, after `PATIENCE` rounds in a row without it."""
+        return self._num_rested.get(key, 0) >= PATIENCE
+
+    def note(self, key: int, *, has_run: bool) -> None:
+        """A round of the key went with or without the model."""
+        self._num_rested[key] = 0 if has_run else self._num_rested.get(key, 0) + 1
+
+    def forget(self, key: int) -> None:
+        """Drop what is known of a key."""
+        self._num_rested.pop(key, None)
+
+
 class ModelChoice:
     """Whether the model drafts in a round: it does where that yields more tokens a second.
 
     A round takes the target's time and yields, for each request, one token and the accepted ones.
     The model adds G tokens to the A of memory alone, for c times the target's time, so that it is
-    worth it where (A + G) / (1 + c) > A, that is G > c * A.
+    worth it where (A + G) / (1 + c) > A, that is G > c * A. It is the case of `worth_their_time` in
+    which only the pass costs, whoever is in it.
     """
 
     def __init__(self) -> None:
         self.cost = RelativeCost()
-        self._num_without = 0
+        self._patience = Patience()
 
     def wants_model(self, gains: Iterable[float], expected: Iterable[float]) -> bool:
         """The choice for a round.
 
-        Every `PATIENCE` rounds without it the model is tried all the same: what it adds can only be
-        seen where it runs.
+        Every `PATIENCE` rounds without it the model is tried all the same.
 
         Args:
             gains: tokens that the model would add to each request's.
             expected: tokens that memory alone expects accepted of each request.
         """
-        gained = sum(gains)
+        gained = list(gains)
         rows = [1.0 + num_tokens for num_tokens in expected]
-        wanted = bool(rows) and (
-            gained > self.cost.value * sum(rows) or self._num_without >= PATIENCE
+        if not rows:
+            return False
+        wanted = self._patience.is_over(ROUND) or bool(
+            worth_their_time(
+                gained,
+                [0.0] * len(gained),
+                fixed_seconds=self.cost.value,
+                base_tokens=sum(rows),
+                base_seconds=1.0,
+            )
         )
-        self._num_without = 0 if wanted else self._num_without + bool(rows)
+        self._patience.note(ROUND, has_run=wanted)
         return wanted
+
+
+ROUND: Final = 0
+"""Key of what is chosen for a whole round."""
 
 
 def _smoothed(held: float, seconds: float) -> float:

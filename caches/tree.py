@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -84,6 +85,36 @@ class TokenTree:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def first(self, num_nodes: int) -> TokenTree:
+        """Its first nodes, all of them if there are no more: views. O(1)."""
+        return TokenTree(
+            self.token_ids[:num_nodes],
+            self.parent[:num_nodes],
+            self.prob[:num_nodes],
+            self.source[:num_nodes],
+        )
+
+    def path_probabilities(self) -> npt.NDArray[np.float64]:
+        """P(node accepted), float64 (num_nodes,): of it and all before it. O(num_nodes)."""
+        if self.is_chain():
+            return np.cumprod(self.prob, dtype=np.float64)
+        chances: list[float] = []
+        for prob, parent in zip(self.prob.tolist(), self.parent.tolist(), strict=True):
+            chances.append(prob if parent == ROOT else prob * chances[parent])
+        return np.array(chances, np.float64)
+
+    def num_followed(self, committed: Sequence[int]) -> int:
+        """Nodes on the path that `committed` tokens follow from the root on. O(num_nodes)."""
+        nodes = zip(self.parent.tolist(), self.token_ids.tolist(), strict=True)
+        children = {pair: node for node, pair in enumerate(nodes)}
+        node, num_nodes = ROOT, 0
+        for token in committed:
+            following = children.get((node, token))
+            if following is None:
+                break
+            node, num_nodes = following, num_nodes + 1
+        return num_nodes
 
     def is_chain(self) -> bool:
         """Whether every node continues the one before it (an empty tree does). O(num_nodes)."""

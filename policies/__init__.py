@@ -1,1 +1,4 @@
-"""Tenants, their keys and what they may do; the naming of workloads. Pure: no I/O happens here."""
+"""Tenants, their keys and what they may do; the naming of workloads; what is worth its time.
+
+Pure: no I/O happens here.
+"""

@@ -67,6 +67,11 @@ FLUSH_SECONDS = 2.0
     show_default=True,
     help="Memory for prompts that were read, for requests that begin alike; 0 keeps none.",
 )
+@click.option(
+    "--always-draft",
+    is_flag=True,
+    help="Draft also where it is not expected to be worth its time.",
+)
 @click.option("--no-speculation", is_flag=True, help="Answer without drafts.")
 def main(
     host: str,
@@ -80,6 +85,7 @@ def main(
     drafter: Path | None,
     max_running: int,
     kept_mib: int,
+    always_draft: bool,
     no_speculation: bool,
 ) -> None:
     """Serve one model on this machine."""
@@ -89,6 +95,7 @@ def main(
             max_draft_tokens=max_draft_tokens,
             max_branches=max_branches,
             max_kept_bytes=kept_mib << 20,
+            always_draft=always_draft,
         )
         target = Target.load(model)
         name = model_name or (PACKAGED_NAME if model is None else model.name)

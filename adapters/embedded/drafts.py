@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
 from paceline.adapters.embedded.requests import ALL_SOURCES, DraftSource
+from paceline.adapters.embedded.round_budget import RoundBudget
 from paceline.adapters.embedded.sampling import NextDraws
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.request_info import RequestInfo
@@ -38,6 +39,8 @@ class Draft:
 NO_DRAFT: Final = Draft()
 FUSED_BRANCHES: Final = 4
 """Branches that memory drafts for a model drafter to judge, also where a chain is wanted."""
+SPARE_NODES: Final = 2
+"""Nodes of such a tree for each token of the chain that is cut from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Wish:
         max_tokens: most tokens to draft.
         draws: how the target draws those tokens.
         sources: who may draft them.
+        num_left: most tokens that it will still say.
     """
 
     info: RequestInfo
@@ -57,6 +61,7 @@ class Wish:
     max_tokens: int
     draws: NextDraws
     sources: frozenset[DraftSource] = ALL_SOURCES
+    num_left: int = 1
 
     def limit(self, source: DraftSource) -> int:
         """Most tokens that a source may draft."""
@@ -70,23 +75,25 @@ class Drafts:
         speculator: what drafts from memory, None for nothing.
         drafter: the model that drafts beside it, None for none.
         max_branches: most drafted tokens that continue one.
+        budget: what drafts may cost; the drafter's too.
 
     Attributes:
         failures: what went wrong.
     """
 
     def __init__(
-        self, speculator: Speculator | None, drafter: ModelDrafter | None, *, max_branches: int
+        self,
+        speculator: Speculator | None,
+        drafter: ModelDrafter | None,
+        *,
+        max_branches: int,
+        budget: RoundBudget,
     ) -> None:
         self.failures = FailureLog(logger, "drafting")
+        self.budget = budget
         self._speculator = speculator
         self._drafter = drafter
         self._max_branches = max_branches
-
-    @property
-    def num_drafter_passes(self) -> int:
-        """Forward passes of the model drafter so far."""
-        return 0 if self._drafter is None else self._drafter.num_passes
 
     def begin(self, info: RequestInfo, prompt_ids: Sequence[int]) -> bool:
         """Open a request; False if it goes undrafted."""
@@ -108,8 +115,15 @@ class Drafts:
             with self._failing_open():
                 trees = self._remember(self._speculator, wishes)
         if self._drafter is not None:
+            retrieved = trees
+            trees = [
+                tree.first(wish.limit("memory"))
+                for tree, wish in zip(retrieved, wishes, strict=True)
+            ]
             with self._failing_open():
-                trees = self._guess(self._drafter, wishes, trees)
+                trees = self._guess(self._drafter, wishes, retrieved)
+        with self._failing_open():
+            trees = self.budget.cut(trees)
         return [Draft(tree.token_ids.tolist(), tree.parent.tolist()) for tree in trees]
 
     def finish(self, info: RequestInfo, tokens: npt.NDArray[np.int32]) -> None:
@@ -131,8 +145,9 @@ class Drafts:
         speculator.observe(request_ids, tokens, [len(row) for row in tokens])
         drafted: dict[str, TokenTree] = {}
         for is_judged in (True, False):
+            spare = SPARE_NODES if is_judged else 1
             limits = {
-                wish.info.request_id: wish.limit("memory")
+                wish.info.request_id: spare * wish.limit("memory")
                 for wish in known
                 if self._is_judged(wish) == is_judged
             }
@@ -149,18 +164,20 @@ class Drafts:
         return self._drafter is not None and wish.limit("model") > 0
 
     def _guess(
-        self, drafter: ModelDrafter, wishes: Sequence[Wish], trees: list[TokenTree]
+        self, drafter: ModelDrafter, wishes: Sequence[Wish], retrieved: Sequence[TokenTree]
     ) -> list[TokenTree]:
         """Fused drafts for those who want any."""
+        trees = list(retrieved)
         wanting = [i for i, wish in enumerate(wishes) if self._is_judged(wish)]
         fused = drafter.propose([
             DraftWish(
                 request_id=wishes[i].info.request_id,
                 key=wishes[i].info.learning_key(is_greedy=wishes[i].draws.params.is_greedy),
                 tokens=wishes[i].tokens,
-                retrieved=trees[i],
+                retrieved=retrieved[i],
                 max_tokens=wishes[i].max_tokens,
                 draws=wishes[i].draws,
+                num_left=wishes[i].num_left,
             )
             for i in wanting
         ])  # fmt: skip

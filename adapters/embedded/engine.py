@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,8 +19,9 @@ from paceline.adapters.embedded.model_drafter import ModelDrafter
 from paceline.adapters.embedded.prefixes import PrefixStore
 from paceline.adapters.embedded.reply import Reply
 from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
+from paceline.adapters.embedded.round_budget import DraftCounts, RoundBudget
 from paceline.adapters.embedded.sampling import NextDraws, TokenLogprobs, logprobs_of, verify
-from paceline.adapters.embedded.target import Row, Target
+from paceline.adapters.embedded.target import PREFILL_TOKENS, Row, Target
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
@@ -28,8 +30,6 @@ from paceline.errors import EngineError
 logger = logging.getLogger("paceline.embedded")
 
 MAX_WAITING: Final = 256
-PREFILL_TOKENS: Final = 512
-"""Prompt tokens a forward pass reads at a time: bounds its memory and how long replies wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,8 @@ class EngineSettings:
         max_branches: most drafted tokens that continue one; 1 drafts chains.
         max_draft_steps: most passes of a model drafter a round.
         max_kept_bytes: memory for keys and values of finished requests, for those that begin alike.
+        always_draft: draft all that may be drafted, whether or not it is expected to be worth its
+            time.
     """
 
     max_running: int = 8
@@ -50,6 +52,7 @@ class EngineSettings:
     max_branches: int = 1
     max_draft_steps: int = 4
     max_kept_bytes: int = 1 << 30
+    always_draft: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most, fix in (
@@ -119,6 +122,7 @@ class EmbeddedEngine:
         drafter: a small model that drafts beside memory, None for none.
         prefixes: kept keys and values of the same target, shared with other engines; None for a
             store of its own.
+        clock: monotonic seconds; what is worth its time is decided by it.
     """
 
     def __init__(
@@ -129,17 +133,24 @@ class EmbeddedEngine:
         *,
         drafter: Target | None = None,
         prefixes: PrefixStore | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.target = target
         self.settings = settings or EngineSettings()
         self.counts = EngineCounts()
+        self._clock = clock
         branches = self.settings.max_branches
+        budget = RoundBudget(always_draft=self.settings.always_draft, clock=clock)
         model = None
         if drafter is not None:
             model = ModelDrafter(
-                drafter, target, max_steps=self.settings.max_draft_steps, max_branches=branches
+                drafter,
+                target,
+                max_steps=self.settings.max_draft_steps,
+                max_branches=branches,
+                budget=budget,
             )
-        self._drafts = Drafts(speculator, model, max_branches=branches)
+        self._drafts = Drafts(speculator, model, max_branches=branches, budget=budget)
         if prefixes is None:
             prefixes = PrefixStore(self.settings.max_kept_bytes)
         self._prefixes = prefixes
@@ -157,7 +168,12 @@ class EmbeddedEngine:
     @property
     def num_drafter_passes(self) -> int:
         """Forward passes of the model drafter so far, 0 without one."""
-        return self._drafts.num_drafter_passes
+        return self.draft_counts.model_passes
+
+    @property
+    def draft_counts(self) -> DraftCounts:
+        """When the model drafted, and what was cut as not worth its time."""
+        return self._drafts.budget.counts
 
     def start(self) -> None:
         """Start serving."""
@@ -233,7 +249,9 @@ class EmbeddedEngine:
         if not self._running:
             return
         self._draft()
+        began_at = self._clock()
         rows = self._rows()
+        is_reading = any(not running.is_answering for running, _ in rows)
         self.counts.steps += 1
         for running, row, logits in self._forward(rows):
             if row.num_logits == 0:
@@ -242,6 +260,9 @@ class EmbeddedEngine:
                 self._take(running, row, logits)
             except Exception as error:  # noqa: BLE001  logged: it must not end the other requests
                 self._fail(running, error)
+        if not is_reading:
+            num_tokens = sum(len(row.token_ids) for _, row in rows)
+            self._drafts.budget.note_target(len(rows), num_tokens, self._clock() - began_at)
 
     def _serve_forever(self) -> None:
         is_open = True
@@ -398,7 +419,9 @@ class EmbeddedEngine:
 
     def _draft(self) -> None:
         """Draft for all requests that are being answered, in one call."""
-        drafting = [r for r in self._running if r.is_drafting and r.is_answering]
+        answering = [r for r in self._running if r.is_answering]
+        self._drafts.budget.begin(len(answering))
+        drafting = [r for r in answering if r.is_drafting]
         wishes = [
             Wish(
                 info=r.job.request.info,
@@ -406,6 +429,7 @@ class EmbeddedEngine:
                 max_tokens=self._limit(r),
                 draws=NextDraws(r.job.request.sampling, r.reply.num_said),
                 sources=r.job.request.draft_sources,
+                num_left=r.reply.room,
             )
             for r in drafting
         ]

@@ -1,8 +1,10 @@
 """A small model that drafts beside memory, and reads what memory drafts.
 
-Its first pass of a round reads what was committed since and memory's whole tree behind it, so that
-it has an opinion on every retrieved branch, and branches of its own everywhere, at the price of one
-pass. Further passes go on from the end of the best chain, a token each, while it is likely enough.
+It drafts for those requests for which that is worth its time (`RoundBudget`); what others commit it
+reads when they are next chosen. Its first pass of a round reads that and memory's whole tree behind
+it, so that it has an opinion on every retrieved branch, and branches of its own everywhere, at the
+price of one pass. Further passes go on from the end of the best chain, a token each, while it is
+likely enough and that is worth the pass.
 Where the target samples, it drafts what the target would draw with its probabilities.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +21,16 @@ import torch
 
 from paceline.adapters.embedded.key_values import KeyValues
 from paceline.adapters.embedded.prefixes import num_common
+from paceline.adapters.embedded.round_budget import Candidate, RoundBudget
 from paceline.adapters.embedded.sampling import NextDraws, SamplingParams, foresee
-from paceline.adapters.embedded.target import Row, Target
+from paceline.adapters.embedded.target import PREFILL_TOKENS, Row, Target
 from paceline.caches import FusedBatch, Fusion, TokenTree
 from paceline.caches.tree import ROOT
 from paceline.errors import ConfigError
 
+T = TypeVar("T", bound=np.generic)
 TOP: Final = 8
 """Likeliest next tokens that are looked at after each token."""
-PREFILL_TOKENS: Final = 512
 GREEDY: Final = NextDraws(SamplingParams(temperature=0.0), 0)
 
 
@@ -39,9 +42,10 @@ class DraftWish:
         request_id: whose.
         key: of those that may share what fusion learns.
         tokens: prompt and reply so far, int32 (tokens,).
-        retrieved: memory's draft.
+        retrieved: memory's draft; the model reads as many of its first nodes as may be drafted.
         max_tokens: most nodes.
         draws: how the target draws the tokens that are to be drafted.
+        num_left: most tokens that the request will still say.
     """
 
     request_id: str
@@ -50,6 +54,12 @@ class DraftWish:
     retrieved: TokenTree
     max_tokens: int
     draws: NextDraws = GREEDY
+    num_left: int = 1
+
+    @property
+    def judged(self) -> TokenTree:
+        """What the model reads of memory's draft."""
+        return self.retrieved.first(self.max_tokens)
 
 
 @dataclass(slots=True)
@@ -96,6 +106,7 @@ class ModelDrafter:
         max_steps: most passes a round.
         max_branches: most nodes that continue one; 1 gives chains.
         min_probability: paths less likely than this are not drafted.
+        budget: decides whom it drafts for; None: for all.
 
     Raises:
         ConfigError: the two do not share a vocabulary.
@@ -109,6 +120,7 @@ class ModelDrafter:
         max_steps: int = 4,
         max_branches: int = 1,
         min_probability: float = 0.1,
+        budget: RoundBudget | None = None,
     ) -> None:
         sizes = [int(each.model.config.vocab_size) for each in (model, target)]
         if sizes[0] != sizes[1]:
@@ -116,7 +128,7 @@ class ModelDrafter:
                 f"the drafter has {sizes[0]} tokens and the target {sizes[1]}; give a drafter with "
                 "the target's tokenizer"
             )
-        self.num_passes = 0
+        self._budget = RoundBudget(always_draft=True) if budget is None else budget
         self._model = model
         self._max_steps = max_steps
         self._max_branches = max_branches
@@ -125,8 +137,13 @@ class ModelDrafter:
         self._readings: dict[str, _Reading] = {}
         self._pending: tuple[FusedBatch, list[DraftWish]] | None = None
 
+    @property
+    def num_passes(self) -> int:
+        """Forward passes so far."""
+        return self._budget.counts.model_passes
+
     def begin(self, request_id: str) -> None:
-        """Open a request; its prompt is read when a draft is wanted first."""
+        """Open a request; its prompt is read when the model first drafts for it."""
         self._readings[request_id] = _Reading(self._model.sequence())
 
     def finish(self, request_id: str) -> None:
@@ -134,39 +151,81 @@ class ModelDrafter:
         self._readings.pop(request_id, None)
 
     def forget(self, key: int) -> None:
-        """Drop what fusion learned for a key."""
+        """Drop what was learned for a key."""
         self._fusion.forget(key)
+        self._budget.forget(key)
 
     def propose(self, wishes: Sequence[DraftWish]) -> list[TokenTree]:
-        """Fused drafts, one for each wish."""
+        """Drafts, one for each wish: fused ones, and memory's where the model rests."""
         self._learn(wishes)
         if not wishes:
             return []
+        trees, _ = self._fuse(wishes, None, max_branches=self._max_branches)
+        candidates = [self._candidate(wish, tree) for wish, tree in zip(wishes, trees, strict=True)]
+        asked = self._budget.asked(candidates)
+        if asked:
+            drafted = self._draft(wishes, trees, asked)
+            for i, tree in zip(asked, drafted, strict=True):
+                self._budget.issue(candidates[i], tree)
+                trees[i] = tree
+        return trees
+
+    def _candidate(self, wish: DraftWish, recalled: TokenTree) -> Candidate:
+        num_unread = len(wish.tokens) - self._num_read(wish)
+        num_fresh = min(num_unread, wish.max_tokens + 1)  # what one round commits at most
+        return Candidate(
+            request_id=wish.request_id,
+            key=wish.key,
+            recalled=recalled,
+            num_read=num_fresh + len(wish.judged),
+            num_late=num_unread - num_fresh,
+            num_left=wish.num_left,
+        )
+
+    def _num_read(self, wish: DraftWish) -> int:
+        """Tokens that need not be read again, at most all but one."""
+        reading = self._readings[wish.request_id]
+        # a pass that failed may have left fewer keys and values than tokens
+        held = min(len(reading.key_values), len(wish.tokens) - 1)
+        return min(num_common(reading.tokens, wish.tokens), held)
+
+    def _draft(
+        self, everyone: Sequence[DraftWish], recalled: Sequence[TokenTree], asked: Sequence[int]
+    ) -> list[TokenTree]:
+        """Fused drafts of those that are asked."""
+        wishes = [everyone[i] for i in asked]
         places = [_Places(wish.draws) for wish in wishes]
         self._read_memory(wishes, places)
-        trees = self._fuse(wishes, places, max_branches=1)
+        now = dict(enumerate(recalled))
+        trees, _ = self._fuse(wishes, places, max_branches=1)
         for _ in range(self._max_steps - 1):
+            now.update(zip(asked, trees, strict=True))
             going = [i for i, tree in enumerate(trees) if self._goes_on(wishes[i], places[i], tree)]
-            if not going:
+            worth = self._budget.going_on([trees[i] for i in going], list(now.values()))
+            if not worth:
                 break
+            going = [going[i] for i in worth]
             self._read_on(
                 [wishes[i] for i in going], [places[i] for i in going], [trees[i] for i in going]
             )
-            trees = self._fuse(wishes, places, max_branches=1)
-        return self._fuse(wishes, places, max_branches=self._max_branches)
+            trees, _ = self._fuse(wishes, places, max_branches=1)
+        trees, batch = self._fuse(wishes, places, max_branches=self._max_branches)
+        self._pending = batch, wishes
+        return trees
 
     def _read_memory(self, wishes: Sequence[DraftWish], places: Sequence[_Places]) -> None:
         """Read what was committed and memory's trees behind it."""
         rows: list[Row] = []
+        num_late = 0
         for wish, place in zip(wishes, places, strict=True):
             reading = self._readings[wish.request_id]
-            kept = min(num_common(reading.tokens, wish.tokens), len(wish.tokens) - 1)
-            reading.key_values.crop(kept)
+            reading.key_values.crop(self._num_read(wish))
             self._read_prompt(wish, reading)
-            tree = wish.retrieved
+            tree = wish.judged
             for path in paths_of(tree):
                 place.add(path)
             unread = wish.tokens[len(reading.key_values) :].tolist()
+            num_late += max(0, len(unread) - wish.max_tokens - 1)
             rows.append(
                 Row(
                     request_id=wish.request_id,
@@ -176,8 +235,8 @@ class ModelDrafter:
                     num_logits=len(tree.token_ids) + 1,
                 )
             )
-        for wish, place, logits in zip(wishes, places, self._forward(rows), strict=True):
-            place.add_top(logits)
+        self._hear(rows, places, num_late=num_late)
+        for wish in wishes:
             reading = self._readings[wish.request_id]
             reading.key_values.crop(len(wish.tokens))
             reading.tokens = wish.tokens.copy()
@@ -185,14 +244,13 @@ class ModelDrafter:
     def _read_prompt(self, wish: DraftWish, reading: _Reading) -> None:
         """Read all but the last tokens, a part at a time."""
         while (held := len(reading.key_values)) < len(wish.tokens) - PREFILL_TOKENS:
-            self._forward([
-                Row(
-                    request_id=wish.request_id,
-                    key_values=reading.key_values,
-                    token_ids=wish.tokens[held : held + PREFILL_TOKENS].tolist(),
-                    num_logits=0,
-                )
-            ])  # fmt: skip
+            row = Row(
+                request_id=wish.request_id,
+                key_values=reading.key_values,
+                token_ids=wish.tokens[held : held + PREFILL_TOKENS].tolist(),
+                num_logits=0,
+            )
+            self._hear([row], [], num_late=PREFILL_TOKENS)
 
     def _goes_on(self, wish: DraftWish, place: _Places, tree: TokenTree) -> bool:
         """Whether the best chain ends where the drafter has not read, with room behind it."""
@@ -204,34 +262,56 @@ class ModelDrafter:
     def _read_on(
         self, wishes: Sequence[DraftWish], places: Sequence[_Places], trees: Sequence[TokenTree]
     ) -> None:
-        """Read the best chain of each request to its end, which is where it has read least."""
+        """Read the best chain of each request to its end; memory's may be some tokens further."""
         rows: list[Row] = []
         for wish, place, tree in zip(wishes, places, trees, strict=True):
             reading = self._readings[wish.request_id]
             text = np.concatenate([wish.tokens, tree.token_ids])
             held = num_common(reading.tokens, text)
             reading.key_values.crop(held)
-            place.add(tuple(tree.token_ids.tolist()))
+            path = tuple(tree.token_ids.tolist())
+            unread = [p for n in range(len(path)) if (p := path[: n + 1]) not in place.paths]
+            for each in unread:
+                place.add(each)
             rows.append(
                 Row(
                     request_id=wish.request_id,
                     key_values=reading.key_values,
                     token_ids=text[held:].tolist(),
+                    num_logits=len(unread),
                 )
             )
             reading.tokens = text
-        for place, logits in zip(places, self._forward(rows), strict=True):
-            place.add_top(logits)
+        self._hear(rows, places, is_further=True)
 
-    def _forward(self, rows: Sequence[Row]) -> list[torch.Tensor]:
-        self.num_passes += 1
-        logits: list[torch.Tensor] = self._model.forward(rows)
-        return logits
+    def _hear(
+        self,
+        rows: Sequence[Row],
+        places: Sequence[_Places],
+        *,
+        num_late: int = 0,
+        is_further: bool = False,
+    ) -> None:
+        """One pass; the places that have no opinion yet get theirs."""
+        num_tokens = sum(len(row.token_ids) for row in rows)
+        with self._budget.drafter_pass(
+            len(rows), num_tokens, num_late=num_late, is_further=is_further
+        ):
+            logits = self._model.forward(rows)
+            for place, of_row in zip(places, logits, strict=False):
+                place.add_top(of_row)
 
     def _fuse(
-        self, wishes: Sequence[DraftWish], places: Sequence[_Places], *, max_branches: int
-    ) -> list[TokenTree]:
+        self,
+        wishes: Sequence[DraftWish],
+        places: Sequence[_Places] | None,
+        *,
+        max_branches: int,
+    ) -> tuple[list[TokenTree], FusedBatch]:
+        """Memory's drafts with what the model says, or by themselves."""
         trees = [wish.retrieved for wish in wishes]
+        if places is None:
+            places = [_Places(wish.draws, parent=[], token=[], paths={}) for wish in wishes]
         offsets, token_ids, parent, prob, source, batch = self._fusion.fuse(
             np.cumsum([0, *(len(tree.token_ids) for tree in trees)], dtype=np.int64),
             np.concatenate([tree.token_ids for tree in trees]),
@@ -241,17 +321,17 @@ class ModelDrafter:
             np.cumsum([0, *(len(place.parent) for place in places)], dtype=np.int64),
             np.array([parent for place in places for parent in place.parent], np.int32),
             np.array([token for place in places for token in place.token], np.int32),
-            np.concatenate([top for place in places for top in place.top_token]),
-            np.concatenate([top for place in places for top in place.top_prob]),
+            _joined([top for place in places for top in place.top_token], np.int32),
+            _joined([top for place in places for top in place.top_prob], np.float32),
             keys=np.array([wish.key for wish in wishes], np.int64),
             max_tokens=np.array([wish.max_tokens for wish in wishes], np.int32),
             max_branches=max_branches,
         )
-        self._pending = batch, list(wishes)
-        return [
+        fused = [
             TokenTree(token_ids[a:b], parent[a:b], prob[a:b], source[a:b])
             for a, b in pairwise(offsets.tolist())
         ]
+        return fused, batch
 
     def _learn(self, wishes: Sequence[DraftWish]) -> None:
         """Learn from what has become of the last round's drafts."""
@@ -260,11 +340,19 @@ class ModelDrafter:
         batch, drafted = self._pending
         self._pending = None
         now = {wish.request_id: wish.tokens for wish in wishes}
-        committed = [
-            now.get(wish.request_id, wish.tokens)[len(wish.tokens) :].tolist() for wish in drafted
-        ]
-        offsets = np.cumsum([0, *map(len, committed)], dtype=np.int64)
-        self._fusion.learn(batch, np.array(list(chain.from_iterable(committed)), np.int32), offsets)
+        committed = {
+            wish.request_id: now.get(wish.request_id, wish.tokens)[len(wish.tokens) :].tolist()
+            for wish in drafted
+        }
+        rows = list(committed.values())
+        offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        self._fusion.learn(batch, np.array(list(chain.from_iterable(rows)), np.int32), offsets)
+        self._budget.learn(committed)
+
+
+def _joined(rows: Sequence[npt.NDArray[T]], dtype: type[T]) -> npt.NDArray[T]:
+    """One after the other; of the type also where there are none."""
+    return np.concatenate(rows) if rows else np.zeros(0, dtype)
 
 
 def paths_of(tree: TokenTree) -> list[tuple[int, ...]]:

@@ -157,7 +157,8 @@ class EngineServer:
         return JSONResponse({"status": "ok"})
 
     async def _metrics(self, _request: Request) -> Response:
-        totals = asdict(self._engine.counts) | {"draft_errors": self._engine.draft_failures.count}
+        totals = asdict(self._engine.counts) | asdict(self._engine.draft_counts)
+        totals |= {"draft_errors": self._engine.draft_failures.count}
         lines = [
             f"# TYPE paceline_engine_{name}_total counter\npaceline_engine_{name}_total {value}"
             for name, value in totals.items()

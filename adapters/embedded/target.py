@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -14,6 +14,9 @@ from paceline.adapters.embedded.packed_attention import NAME, PackedCache, Span
 from paceline.caches.tree import ROOT
 from paceline.drafter_folder import kept_token_ids
 from paceline.models import keep_head_rows, load_model
+
+PREFILL_TOKENS: Final = 512
+"""Prompt tokens a forward pass reads at a time: bounds its memory and how long replies wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

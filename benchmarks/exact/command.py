@@ -35,6 +35,7 @@ COLUMNS: Final = (
     ("tokens/step", "tokens_per_step", 2),
     ("drafted/step", "drafted_per_step", 2),
     ("accepted", "acceptance", 2),
+    ("with model", "with_model", 2),
     ("tokens/s", "tokens_per_second", 1),
     ("times off", "times_off", 2),
 )
@@ -146,6 +147,9 @@ def _work_folder(folder: Path | None) -> Iterator[Path]:
     default=DEFAULTS.draft_steps,
     show_default=True,
     help="Most passes of the drafter a step.",
+)
+@click.option(
+    "--always-draft", is_flag=True, help="Draft also where it is not expected to be worth its time."
 )
 @click.option("--temperature", default=DEFAULTS.temperature, show_default=True)
 @click.option("--top-p", default=DEFAULTS.top_p, show_default=True)

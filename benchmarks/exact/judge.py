@@ -121,6 +121,11 @@ def speeds(results: Sequence[BatchResult]) -> dict[str, float]:
                 "tokens_per_second": _ratio(tokens, seconds),
                 "times_off": _ratio(off, seconds),
                 "drafter_passes": sum(mode.passes for mode in done),
+                "with_model": _share(
+                    sum(mode.with_model for mode in done),
+                    sum(mode.without_model for mode in done),
+                ),
+                "cut_tokens": sum(mode.cut for mode in done),
             }
             flat |= {f"{source}.{name}.{figure}": value for figure, value in values.items()}
     return flat
@@ -162,6 +167,11 @@ def frequency_figures(
         flat[f"frequency.{mode}.{name}.degrees"] = fit.degrees
         flat[f"frequency.{mode}.{name}.p_value"] = fit.p_value
     return flat
+
+
+def _share(one: int, other: int) -> float:
+    """0 where there is nothing to have a share of."""
+    return one / (one + other) if one + other else 0.0
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -65,6 +65,7 @@ class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
         concurrency: requests in flight.
         draft_tokens: most drafted tokens of a request and step, in chains and trees alike.
         draft_steps: most passes of the drafting model a step.
+        always_draft: whether all is drafted that may be, where the engine would weigh its time.
         temperature: 0 is greedy.
         top_p: as in a request.
         scored: replies whose tokens are held against the target's probabilities.
@@ -82,6 +83,7 @@ class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 10
     draft_tokens: int = 8
     draft_steps: int = 4
+    always_draft: bool = False
     temperature: float = 0.0
     top_p: float = 1.0
     scored: int = 50
@@ -119,6 +121,9 @@ class ModeResult(msgspec.Struct, frozen=True, kw_only=True):
         drafted: tokens drafted for them.
         accepted: tokens of those that were accepted.
         passes: forward passes of the drafting model.
+        with_model: rounds of the batch in which it drafted.
+        without_model: rounds in which it might have, and rested.
+        cut: drafted tokens that were not worth verifying.
     """
 
     replies: tuple[tuple[int, ...], ...]
@@ -127,6 +132,9 @@ class ModeResult(msgspec.Struct, frozen=True, kw_only=True):
     drafted: int
     accepted: int
     passes: int
+    with_model: int = 0
+    without_model: int = 0
+    cut: int = 0
 
 
 class BatchResult(msgspec.Struct, frozen=True, kw_only=True):

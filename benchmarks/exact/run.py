@@ -65,18 +65,22 @@ class DraftingMode:
             EngineError: a request failed, or drafting did.
         """
         counts = self._engine.counts
-        before, passes = replace(counts), self._engine.num_drafter_passes
+        before, drafting = replace(counts), replace(self._engine.draft_counts)
         began = self._clock()
         answers = answer_all(self._engine, requests, clock=self._clock)
         if self._engine.draft_failures.count:
             raise EngineError(f"drafting failed in mode {self.mode.name}; see the log")
+        now = self._engine.draft_counts
         return ModeResult(
             replies=tuple(tuple(answer.token_ids) for answer in answers),
             seconds=max(answer.last_at for answer in answers) - began,
             rounds=counts.rounds - before.rounds,
             drafted=counts.draft_tokens - before.draft_tokens,
             accepted=counts.accepted_tokens - before.accepted_tokens,
-            passes=self._engine.num_drafter_passes - passes,
+            passes=now.model_passes - drafting.model_passes,
+            with_model=now.rounds_with_model - drafting.rounds_with_model,
+            without_model=now.rounds_without_model - drafting.rounds_without_model,
+            cut=now.cut_tokens - drafting.cut_tokens,
         )
 
     def remember(self, requests: Sequence[GenerationRequest], result: ModeResult) -> None:
@@ -106,6 +110,7 @@ def running_modes(
                 max_draft_tokens=settings.draft_tokens,
                 max_branches=mode.branches,
                 max_draft_steps=settings.draft_steps,
+                always_draft=settings.always_draft,
             ),
             drafter=drafter if mode.model else None,
             prefixes=prefixes,

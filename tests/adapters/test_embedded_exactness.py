@@ -86,6 +86,7 @@ def make_engine(*, memory: bool, drafter: bool, branches: int) -> EmbeddedEngine
         Speculator() if memory else None,
         settings,
         drafter=make_target(similar_model(DRAFTER_NOISE)) if drafter else None,
+        clock=lambda: 0.0,
     )
 
 

@@ -72,7 +72,8 @@ class Client:
 def make_engine(target: Target, speculator: Any = None, **settings: Any) -> EmbeddedEngine:
     from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
 
-    return EmbeddedEngine(target, speculator, EngineSettings(**settings))
+    # by a clock that stands still no draft costs anything: nothing depends on how fast it runs here
+    return EmbeddedEngine(target, speculator, EngineSettings(**settings), clock=lambda: 0.0)
 
 
 @pytest.fixture

@@ -57,9 +57,8 @@ def make_engine(target: Target, *, memory: bool, drafter: Target | None, branche
     from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
 
     speculator = Speculator() if memory else None
-    return EmbeddedEngine(
-        target, speculator, EngineSettings(max_branches=branches), drafter=drafter
-    )
+    settings = EngineSettings(max_branches=branches, always_draft=True)
+    return EmbeddedEngine(target, speculator, settings, drafter=drafter)
 
 
 PROMPTS = [[5, 6, 7, 8, 9], [1, 2] * 10, [50, 40, 30]]

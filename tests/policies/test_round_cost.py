@@ -1,0 +1,102 @@
+"""What a forward pass costs, learned from synthetic passes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from paceline.policies.round_cost import LEAST_PASSES, MOST_OUTLIERS, RoundCost
+
+
+def taught(
+    *,
+    num_passes: int = 200,
+    noise: float = 0.0,
+    fixed: float = 0.03,
+    request: float = 0.002,
+    token: float = 0.001,
+    requests: tuple[int, int] = (1, 10),
+    cost: RoundCost | None = None,
+) -> RoundCost:
+    rng = random.Random(5)  # noqa: S311  fixed, for numbers that look like measured ones
+    cost = RoundCost() if cost is None else cost
+    for _ in range(num_passes):
+        num_requests = rng.randint(*requests)
+        num_tokens = num_requests + rng.randint(0, 6 * num_requests)
+        seconds = fixed + request * num_requests + token * num_tokens
+        cost.learn(num_requests, num_tokens, seconds * (1 + noise * rng.uniform(-1, 1)))
+    return cost
+
+
+def test_the_parts_of_a_pass_are_told_apart() -> None:
+    """What a pass, a request and a token take is learned from passes that differ in both."""
+    cost = taught()
+    assert cost.fixed_seconds == pytest.approx(0.03, rel=0.02)
+    assert cost.request_seconds == pytest.approx(0.002, rel=0.05)
+    assert cost.token_seconds == pytest.approx(0.001, rel=0.02)
+    assert cost.seconds(4, 20) == pytest.approx(0.03 + 0.008 + 0.02, rel=0.01)
+    assert "30.0" in repr(cost)
+
+
+def test_noise_averages_out() -> None:
+    """With a fifth of noise on every pass the price of a token is right to a quarter."""
+    cost = taught(noise=0.2, num_passes=400)
+    assert cost.token_seconds == pytest.approx(0.001, rel=0.25)
+    assert cost.seconds(5, 25) == pytest.approx(0.065, rel=0.1)
+
+
+def test_nothing_costs_anything_before_enough_was_seen() -> None:
+    """The first pass is not learned from, and a few are not enough."""
+    cost = RoundCost()
+    cost.learn(1, 1, 50.0)
+    for _ in range(int(LEAST_PASSES)):
+        cost.learn(1, 2, 1.0)
+        assert not cost.is_known
+        assert cost.seconds(1, 2) == cost.token_seconds == cost.request_seconds == 0.0
+    cost.learn(1, 2, 1.0)
+    assert cost.is_known
+    assert cost.seconds(1, 2) == pytest.approx(1.0)
+
+
+def test_where_tokens_do_not_vary_they_cost_nothing() -> None:
+    """Passes of one size do not tell what another size takes, so drafts are free until they do."""
+    cost = taught(requests=(4, 4))
+    assert cost.token_seconds > 0.0009
+    for _ in range(1000):
+        cost.learn(4, 4, 0.042)
+    assert cost.token_seconds < 0.0001
+    assert cost.seconds(4, 4) == pytest.approx(0.042)
+
+
+def test_no_part_is_negative() -> None:
+    """Passes that are shorter the more they read make nothing cost less than nothing."""
+    cost = RoundCost()
+    for i in range(100):
+        cost.learn(1 + i % 3, 10 + i % 7, 1.0 - 0.05 * (i % 7))
+    assert cost.token_seconds == 0.0
+    assert cost.request_seconds >= 0.0
+    assert cost.seconds(0, 1000) > 0.0
+    more = taught(token=0.0)
+    assert more.token_seconds == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_pass_out_of_all_proportion_changes_nothing() -> None:
+    """One that took twenty times as long is not learned from; so many in a row are believed."""
+    cost = taught()
+    before = repr(cost)
+    for _ in range(MOST_OUTLIERS - 1):
+        cost.learn(4, 12, 1.0)
+    assert repr(cost) == before
+    cost.learn(4, 12, 0.05)
+    cost.learn(4, 12, 1.0)
+    assert cost.seconds(4, 12) < 0.06
+    taught(cost=cost, fixed=0.9, token=0.03)
+    assert cost.token_seconds == pytest.approx(0.03, rel=0.05)
+
+
+def test_the_recent_counts() -> None:
+    """When a token comes to cost twice as much, two hundred passes later that is what is said."""
+    cost = taught()
+    taught(cost=cost, token=0.002)
+    assert cost.token_seconds == pytest.approx(0.002, rel=0.05)
