@@ -66,6 +66,7 @@ def test_drafts_come_from_both(fused: dict[str, Any]) -> None:
     assert counts["rows_model"] > 0
     assert counts["accepted_memory"] > 0
     assert counts["accepted_model"] > 0
+    assert 0 < counts["accepted_behind"] <= counts["drafted_behind"]
     assert set(COUNTERS) < set(fused["metrics"])
 
 
