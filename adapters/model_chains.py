@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from paceline.caches import Source, TokenTree, TreeBatch
+from paceline.caches import Source, TreeBatch
 from paceline.caches.tree import ROOT
 
 
@@ -49,7 +50,7 @@ class Supposed:
     """Tokens of the model's behind which memory is asked what it would draft.
 
     Attributes:
-        rows: of the batch; one may be there several times.
+        rows: of the batch, rising; one may be there several times.
         token_ids: for each, the beginning of its row's chain.
         max_tokens: for each, how many may follow.
     """
@@ -96,45 +97,47 @@ def suppose(
 
 
 def joined(trees: TreeBatch, continued: Continued) -> TreeBatch:
-    """Memory's trees, and behind the model's tokens what it drafts there.
+    """Memory's trees, and beside each the model's tokens with what memory drafts behind them.
 
     The model's tokens are nodes of `Source.MODEL`, which `Fusion` only goes through. O(nodes).
     """
-    rows = [[tree] for tree in trees.trees()]
-    supposed = continued.supposed
-    for i, found in enumerate(continued.trees.trees()):
-        if len(found):
-            rows[supposed.rows[i]].append(_behind(supposed.token_ids[i], found))
-    whole = [_beside(row) if len(row) > 1 else row[0] for row in rows]
-    return TreeBatch(
-        np.cumsum([0, *map(len, whole)], dtype=np.int64),
-        np.concatenate([tree.token_ids for tree in whole]),
-        np.concatenate([tree.parent for tree in whole]),
-        np.concatenate([tree.prob for tree in whole]),
-        np.concatenate([tree.source for tree in whole]),
+    supposed, found = continued.supposed, continued.trees
+    num_found = np.diff(found.offsets)
+    # each continued beginning is a piece of its row: the model's tokens, then memory's
+    num_led = np.array([len(row) for row in supposed.token_ids], np.int64) * (num_found > 0)
+    sizes = num_led + num_found
+    rows = np.array(supposed.rows, np.int64)
+    num_own = np.diff(trees.offsets)
+    totals = num_own + np.bincount(rows, sizes, minlength=len(trees)).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(totals)])
+    ends = np.cumsum(sizes)
+    before = ends - sizes
+    # pieces lie in the order of their rows
+    starts = num_own[rows] + before - before[np.searchsorted(rows, rows)]
+    own = _spread(offsets[:-1], num_own)
+    led = _spread(offsets[rows] + starts, num_led)
+    behind = _spread(offsets[rows] + starts + num_led, num_found)
+    result = TreeBatch(
+        offsets,
+        np.empty(offsets[-1], np.int32),
+        np.empty(offsets[-1], np.int32),
+        np.zeros(offsets[-1], np.float32),
+        np.full(offsets[-1], Source.MODEL, np.uint8),
     )
+    for at, held in ((own, trees), (behind, found)):
+        result.token_ids[at] = held.token_ids
+        result.prob[at] = held.prob
+        result.source[at] = held.source
+    kept = itertools.compress(supposed.token_ids, (num_found > 0).tolist())
+    result.token_ids[led] = list(itertools.chain.from_iterable(kept))
+    result.parent[own] = trees.parent
+    places = _spread(np.zeros_like(num_led), num_led)
+    result.parent[led] = np.where(places == 0, ROOT, np.repeat(starts, num_led) + places - 1)
+    result.parent[behind] = found.parent + np.repeat(starts + num_led, num_found)
+    return result
 
 
-def _behind(token_ids: Sequence[int], found: TokenTree) -> TokenTree:
-    """The model's tokens, and a tree of memory's behind the last of them."""
-    led = TokenTree.chain(token_ids, prob=np.zeros(len(token_ids)), source=Source.MODEL)
-    return TokenTree(
-        np.concatenate([led.token_ids, found.token_ids]),
-        np.concatenate([led.parent, found.parent + np.int32(len(led))]),
-        np.concatenate([led.prob, found.prob]),
-        np.concatenate([led.source, found.source]),
-    )
-
-
-def _beside(trees: Sequence[TokenTree]) -> TokenTree:
-    """Several trees behind one context."""
-    starts = np.cumsum([0, *map(len, trees)], dtype=np.int32)
-    return TokenTree(
-        np.concatenate([tree.token_ids for tree in trees]),
-        np.concatenate([
-            np.where(tree.parent == ROOT, ROOT, tree.parent + start).astype(np.int32)
-            for tree, start in zip(trees, starts[:-1], strict=True)
-        ]),
-        np.concatenate([tree.prob for tree in trees]),
-        np.concatenate([tree.source for tree in trees]),
-    )  # fmt: skip
+def _spread(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers from each start on, as many as its length, one after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
