@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.model_chains import Continued, ModelChains, Supposed, joined, suppose
 from paceline.adapters.model_gain import ModelChoice, ModelGain
 from paceline.caches import FusedBatch, Fusion, Source, TreeBatch
 
@@ -24,34 +25,13 @@ COUNTERS: Final = (
     "drafted_model",
     "accepted_memory",
     "accepted_model",
+    "drafted_behind",
+    "accepted_behind",
 )
-"""What `ChainFuser.stats` counts: rounds, drafts by who drafted them, and their tokens."""
+"""What `ChainFuser.stats` counts: rounds, drafts by who drafted them, and their tokens.
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ModelChains:
-    """What a model drafter says of a batch; row i belongs to the batch's request i.
-
-    Attributes:
-        token_ids: int32, (rows, steps). The chain it drafted for each.
-        top_token: int32, (rows, steps, width). Its likeliest tokens at each place of the chain, the
-            context's end first.
-        top_prob: float32, (rows, steps, width). Their probabilities.
-        is_sound: bool, (rows,). Whether it has read all of the row's context; where it has not, its
-            chain counts for nothing.
-    """
-
-    token_ids: npt.NDArray[np.int32]
-    top_token: npt.NDArray[np.int32]
-    top_prob: npt.NDArray[np.float32]
-    is_sound: npt.NDArray[np.bool_]
-
-    def rows(self, rows: Sequence[int]) -> ModelChains:
-        """Those of some rows."""
-        at = np.asarray(rows, np.int64)
-        return ModelChains(
-            self.token_ids[at], self.top_token[at], self.top_prob[at], self.is_sound[at]
-        )
+Those "behind" are memory's tokens that follow one of the model's.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +70,7 @@ class _Issued:
 class ChainFuser:
     """Drafts chains from both, and learns from what is accepted.
 
-    A round is `learn`, `recall`, `wants_model`, `fuse`. Not thread-safe.
+    A round is `learn`, `recall`, `wants_model`, `suppose`, `fuse`. Not thread-safe.
 
     Args:
         min_probability: chains less likely than this are cut, in [0, 1].
@@ -137,16 +117,25 @@ class ChainFuser:
         gains = [self._gain.expected(k, e) for k, e in zip(keys, expected, strict=True)]
         return self.choice.wants_model(gains, expected)
 
-    def fuse(self, recalled: Recalled, model: ModelChains | None) -> list[list[int]]:
+    def suppose(self, recalled: Recalled, model: ModelChains) -> Supposed:
+        """The model's tokens behind which memory is to be asked."""
+        return suppose(model, recalled.limits, min_probability=self._min_probability)
+
+    def fuse(
+        self, recalled: Recalled, model: ModelChains | None, continued: Continued | None = None
+    ) -> list[list[int]]:
         """The chains to verify, one for each request.
 
         Args:
             recalled: memory's side.
             model: the model's, with a row for each request; None where it has not run.
+            continued: what memory drafts behind the model's tokens; None where it was not asked.
         """
         self._counts["rounds_without_model" if model is None else "rounds_with_model"] += 1
         chains = recalled.chains
         if model is not None:
+            if continued is not None:
+                recalled = replace(recalled, trees=joined(recalled.trees, continued))
             chains, batch = self._fuse(recalled, model)
             self._pending = batch, recalled.request_ids
         is_sound = [False] * len(recalled.request_ids) if model is None else model.is_sound.tolist()
@@ -212,6 +201,7 @@ class ChainFuser:
         num_memory = len(issued.is_model) - num_model
         self._counts["drafted_model"] += num_model
         self._counts["drafted_memory"] += num_memory
+        self._counts["drafted_behind"] += num_behind(issued.is_model)
         if num_model or num_memory:
             who = "both" if num_model and num_memory else "model" if num_model else "memory"
             self._counts[f"rows_{who}"] += 1
@@ -221,6 +211,7 @@ class ChainFuser:
         num_model = sum(issued.is_model[:num_accepted])
         self._counts["accepted_model"] += num_model
         self._counts["accepted_memory"] += num_accepted - num_model
+        self._counts["accepted_behind"] += num_behind(issued.is_model[:num_accepted])
         if issued.had_model and committed:
             num_gained = num_accepted - num_leading(issued.recalled, committed)
             self._gain.learn(issued.key, issued.num_expected, num_gained)
@@ -266,6 +257,11 @@ def expected_lengths(chains: TreeBatch) -> npt.NDArray[np.float64]:
         np.multiply.accumulate(chains.prob[a:b], dtype=np.float64).sum()
         for a, b in pairwise(chains.offsets.tolist())
     ])  # fmt: skip
+
+
+def num_behind(is_model: Sequence[bool]) -> int:
+    """Tokens of memory's that follow one of the model's in a chain."""
+    return len(is_model) - is_model.index(True) - sum(is_model) if True in is_model else 0
 
 
 def num_leading(one: Sequence[int], other: Sequence[int]) -> int:

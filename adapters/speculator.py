@@ -227,6 +227,27 @@ class Speculator:
             *self.index.propose(self._handles(request_ids), limits, max_branches=max_branches)
         )
 
+    def propose_behind(
+        self,
+        request_ids: Sequence[str],
+        token_ids: Sequence[TokenIds],
+        *,
+        max_tokens: Sequence[int],
+    ) -> TreeBatch:
+        """What would be drafted, as chains, if token_ids[i] were committed to request_ids[i] first.
+
+        Nothing is committed, learned or counted; a request may be given several times.
+        """
+        rows = [_as_tokens(row) for row in token_ids]
+        return TreeBatch(
+            *self.index.propose_behind(
+                self._handles(request_ids),
+                np.array(max_tokens, np.int32),
+                np.concatenate([np.empty(0, np.int32), *rows]),
+                np.cumsum([0, *map(len, rows)], dtype=np.int64),
+            )
+        )
+
     def finish(self, request_id: str) -> None:
         """Close a request, keep its context for the session's next turn and publish what it added.
 

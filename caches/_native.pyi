@@ -216,6 +216,29 @@ class DraftIndex:
         that any prefix of a tree is the tree of that budget.
         """
 
+    def propose_behind(
+        self,
+        handles: npt.NDArray[np.int64],
+        max_tokens: npt.NDArray[np.int32],
+        token_ids: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        *,
+        max_branches: int = 1,
+    ) -> tuple[
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.uint8],
+    ]:
+        """What `propose` would return if token_ids[offsets[i]:offsets[i + 1]] were committed first.
+
+        To ask what follows tokens that somebody else drafts. Nothing is learned from them or for
+        them, nothing is counted, and the draft of the last `propose` stays the one that the next
+        `commit` is scored against. The same arguments and results otherwise; a handle may be given
+        several times, for several beginnings. O(tokens supposed) more than `propose`.
+        """
+
     def finish(self, handle: int, *, time: float = 0.0) -> tuple[npt.NDArray[np.int32], int]:
         """Close a request; returns (new_tokens int32 (m,), num_prompt).
 
@@ -418,7 +441,9 @@ class Fusion:
             token_ids: see `offsets`.
             parent: see `offsets`.
             prob: see `offsets`.
-            source: see `offsets`.
+            source: see `offsets`. A node of `Source.MODEL` is none of memory's, whatever its
+                probability: it leads to what memory drafts behind the drafter's tokens. Of nodes
+                with one token behind one parent, the first that is memory's counts.
             place_offsets: (requests + 1,): what the drafter has read of request i are the places
                 place_offsets[i]:place_offsets[i + 1]; none: it has not run.
             place_parent: (places,): the place, counted within the request, that this one extends;

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from paceline.adapters.chain_fusing import ChainFuser, ModelChains, Recalled
+from paceline.adapters.chain_fusing import ChainFuser, Recalled
 from paceline.adapters.failures import FailureLog
+from paceline.adapters.model_chains import Continued, ModelChains
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.vllm.model_drafter import VllmModelDrafter
 from paceline.adapters.vllm.open_requests import OpenRequests
@@ -188,7 +189,9 @@ class FusedProposer:
         recalled = self._recall(speculator, step, asked)
         chains = self._guess(step, asked, recalled, arguments)
         drafts: list[list[int]] = [[] for _ in step.request_ids]
-        fused = self.fuser.fuse(recalled, None if chains is None else chains.rows(asked.rows))
+        model = None if chains is None else chains.rows(asked.rows)
+        continued = None if model is None else self._continue(speculator, recalled, model)
+        fused = self.fuser.fuse(recalled, model, continued)
         for row, tokens in zip(asked.rows, fused, strict=True):
             drafts[row] = tokens
         if chains is not None:
@@ -261,6 +264,19 @@ class FusedProposer:
         if not step.has_prefill:
             self.fuser.choice.cost.note_model(self._clock() - began_at)
         return chains
+
+    def _continue(
+        self, speculator: Speculator, recalled: Recalled, model: ModelChains
+    ) -> Continued | None:
+        """What memory drafts behind the model's tokens."""
+        supposed = self.fuser.suppose(recalled, model)
+        if not supposed.rows:
+            return None
+        request_ids = [recalled.request_ids[row] for row in supposed.rows]
+        trees = speculator.propose_behind(
+            request_ids, supposed.token_ids, max_tokens=supposed.max_tokens
+        )
+        return Continued(supposed, trees)
 
     def _ask(
         self, step: DraftingStep, arguments: Sequence[Any], *, num_steps: int

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from paceline.adapters.chain_fusing import ModelChains
+from paceline.adapters.model_chains import ModelChains
 from paceline.adapters.read_ledger import ReadLedger
 from paceline.adapters.vllm.step import DraftingStep
 

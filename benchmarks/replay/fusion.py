@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
-from paceline.adapters import embedded
+from paceline.adapters import chain_fusing, embedded, model_chains
 from paceline.benchmarks.replay.base import Drafter
 from paceline.benchmarks.replay.registry import DrafterSpec, check_probability, code_of
 from paceline.caches import _native
@@ -18,6 +19,8 @@ from paceline.errors import ConfigError
 TREE_BRANCHES: Final = 4
 SHAPES: Final = {"chain": 1, "tree": TREE_BRANCHES}
 SOURCES: Final = ("retrieval", "drafter", "fused")
+CHAINED: Final = ("vllm", "vllm-continued")
+"""Chains as the vLLM worker fuses them, without and with memory behind the model's tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,7 @@ class FusionSettings:
 def fusion_specs(
     settings: FusionSettings, min_probabilities: Iterable[float]
 ) -> tuple[DrafterSpec, ...]:
-    """Memory, the model and both, as chains and as trees, at each threshold.
+    """Memory, the model and both, as chains and as trees, at each threshold; and vLLM's chains.
 
     The model is loaded when the first drafter that needs it is made.
     """
@@ -72,6 +75,10 @@ def fusion_specs(
                 name = f"{source}-{shape}-{probability:g}"
                 make = _maker(settings, source, branches, probability)
                 specs.append(DrafterSpec(name, make, f"{name} {state}"))
+        for source in CHAINED:
+            name = f"{source}-chain-{probability:g}"
+            chained = partial(_chained, settings, probability, continues=source != CHAINED[0])
+            specs.append(DrafterSpec(name, chained, f"{name} {state}"))
     return tuple(specs)
 
 
@@ -98,6 +105,18 @@ def _maker(
     return make
 
 
+def _chained(settings: FusionSettings, probability: float, *, continues: bool) -> Drafter:
+    from paceline.benchmarks.replay.drafters.chained import ChainedDrafter
+
+    return ChainedDrafter(
+        _model(settings.folder),
+        settings.num_nodes,
+        min_probability=probability,
+        max_steps=settings.max_steps,
+        continues=continues,
+    )
+
+
 @cache
 def _model(folder: Path) -> Any:
     from paceline.adapters.embedded.target import Target
@@ -108,9 +127,16 @@ def _model(folder: Path) -> Any:
 def _fingerprint(settings: FusionSettings) -> str:
     """Hash of the model, of the limits and of the code that drafts. O(bytes of the model)."""
     state = hashlib.sha256(f"{settings.num_nodes} {settings.max_steps}".encode())
-    code = sorted(Path(embedded.__path__[0]).glob("*.py"))
+    code = [
+        *sorted(Path(embedded.__path__[0]).glob("*.py")),
+        *map(_file, (chain_fusing, model_chains)),
+    ]
     weights = sorted(p for p in settings.folder.iterdir() if p.is_file())
     for file in (*code, *weights, Path(_native.__file__)):
         with file.open("rb") as content:
             state.update(hashlib.file_digest(content, "sha256").digest())
-    return f"{state.hexdigest()} {code_of('paceline')} {code_of('fused')}"
+    return f"{state.hexdigest()} {code_of('paceline')} {code_of('fused')} {code_of('chained')}"
+
+
+def _file(module: ModuleType) -> Path:
+    return Path(str(module.__file__))

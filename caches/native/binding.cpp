@@ -76,6 +76,12 @@ void commit(DraftIndex& index, NumpyArray handles, NumpyArray token_ids, NumpyAr
   index.commit(batch, tokens, bounds);
 }
 
+nb::tuple as_tuple(const DraftBatch& drafts) {
+  return nb::make_tuple(to_numpy(drafts.offsets), to_numpy(drafts.token_ids),
+                        to_numpy(drafts.parent), to_numpy(drafts.prob),
+                        to_numpy(drafts.source));
+}
+
 nb::tuple propose(DraftIndex& index, NumpyArray handles, NumpyArray max_tokens, std::int64_t max_branches) {
   const auto batch = view<Handle>("handles", handles);
   const auto limits = view<std::int32_t>("max_tokens", max_tokens);
@@ -85,10 +91,21 @@ nb::tuple propose(DraftIndex& index, NumpyArray handles, NumpyArray max_tokens, 
     const nb::gil_scoped_release released;
     tried = index.propose(batch, limits, max_branches);
   }
-  const DraftBatch& drafts = *tried;
-  return nb::make_tuple(to_numpy(drafts.offsets), to_numpy(drafts.token_ids),
-                        to_numpy(drafts.parent), to_numpy(drafts.prob),
-                        to_numpy(drafts.source));
+  return as_tuple(*tried);
+}
+
+nb::tuple propose_behind(DraftIndex& index, NumpyArray handles, NumpyArray max_tokens, NumpyArray token_ids,
+                         NumpyArray offsets, std::int64_t max_branches) {
+  const auto batch = view<Handle>("handles", handles);
+  const auto limits = view<std::int32_t>("max_tokens", max_tokens);
+  const auto tokens = view<Token>("token_ids", token_ids);
+  const auto bounds = view<std::int64_t>("offsets", offsets);
+  DraftBatch drafts;
+  {
+    const nb::gil_scoped_release released;
+    drafts = index.propose_behind(batch, limits, tokens, bounds, max_branches);
+  }
+  return as_tuple(drafts);
 }
 
 std::vector<float> initial_state() {
@@ -269,6 +286,8 @@ NB_MODULE(_native, module) {
       .def("truncate", &DraftIndex::truncate, "handle"_a, "num_tokens"_a, no_gil)
       .def("num_tokens", &DraftIndex::num_tokens, "handle"_a, no_gil)
       .def("propose", &propose, "handles"_a, "max_tokens"_a, nb::kw_only(), "max_branches"_a = 1)
+      .def("propose_behind", &propose_behind, "handles"_a, "max_tokens"_a, "token_ids"_a, "offsets"_a, nb::kw_only(),
+           "max_branches"_a = 1)
       .def("finish", &finish, "handle"_a, nb::kw_only(), "time"_a = 0.0)
       .def("calibration", &calibration, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1)
       .def("set_calibration", &set_calibration, nb::kw_only(), "read_scopes"_a, "write_scope"_a = -1, "state"_a)

@@ -40,6 +40,21 @@ void check_sources(std::span<const std::uint8_t> read_sources, std::size_t num_s
   }
 }
 
+// While it lives a context ends with tokens that nobody has committed.
+class Supposition {
+ public:
+  Supposition(TokenLog& context, std::span<const Token> tokens) : context_(context), end_(context.end()) {
+    context_.append(tokens, true);
+  }
+  ~Supposition() { context_.truncate(end_); }
+  Supposition(const Supposition&) = delete;
+  Supposition& operator=(const Supposition&) = delete;
+
+ private:
+  TokenLog& context_;
+  Position end_;
+};
+
 // Repeated scopes are read once, as their first mention says: they would vote twice.
 std::vector<ReadScope> distinct(std::span<const ScopeId> read_scopes, std::span<const std::uint8_t> read_sources) {
   check_sources(read_sources, read_scopes.size());
@@ -327,6 +342,40 @@ DraftBatch DraftIndex::propose_locked(std::span<const Handle> handles, std::span
     counters_.add_drafted(drafted);
     if (first != nullptr) first->counters.add_drafted(drafted);
     batch.add(open.draft);
+  }
+  return batch;
+}
+
+DraftBatch DraftIndex::propose_behind(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
+                                      std::span<const Token> token_ids, std::span<const std::int64_t> offsets,
+                                      std::int64_t max_branches) {
+  check_range("max_branches", max_branches, 1, "give 1 (chains) to 16", kMaxBranches);
+  check_limits(max_tokens, handles.size());
+  check_tokens("token_ids", token_ids);
+  check_offsets(offsets, handles.size(), token_ids.size());
+  DraftBatch batch;
+  batch.reserve(handles.size(), max_tokens);
+  batch.offsets.push_back(0);
+  Reading reading;
+  DraftScratch scratch(kPlacesReserved);
+  Draft draft;
+  const std::shared_lock lock(mutex_);
+  for (const Handle handle : handles) request(handle);
+  for (std::size_t i = 0; i < handles.size(); ++i) {
+    const auto supposed = token_ids.subspan(static_cast<std::size_t>(offsets[i]),
+                                            static_cast<std::size_t>(offsets[i + 1] - offsets[i]));
+    Request& open = request(handles[i]);
+    const std::scoped_lock in_use(open.in_use);
+    read_by(open, reading);
+    const Supposition supposition(open.context, supposed);
+    const Trail trail =
+        supposed.empty() ? open.trail : Drafter::foresee(open.draft, open.trail, reading.logs, supposed);
+    {
+      const std::shared_lock drafting(open.learned->mutex);
+      drafter_.draft(reading, trail, open.learned->calibration, static_cast<unsigned>(max_tokens[i]),
+                     static_cast<unsigned>(max_branches), scratch, draft);
+    }
+    batch.add(draft);
   }
   return batch;
 }

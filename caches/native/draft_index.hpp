@@ -159,6 +159,12 @@ class DraftIndex {
   std::int64_t num_tokens(Handle handle) const;
   DraftBatch propose(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
                      std::int64_t max_branches = 1);
+  // What `propose` would draft for handles[i] if token_ids[offsets[i]:offsets[i + 1]] were committed first. Nothing is
+  // learned or counted, and what `propose` has drafted stays what the next commit is scored against. A handle may be
+  // given several times.
+  DraftBatch propose_behind(std::span<const Handle> handles, std::span<const std::int32_t> max_tokens,
+                            std::span<const Token> token_ids, std::span<const std::int64_t> offsets,
+                            std::int64_t max_branches = 1);
   Finished finish(Handle handle, double time = 0);
 
   // What requests of that reach have learned, and what they go on from. Throws std::invalid_argument if `state` is none.

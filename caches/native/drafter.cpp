@@ -374,6 +374,14 @@ SourceCounts Drafter::score(Draft& draft, std::span<const Token> committed, Cali
   return accepted;
 }
 
+Trail Drafter::foresee(const Draft& draft, const Trail& trail, std::span<const TokenLog* const> logs,
+                       std::span<const Token> supposed) {
+  Trail foreseen = trail;
+  if (!draft.places.empty()) lead_with(draft, supposed[0], foreseen, logs);
+  follow(foreseen, logs, supposed);
+  return foreseen;
+}
+
 void Drafter::follow(Trail& trail, std::span<const TokenLog* const> logs, std::span<const Token> committed) {
   trail.anchors.resize(logs.size());
   std::size_t kept = 0;

@@ -127,6 +127,11 @@ class Drafter {
   static SourceCounts score(Draft& draft, std::span<const Token> committed, Calibration& calibration, Trail& trail,
                             std::span<const TokenLog* const> logs);
 
+  // The trail as `score` and `follow` would leave it if these tokens, at least one, were committed. Call after the
+  // context grew by them.
+  static Trail foresee(const Draft& draft, const Trail& trail, std::span<const TokenLog* const> logs,
+                       std::span<const Token> supposed);
+
   // Moves the request's cursors past committed tokens. Call after the context grew.
   static void follow(Trail& trail, std::span<const TokenLog* const> logs, std::span<const Token> committed);
 

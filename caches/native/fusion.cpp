@@ -85,7 +85,7 @@ class Merge {
       const std::int32_t parent = retrieved_.parent[i];
       at[i] = child(parent < 0 ? -1 : at[static_cast<std::size_t>(parent)], retrieved_.token[i]);
       FusedDraft::Node& node = fused_.nodes[static_cast<std::size_t>(at[i])];
-      if (node.retrieved >= 0) continue;
+      if (node.retrieved >= 0 || retrieved_.source[i] == kModelSource) continue;
       node.retrieved = retrieved_.prob[i];
       node.source = retrieved_.source[i];
     }
@@ -156,7 +156,7 @@ class Merge {
       const double guessed = node.guessed >= 0 ? static_cast<double>(node.guessed) : unlisted;
       if (place < 0) {
         node.evidence = Evidence::kUnread;
-        node.probability = static_cast<double>(node.retrieved);
+        node.probability = std::max(0.0, static_cast<double>(node.retrieved));
       } else if (node.retrieved >= 0) {
         node.evidence = node.guessed >= 0 ? Evidence::kAgreed : Evidence::kDoubted;
         node.one = logit(static_cast<double>(node.retrieved));

@@ -12,7 +12,8 @@ namespace paceline {
 
 inline constexpr std::uint8_t kModelSource = 2;  // paceline.caches.tree.Source.MODEL
 
-// A draft from memory: a parent precedes its children, children of one node differ.
+// A draft from memory: a parent precedes its children; of children of one node with the same token the first counts.
+// A node of kModelSource is none of memory's: it leads to what memory drafts behind the model's tokens.
 struct RetrievedTree {
   std::span<const Token> token;
   std::span<const std::int32_t> parent;  // -1: continues the context

@@ -159,6 +159,18 @@ def score(
     return accepted
 
 
+def foresee(
+    scored: Draft, trail: Trail, logs: Sequence[Log | None], supposed: Sequence[int]
+) -> Trail:
+    """The trail as it would be if these tokens were committed; call after the context grew."""
+    foreseen = Trail([replace(cursor) for cursor in trail.cursors], dict(trail.anchors))
+    if supposed:
+        if scored.places:
+            _lead_with(scored, supposed[0], foreseen)
+        follow(foreseen, logs, supposed)
+    return foreseen
+
+
 def follow(trail: Trail, logs: Sequence[Log | None], committed: Sequence[int]) -> None:
     """Move the cursors past committed tokens."""
     kept: list[Cursor] = []

@@ -23,7 +23,10 @@ Path = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Retrieved:
-    """A draft from memory: (token, parent, probability, source) of each node."""
+    """A draft from memory: (token, parent, probability, source) of each node.
+
+    One whose source is the model leads to what memory drafts behind the model's tokens.
+    """
 
     nodes: Sequence[tuple[int, int, float, int]]
 
@@ -105,7 +108,7 @@ class FusedTree:
             retrieved.paths(), retrieved.nodes, strict=True
         ):
             node = self.nodes.setdefault(path, Node(path))
-            if node.retrieved is None:
+            if node.retrieved is None and source != Source.MODEL:
                 node.retrieved, node.source = probability, source
         for path in view.paths()[1:]:
             self.nodes.setdefault(path, Node(path))

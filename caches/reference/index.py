@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.caches.reference.calibration import Calibration
-from paceline.caches.reference.drafting import Draft, Trail, draft, follow, score
+from paceline.caches.reference.drafting import Draft, Node, Trail, draft, follow, foresee, score
 from paceline.caches.reference.lookup import MAX_MATCH, Log, Reading
 from paceline.caches.reference.segment import ReferenceSegment
 from paceline.caches.reference.shared_log import SharedLog
@@ -32,6 +32,14 @@ _MIN_SLIDE: Final = 32
 
 Reach = tuple[int, int, Source]
 """The scope that a request reads first, the one it writes, what the first is to it; -1: none."""
+DraftArrays = tuple[
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.uint8],
+]
+"""(offsets, token_ids, parent, prob, source) of a batch's trees."""
 _COUNTED: Final = (Source.CONTEXT, Source.WORKLOAD, Source.TENANT, Source.CORPUS)
 
 
@@ -257,13 +265,7 @@ class ReferenceIndex:
         max_tokens: npt.NDArray[np.int32],
         *,
         max_branches: int = 1,
-    ) -> tuple[
-        npt.NDArray[np.int64],
-        npt.NDArray[np.int32],
-        npt.NDArray[np.int32],
-        npt.NDArray[np.float32],
-        npt.NDArray[np.uint8],
-    ]:
+    ) -> DraftArrays:
         """Draft for a batch; returns (offsets, token_ids, parent, prob, source)."""
         issued = []
         for handle, most in zip(handles.tolist(), max_tokens.tolist(), strict=True):
@@ -280,14 +282,37 @@ class ReferenceIndex:
             issued.append(request.draft.issued)
             for counts in self._counters_of(request):
                 counts.drafted.update(node.source for node in request.draft.issued)
-        nodes = [node for tree in issued for node in tree]
-        return (
-            np.cumsum([0, *map(len, issued)], dtype=np.int64),
-            np.array([node.token for node in nodes], np.int32),
-            np.array([n.parent.issued if n.parent else -1 for n in nodes], np.int32),
-            np.array([node.probability for node in nodes], np.float32),
-            np.array([node.source for node in nodes], np.uint8),
-        )
+        return _as_arrays(issued)
+
+    def propose_behind(
+        self,
+        handles: npt.NDArray[np.int64],
+        max_tokens: npt.NDArray[np.int32],
+        token_ids: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        *,
+        max_branches: int = 1,
+    ) -> DraftArrays:
+        """What `propose` would return if these tokens were committed first."""
+        issued = []
+        for i, (handle, most) in enumerate(zip(handles.tolist(), max_tokens.tolist(), strict=True)):
+            request = self._requests[handle]
+            supposed = token_ids[offsets[i] : offsets[i + 1]].tolist()
+            num_tokens = len(request.context.tokens)
+            request.context.append(supposed, said=True)
+            reading = self._reading_of(request)
+            made = draft(
+                reading,
+                foresee(request.draft, request.trail, reading.logs, supposed),
+                request.calibration,
+                max_tokens=most,
+                max_branches=max_branches,
+                max_candidates=self._max_candidates,
+                min_probability=self._min_probability,
+            )
+            request.context.keep_first(num_tokens)
+            issued.append(made.issued)
+        return _as_arrays(issued)
 
     def finish(self, handle: int, *, time: float = 0.0) -> tuple[npt.NDArray[np.int32], int]:
         """Close a request; returns (new_tokens, num_prompt)."""
@@ -408,6 +433,17 @@ class ReferenceIndex:
             or sum(len(kept.context.tokens) for kept in self._kept) > self._max_session_tokens
         ):
             del self._kept[0]
+
+
+def _as_arrays(issued: Sequence[Sequence[Node]]) -> DraftArrays:
+    nodes = [node for tree in issued for node in tree]
+    return (
+        np.cumsum([0, *map(len, issued)], dtype=np.int64),
+        np.array([node.token for node in nodes], np.int32),
+        np.array([n.parent.issued if n.parent else -1 for n in nodes], np.int32),
+        np.array([node.probability for node in nodes], np.float32),
+        np.array([node.source for node in nodes], np.uint8),
+    )
 
 
 def _overlap(context: Sequence[int], prompt: Sequence[int]) -> tuple[int, int]:

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from paceline.adapters.chain_fusing import ChainFuser, ModelChains, Recalled, expected_lengths
+from paceline.adapters.chain_fusing import ChainFuser, Recalled, expected_lengths
+from paceline.adapters.model_chains import Continued, ModelChains
 from paceline.adapters.model_gain import ModelChoice
+from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.speculator import Speculator
 from paceline.caches import Source, TreeBatch
 
 KEY, OTHER = 11, 12
@@ -142,3 +145,72 @@ def test_requests_that_are_absent_teach_nothing() -> None:
     )
     fuser.learn({"r1": [1, 2, 3]})
     assert fuser.stats()["accepted_memory"] == 2
+
+
+REMEMBERED = [31, 32, 33, 34, 35, 36, 37, 38, 39, 40]
+NEW_CONTEXT = [51, 52, 53, 54]
+
+
+def remembering() -> Speculator:
+    """Said once: the remembered; now something else is being said."""
+    speculator = Speculator()
+    speculator.begin(RequestInfo(request_id="earlier", tenant="t"), [20, 21])
+    speculator.commit("earlier", REMEMBERED)
+    speculator.finish("earlier")
+    speculator.begin(RequestInfo(request_id="r0", tenant="t"), NEW_CONTEXT)
+    return speculator
+
+
+def continued(
+    fuser: ChainFuser, speculator: Speculator, recalled: Recalled, said: ModelChains
+) -> Continued:
+    supposed = fuser.suppose(recalled, said)
+    ids = [recalled.request_ids[row] for row in supposed.rows]
+    return Continued(
+        supposed,
+        speculator.propose_behind(ids, supposed.token_ids, max_tokens=supposed.max_tokens),
+    )
+
+
+def test_memory_goes_on_where_the_model_ends() -> None:
+    """The model says how something remembered begins, memory the rest, as far as the limit."""
+    fuser, speculator = ChainFuser(min_probability=0.02), remembering()
+    trees = speculator.propose_batch(["r0"], max_tokens=8, max_branches=4)
+    assert trees.token_lists() == [[]]
+    recalled = recall(fuser, trees, limit=6)
+    said = model((REMEMBERED[:3], 0.95))
+    assert fuser.fuse(recalled, said) == [REMEMBERED[:3]]
+    fused = fuser.fuse(recalled, said, continued(fuser, speculator, recalled, said))
+    assert fused == [REMEMBERED[:6]]
+    fuser.learn({"r0": [*REMEMBERED[:5], 99]})
+    stats = fuser.stats()
+    assert (stats["drafted_behind"], stats["accepted_behind"]) == (5, 4)
+    # the first fuse's three and the second's one: what memory drafts behind it is memory's
+    assert (stats["drafted_model"], stats["accepted_model"]) == (3 + 1, 1)
+    assert stats["rows_both"] == 1
+
+
+def test_memory_is_asked_behind_likely_beginnings_with_room() -> None:
+    """Behind as many tokens as are likely enough and behind the first; not where none may follow.
+
+    A model that has not read the context is not continued.
+    """
+    fuser = ChainFuser(min_probability=0.3)
+    said = model(([1, 2, 3], 0.6), ([4, 5, 6], 0.95), ([7, 8, 9], 0.2))
+    recalled = recall(fuser, memory(([], 1.0), ([], 1.0), ([], 1.0)), limit=3)
+    supposed = fuser.suppose(recalled, said)
+    assert supposed.rows == [0, 0, 1, 1]
+    assert supposed.token_ids == [[1, 2], [1], [4, 5], [4]]
+    assert supposed.max_tokens == [1, 2, 1, 2]
+    alone = recall(fuser, memory(([], 1.0)), limit=1)
+    assert fuser.suppose(alone, model(([1, 2, 3], 0.9))).rows == []
+    assert fuser.suppose(alone, model(([1, 2, 3], 0.9), sound=False)).rows == []
+
+
+def test_what_memory_has_drafted_stays_beside_what_goes_on() -> None:
+    """Memory's own branch is kept where it is worth more than the model's continued one."""
+    fuser, speculator = ChainFuser(), remembering()
+    recalled = recall(fuser, memory(([61, 62, 63, 64], 0.97)))
+    said = model((REMEMBERED[:2], 0.3))
+    fused = fuser.fuse(recalled, said, continued(fuser, speculator, recalled, said))
+    assert fused == [[61, 62, 63, 64]]

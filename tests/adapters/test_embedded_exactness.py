@@ -13,6 +13,7 @@ import pytest
 
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
+from sampled_frequencies import frequencies
 from small_models import random_model
 
 if TYPE_CHECKING:
@@ -50,18 +51,6 @@ def make_target(model: Any) -> Target:
     return target
 
 
-def similar_model(noise: float) -> Any:
-    """The target's model with some noise on its weights: right often, wrong often enough."""
-    import torch
-
-    model = random_model("llama", **SHAPE)
-    generator = torch.Generator().manual_seed(17)
-    with torch.inference_mode():
-        for weights in model.parameters():
-            weights.add_(noise * torch.randn(weights.shape, generator=generator))
-    return model
-
-
 def requests(sampling: dict[str, Any]) -> list[GenerationRequest]:
     from paceline.adapters.embedded.requests import GenerationRequest
     from paceline.adapters.embedded.sampling import SamplingParams
@@ -85,7 +74,9 @@ def make_engine(*, memory: bool, drafter: bool, branches: int) -> EmbeddedEngine
         make_target(random_model("llama", **SHAPE)),
         Speculator() if memory else None,
         settings,
-        drafter=make_target(similar_model(DRAFTER_NOISE)) if drafter else None,
+        drafter=make_target(random_model("llama", noise=DRAFTER_NOISE, **SHAPE))
+        if drafter
+        else None,
         clock=lambda: 0.0,
     )
 
@@ -101,51 +92,11 @@ def replies(engine: EmbeddedEngine, sampling: dict[str, Any]) -> list[list[int]]
     return [answer.token_ids for answer in answers]
 
 
-def promised(logits: Any, *, temperature: float, top_p: float = 1.0) -> Any:
-    """The distribution to draw from after each prefix, computed the plain way."""
-    import torch
-
-    probs = torch.softmax(logits.double() / temperature, dim=-1)
-    if top_p < 1.0:
-        probs = torch.tensor([cut(row, top_p) for row in probs.tolist()], dtype=torch.float64)
-    return probs / probs.sum(dim=-1, keepdim=True)
-
-
-def cut(probs: list[float], top_p: float) -> list[float]:
-    """The likeliest until they reach `top_p`, zeros for the others."""
-    kept, total = [0.0] * len(probs), 0.0
-    for token in sorted(range(len(probs)), key=lambda t: -probs[t]):
-        if total < top_p:
-            kept[token] = probs[token]
-        total += probs[token]
-    return kept
-
-
-def frequencies(said: list[list[int]], sampling: dict[str, Any]) -> dict[str, Frequencies]:
-    """Counts by token, by the token's rank, and by the token together with the one before it."""
-    import torch
-
-    from paceline.benchmarks.exact.frequencies import Frequencies, by_rank
-
+def frequencies_of(said: list[list[int]], sampling: dict[str, Any]) -> dict[str, Frequencies]:
     model = random_model("llama", **SHAPE)
     model.set_attn_implementation("eager")
-    counts = {
-        "token": Frequencies(VOCABULARY),
-        "rank": Frequencies(4),
-        "pair": Frequencies(VOCABULARY**2),
-    }
-    for request, reply in zip(requests(sampling), said, strict=True):
-        text = torch.tensor([[*request.prompt_ids, *reply]])
-        with torch.inference_mode():
-            logits = model(input_ids=text).logits[0, len(request.prompt_ids) - 1 : -1]
-        probs, drawn = promised(logits, **sampling), torch.tensor(reply)
-        counts["token"].add(probs, drawn)
-        counts["rank"].add(*by_rank(probs, reply, borders=(1, 2, 3, 5)))
-        before = text[0, len(request.prompt_ids) - 1 : -1]
-        pairs = torch.zeros(len(reply), VOCABULARY, VOCABULARY, dtype=torch.float64)
-        pairs[torch.arange(len(reply)), before] = probs
-        counts["pair"].add(pairs.flatten(1), before * VOCABULARY + drawn)
-    return counts
+    prompts = [request.prompt_ids for request in requests(sampling)]
+    return frequencies(model, zip(prompts, said, strict=True), sampling)
 
 
 CASES = {
@@ -169,7 +120,7 @@ def test_tokens_have_the_targets_frequencies(
     """51,200 tokens said with drafts fit the probabilities of the target, its tokens and pairs."""
     engine = make_engine(**drafting)
     said = replies(engine, sampling)
-    for count in frequencies(said, sampling).values():
+    for count in frequencies_of(said, sampling).values():
         assert count.num_tokens == NUM_REPLIES * REPLY_TOKENS
         assert count.fit().p_value > SIGNIFICANCE
     assert engine.draft_failures.count == 0
@@ -214,5 +165,5 @@ def test_a_wrong_verifier_is_found_out(
     monkeypatch.setattr(module, "verify", wrong)
     sampling, drafting = CASES[case]
     said = replies(make_engine(**drafting), sampling)
-    values = {name: count.fit().p_value for name, count in frequencies(said, sampling).items()}
+    values = {name: count.fit().p_value for name, count in frequencies_of(said, sampling).items()}
     assert min(values.values()) < SIGNIFICANCE

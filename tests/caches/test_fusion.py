@@ -21,13 +21,12 @@ PROBABILITIES = st.floats(0.015625, 0.984375, width=16)
 
 @st.composite
 def retrieved_trees(draw: st.DrawFn) -> Retrieved:
-    """A tree whose siblings differ."""
+    """A tree; of siblings alike the first counts, and some nodes are the model's."""
     nodes: list[tuple[int, int, float, int]] = []
     for _ in range(draw(st.integers(0, 8))):
         parent = draw(st.integers(-1, len(nodes) - 1))
         token = draw(TOKENS)
-        if (token, parent) not in {(t, p) for t, p, _, _ in nodes}:
-            nodes.append((token, parent, draw(PROBABILITIES) / 2, draw(st.integers(0, 1))))
+        nodes.append((token, parent, draw(PROBABILITIES) / 2, draw(st.integers(0, 2))))
     return Retrieved(nodes)
 
 
@@ -153,6 +152,16 @@ def test_a_chain_begins_in_one_source_and_goes_on_in_the_other() -> None:
     (chain,), _ = fuse(Fusion(), [(memory, view)], max_tokens=4, max_branches=1)
     assert chain.paths == [(7,), (7, 5)]
     assert chain.sources == [Source.WORKLOAD, Source.MODEL]
+
+
+def test_a_chain_goes_on_in_memory_behind_the_drafters_tokens() -> None:
+    """What memory drafts behind a token that only the drafter has is reached through it."""
+    nodes = [(7, ROOT, 0.0, int(Source.MODEL)), (4, 0, 0.9, 1), (5, 1, 0.9, 1)]
+    (chain,), _ = fuse(Fusion(), [(Retrieved(nodes), ONE_READ)], max_tokens=4, max_branches=1)
+    assert chain.paths == [(7,), (7, 4), (7, 4, 5)]
+    assert chain.sources == [Source.MODEL, 1, 1]
+    (nothing,), _ = fuse(Fusion(), [(Retrieved(nodes), View([]))], max_tokens=4, max_branches=1)
+    assert nothing.paths == []
 
 
 def test_a_branch_that_the_drafter_finds_implausible_goes() -> None:

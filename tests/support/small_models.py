@@ -19,8 +19,11 @@ COMMON: Final[dict[str, Any]] = {
 }
 
 
-def random_model(kind: str, *, seed: int = 3, **changes: Any) -> Any:
-    """A causal LM: "llama", "qwen2", "mistral" (sees seven tokens back) or "gemma2"."""
+def random_model(kind: str, *, seed: int = 3, noise: float = 0.0, **changes: Any) -> Any:
+    """A causal LM: "llama", "qwen2", "mistral" (sees seven tokens back) or "gemma2".
+
+    With noise on its weights one similar to that without: right often and wrong often enough.
+    """
     import torch
     import transformers
 
@@ -35,4 +38,9 @@ def random_model(kind: str, *, seed: int = 3, **changes: Any) -> Any:
         config = transformers.MistralConfig(**COMMON | changes, sliding_window=WINDOW)
     else:
         config = transformers.Gemma2Config(**COMMON | changes, head_dim=8)
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    generator = torch.Generator().manual_seed(17)
+    with torch.inference_mode():
+        for weights in model.parameters():
+            weights.add_(noise * torch.randn(weights.shape, generator=generator))
+    return model

@@ -6,38 +6,20 @@ real models that a crowded machine can run, and one agrees with the other now an
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cut_models import cut_model
+from offline_vllm import run_offline
 from paceline.adapters.chain_fusing import COUNTERS
-from paceline.adapters.vllm.launch import require_vllm, serve_environment
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
+SCRIPT = Path(__file__).with_name("offline_fused.py")
 TARGET_LAYERS = [0, 1, 2, 3, 28, 29]
 DRAFTER_LAYERS = [0, 1, 2, 28, 29]
-
-
-def run_offline(*arguments: str) -> dict[str, Any]:
-    script = Path(__file__).with_name("offline_fused.py")
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        env=serve_environment(os.environ, None, device=require_vllm().device),
-        check=False,
-    )
-    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert results, f"the engine failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    result: dict[str, Any] = json.loads(results[0].removeprefix("RESULT "))
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +30,7 @@ def small_target(target_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def off(small_target: Path) -> dict[str, Any]:
     """The engine without speculation."""
-    return run_offline(str(small_target), "off")
+    return run_offline(SCRIPT, small_target, "off")
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +39,13 @@ def fused(
 ) -> dict[str, Any]:
     """The engine with memory and a drafter."""
     drafter = cut_model(target_folder, tmp_path_factory.mktemp("drafter"), DRAFTER_LAYERS)
-    return run_offline(str(small_target), "fused", str(drafter))
+    return run_offline(SCRIPT, small_target, "fused", drafter)
 
 
 @pytest.fixture(scope="module")
 def twin(small_target: Path) -> dict[str, Any]:
     """The engine with a drafter that is the target."""
-    return run_offline(str(small_target), "twin", str(small_target))
+    return run_offline(SCRIPT, small_target, "twin", small_target)
 
 
 def test_every_token_is_the_targets(off: dict[str, Any], fused: dict[str, Any]) -> None:
@@ -84,6 +66,7 @@ def test_drafts_come_from_both(fused: dict[str, Any]) -> None:
     assert counts["rows_model"] > 0
     assert counts["accepted_memory"] > 0
     assert counts["accepted_model"] > 0
+    assert 0 < counts["accepted_behind"] <= counts["drafted_behind"]
     assert set(COUNTERS) < set(fused["metrics"])
 
 

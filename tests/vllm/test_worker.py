@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,37 +9,23 @@ from typing import Any
 
 import pytest
 
-from paceline.adapters.vllm.launch import require_vllm, serve_environment
+from offline_vllm import run_offline
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-
-def run_offline(model: Path, mode: str) -> dict[str, Any]:
-    script = Path(__file__).with_name("offline.py")
-    environment = serve_environment(os.environ, None, device=require_vllm().device)
-    done = subprocess.run(
-        [sys.executable, str(script), str(model), mode],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert results, f"the engine failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    result: dict[str, Any] = json.loads(results[0].removeprefix("RESULT "))
-    return result
+SCRIPT = Path(__file__).with_name("offline.py")
 
 
 @pytest.fixture(scope="module")
 def off(target_folder: Path) -> dict[str, Any]:
     """The engine without speculation."""
-    return run_offline(target_folder, "off")
+    return run_offline(SCRIPT, target_folder, "off")
 
 
 @pytest.fixture(scope="module")
 def on(target_folder: Path) -> dict[str, Any]:
     """The engine with our worker."""
-    return run_offline(target_folder, "on")
+    return run_offline(SCRIPT, target_folder, "on")
 
 
 def test_the_situations_really_occur(off: dict[str, Any], on: dict[str, Any]) -> None:

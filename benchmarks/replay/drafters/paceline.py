@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.benchmarks.replay.base import Draft, Memory, TokenIds
+from paceline.caches import TreeBatch
 from paceline.caches._native import CorpusSegment, DraftIndex
 
 SESSION_BITS: Final = 62
@@ -56,12 +57,34 @@ class PacelineDrafter:
 
     def propose(self, request_id: int, max_tokens: int) -> Draft:
         """A batch of one."""
-        handles = np.array([self._handles[request_id]], np.int64)
-        most = np.array([max_tokens], np.int32)
-        _, token_ids, parent, prob, _ = self._index.propose(
-            handles, most, max_branches=self._max_branches
+        batch = self.propose_batch([request_id], [max_tokens])
+        return Draft(batch.token_ids.tolist(), batch.parent.tolist(), batch.prob.tolist())
+
+    def propose_batch(self, request_ids: Sequence[int], max_tokens: Sequence[int]) -> TreeBatch:
+        """A tree for each."""
+        return TreeBatch(
+            *self._index.propose(
+                self._handles_of(request_ids),
+                np.array(max_tokens, np.int32),
+                max_branches=self._max_branches,
+            )
         )
-        return Draft(token_ids.tolist(), parent.tolist(), prob.tolist())
+
+    def propose_behind(
+        self,
+        request_ids: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        max_tokens: Sequence[int],
+    ) -> TreeBatch:
+        """A chain for each behind tokens that nobody has committed."""
+        return TreeBatch(
+            *self._index.propose_behind(
+                self._handles_of(request_ids),
+                np.array(max_tokens, np.int32),
+                np.array([token for row in token_ids for token in row], np.int32),
+                np.cumsum([0, *map(len, token_ids)], dtype=np.int64),
+            )
+        )
 
     def commit(self, request_id: int, token_ids: list[int]) -> None:
         """Append, after the index has scored its last draft against them."""
@@ -86,6 +109,9 @@ class PacelineDrafter:
         self._index.set_calibration(
             read_scopes=_reads(scope_id), write_scope=scope_id, state=learned
         )
+
+    def _handles_of(self, request_ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        return np.array([self._handles[request_id] for request_id in request_ids], np.int64)
 
     def memory(self) -> Memory | None:
         """By the index's own account: shared log and kept contexts."""

@@ -141,6 +141,8 @@ class Player {
     std::vector<Handle> handles;
     for (const Open& open : open_) handles.push_back(open.handle);
     const DraftBatch batch = index_.propose(handles, std::vector<std::int32_t>(handles.size(), below(random_, 20)));
+    // What would follow each whole draft: contexts are as long afterwards as before.
+    index_.propose_behind(handles, std::vector<std::int32_t>(handles.size(), 8), batch.token_ids, batch.offsets, 2);
     Tokens committed;
     std::vector<std::int64_t> offsets{0};
     for (std::size_t i = 0; i < open_.size(); ++i) {

@@ -26,7 +26,9 @@ void serve(DraftIndex& index, ScopeId scope, std::uint32_t seed) {
       const DraftBatch batch = index.propose(handles, std::vector<std::int32_t>{8});
       Tokens committed = batch.token_ids;
       committed.push_back(below(random, 3));
-      index.commit(handles, committed, std::vector{std::int64_t{0}, std::ssize(committed)});
+      const std::vector offsets{std::int64_t{0}, std::ssize(committed)};
+      index.propose_behind(handles, std::vector<std::int32_t>{8}, committed, offsets);
+      index.commit(handles, committed, offsets);
       prompt.insert(prompt.end(), committed.begin(), committed.end());
     }
     index.truncate(opened.handle, index.num_tokens(opened.handle) - 1);

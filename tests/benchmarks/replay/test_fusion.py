@@ -20,7 +20,7 @@ NAMES = [
     f"{source}-{shape}-0.1"
     for source in ("retrieval", "drafter", "fused")
     for shape in ("chain", "tree")
-]
+] + ["vllm-chain-0.1", "vllm-continued-chain-0.1"]
 
 
 @pytest.fixture(scope="module")

@@ -224,6 +224,27 @@ class NativeAgainstReference(RuleBasedStateMachine):
     def propose(self, batch: list[tuple[int, int]], max_branches: int) -> None:
         self.draft([choice for choice, _ in batch], [most for _, most in batch], max_branches)
 
+    def suppose(
+        self, batch: list[int], most: list[int], rows: list[list[int]], max_branches: int = 1
+    ) -> None:
+        handles, limits = i64([self.request(choice) for choice in batch]), i32(most)
+        offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        supposed = i32([token for row in rows for token in row])
+        self.both(
+            lambda index: index.propose_behind(
+                handles, limits, supposed, offsets, max_branches=max_branches
+            )
+        )
+
+    @rule(
+        batch=st.lists(st.tuples(choices, st.sampled_from([0, 5, 30]), loops), max_size=3),
+        max_branches=st.sampled_from([1, 3]),
+    )
+    def propose_behind(self, batch: list[tuple[int, int, list[int]]], max_branches: int) -> None:
+        """Tokens that are not said, of one request several times too."""
+        rows = [row[:40] for _, _, row in batch]
+        self.suppose([it for it, _, _ in batch], [most for _, most, _ in batch], rows, max_branches)
+
     @rule(
         choice=choices,
         steps=st.lists(
@@ -236,7 +257,9 @@ class NativeAgainstReference(RuleBasedStateMachine):
         """At each step the target says some of the draft, a token of its own, or a loop."""
         handle = self.request(choice)
         for num_accepted, correction, period, num_repeated in steps:
-            said = self.draft([choice], [30])[:num_accepted]
+            drafted = self.draft([choice], [30])
+            said = drafted[:num_accepted]
+            self.suppose([choice, choice], [20, 20], [said, [*drafted, correction]])
             if num_repeated == 0:
                 said.append(correction)
             for _ in range(num_repeated):

@@ -36,6 +36,8 @@ def serve(index: DraftIndex, scope: int, private: int) -> int:
             tree.validate()
             assert set(tree.token_ids.tolist()) <= {0, 1, 2, 3, private}
             num_drafted += len(tree)
+            _, *columns = index.propose_behind(batch, i32(8), i32(1, 2), np.array([0, 2]))
+            assert set(columns[0].tolist()) <= {0, 1, 2, 3, private}
             committed = np.append(tree.token_ids[:3], np.int32(1))
             index.commit(batch, committed, np.array([0, len(committed)], np.int64))
         index.truncate(handle, index.num_tokens(handle) - 2)
