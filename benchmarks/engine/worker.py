@@ -136,7 +136,8 @@ def raise_logits(logits: Any, indices: Sequence[int], token_ids: Sequence[int]) 
 
     if not indices:
         return
-    where = torch.tensor([indices, token_ids], dtype=torch.int64)
+    # pinned, so that the copy only queues: the step's forward pass may still run on the GPU
+    where = torch.tensor([indices, token_ids], dtype=torch.int64, pin_memory=logits.is_cuda)
     rows, tokens = where.to(logits.device, non_blocking=True)
     logits[rows, tokens] = torch.finfo(logits.dtype).max
 
