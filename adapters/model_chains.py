@@ -140,4 +140,6 @@ def joined(trees: TreeBatch, continued: Continued) -> TreeBatch:
 def _spread(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The numbers from each start on, as many as its length, one after the other."""
     before = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+    spread: npt.NDArray[np.int64] = np.repeat(starts - before, lengths)
+    spread += np.arange(len(spread))
+    return spread
