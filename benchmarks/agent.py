@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ from paceline.benchmarks.engines import (
     Variant,
     running_engine,
 )
+from paceline.benchmarks.loops import has_loop
 from paceline.benchmarks.metrics import SpeculationCounts, read_speculation
 from paceline.benchmarks.report import Report, write_report
 from paceline.benchmarks.traces import Episode, Message, cut, read_episodes
@@ -34,8 +35,6 @@ from paceline.middleware.config import ProxyConfig, UpstreamConfig
 from paceline.middleware.server import running_proxy
 
 SOURCES: Final = ("tau-bench", "mini-swe-agent")
-LOOP_NGRAM: Final = 8
-LOOP_REPEATS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,17 +109,6 @@ class EpisodeResult:
         return (
             sum(len(r.token_ids) - 1 for r in self.replies) / seconds if seconds else float("nan")
         )
-
-
-def has_loop(token_ids: Sequence[int]) -> bool:
-    """Whether some run of 8 tokens occurs at least 4 times. O(len(token_ids))."""
-    seen: dict[tuple[int, ...], int] = {}
-    for start in range(len(token_ids) - LOOP_NGRAM + 1):
-        gram = tuple(token_ids[start : start + LOOP_NGRAM])
-        seen[gram] = seen.get(gram, 0) + 1
-        if seen[gram] >= LOOP_REPEATS:
-            return True
-    return False
 
 
 def run_agent_bench(settings: AgentBenchSettings, *, log_folder: Path) -> Report:

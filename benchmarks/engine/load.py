@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import zip_longest
 from typing import Final, Protocol
 
-from paceline.benchmarks.agent import has_loop
 from paceline.benchmarks.engine.records import (
     RequestTiming,
     TraceForcingError,
     Unit,
     WorkRequest,
 )
+from paceline.benchmarks.loops import has_loop
 
 REQUEST_SECONDS: Final = 600.0
 """Longest wait for one reply."""

@@ -32,12 +32,14 @@ ROUNDING: Final = 1e-3
 COLUMNS: Final = (
     ("identical", "identical", 0),
     ("of", "replies", 0),
+    ("looping", "looping", 0),
     ("tokens/step", "tokens_per_step", 2),
     ("drafted/step", "drafted_per_step", 2),
     ("accepted", "acceptance", 2),
     ("with model", "with_model", 2),
     ("tokens/s", "tokens_per_second", 1),
     ("times off", "times_off", 2),
+    ("by CPU time", "cpu_times_off", 2),
 )
 
 

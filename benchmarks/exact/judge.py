@@ -15,6 +15,7 @@ from paceline.adapters.embedded.target import Row, Target
 from paceline.benchmarks.exact.frequencies import Frequencies, by_rank, by_token
 from paceline.benchmarks.exact.prompts import Prompt
 from paceline.benchmarks.exact.records import OFF, BatchResult, ExactSettings
+from paceline.benchmarks.loops import has_loop
 
 ALL: Final = "all"
 NUM_NAMED: Final = 24
@@ -105,6 +106,8 @@ def speeds(results: Sequence[BatchResult]) -> dict[str, float]:
             drafted = sum(mode.drafted for mode in done)
             tokens = sum(map(len, replies))
             off = sum(result.modes[OFF.name].seconds for result in mine)
+            cpu = sum(mode.cpu_seconds for mode in done)
+            cpu_off = sum(result.modes[OFF.name].cpu_seconds for result in mine)
             values = {
                 "replies": len(replies),
                 "identical": sum(
@@ -114,12 +117,14 @@ def speeds(results: Sequence[BatchResult]) -> dict[str, float]:
                         result.modes[name].replies, result.modes[OFF.name].replies, strict=True
                     )
                 ),
+                "looping": sum(map(has_loop, replies)),
                 "tokens": tokens,
                 "tokens_per_step": _ratio(tokens - len(replies), rounds),
                 "drafted_per_step": _ratio(drafted, rounds),
                 "acceptance": _ratio(sum(mode.accepted for mode in done), drafted),
                 "tokens_per_second": _ratio(tokens, seconds),
                 "times_off": _ratio(off, seconds),
+                "cpu_times_off": _ratio(cpu_off, cpu),
                 "drafter_passes": sum(mode.passes for mode in done),
                 "with_model": _share(
                     sum(mode.with_model for mode in done),

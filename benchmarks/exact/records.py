@@ -124,6 +124,7 @@ class ModeResult(msgspec.Struct, frozen=True, kw_only=True):
         with_model: rounds of the batch in which it drafted.
         without_model: rounds in which it might have, and rested.
         cut: drafted tokens that were not worth verifying.
+        cpu_seconds: computed for in all, on any core: what another's work beside changes least.
     """
 
     replies: tuple[tuple[int, ...], ...]
@@ -135,6 +136,7 @@ class ModeResult(msgspec.Struct, frozen=True, kw_only=True):
     with_model: int = 0
     without_model: int = 0
     cut: int = 0
+    cpu_seconds: float = 0.0
 
 
 class BatchResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -44,6 +45,7 @@ class DraftingMode:
         engine: not started.
         speculator: its memory, None without.
         clock: monotonic seconds.
+        cpu_clock: seconds that this process has computed for; one mode runs at a time.
     """
 
     def __init__(
@@ -52,11 +54,14 @@ class DraftingMode:
         engine: EmbeddedEngine,
         speculator: Speculator | None,
         clock: Callable[[], float],
+        *,
+        cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.mode = mode
         self._engine = engine
         self._speculator = speculator
         self._clock = clock
+        self._cpu_clock = cpu_clock
 
     def run(self, requests: Sequence[GenerationRequest]) -> ModeResult:
         """Answer a batch.
@@ -66,7 +71,7 @@ class DraftingMode:
         """
         counts = self._engine.counts
         before, drafting = replace(counts), replace(self._engine.draft_counts)
-        began = self._clock()
+        cpu_began, began = self._cpu_clock(), self._clock()
         answers = answer_all(self._engine, requests, clock=self._clock)
         if self._engine.draft_failures.count:
             raise EngineError(f"drafting failed in mode {self.mode.name}; see the log")
@@ -74,6 +79,7 @@ class DraftingMode:
         return ModeResult(
             replies=tuple(tuple(answer.token_ids) for answer in answers),
             seconds=max(answer.last_at for answer in answers) - began,
+            cpu_seconds=self._cpu_clock() - cpu_began,
             rounds=counts.rounds - before.rounds,
             drafted=counts.draft_tokens - before.draft_tokens,
             accepted=counts.accepted_tokens - before.accepted_tokens,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from paceline.benchmarks.agent import EpisodeResult, Reply, figures, has_loop
+from paceline.benchmarks.agent import EpisodeResult, Reply, figures
+from paceline.benchmarks.loops import has_loop
 from paceline.benchmarks.metrics import SpeculationCounts
 from paceline.benchmarks.report import Report
 from paceline.benchmarks.traces import Message, cut, read_episodes

@@ -65,6 +65,9 @@ def test_every_way_of_drafting_says_the_same(bench: Bench, tmp_path: Path) -> No
     assert figures["differing"] == 0
     assert figures["all.off.tokens_per_step"] == 1
     assert figures["all.drafter.tokens_per_step"] > 1.2
+    assert figures["all.off.cpu_times_off"] == 1
+    assert figures["all.fused.cpu_times_off"] > 0
+    assert figures["all.off.looping"] == figures["all.fused.looping"] <= 10
     assert figures["all.drafter-tree.drafter_passes"] > 0
     assert figures["all.drafter.with_model"] == figures["all.fused.with_model"] == 1
     assert figures["all.memory.with_model"] == figures["all.fused.cut_tokens"] == 0

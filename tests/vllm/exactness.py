@@ -71,17 +71,17 @@ def main(
             max_tokens=numbers["output_tokens"],
             extra_args={"paceline_tenant": source},
         )
-        before, began_at = spec_counts(llm), time.perf_counter()
+        before, began_at, cpu_began = spec_counts(llm), time.perf_counter(), time.process_time()
         replies = llm.generate(
             [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
             params,
             use_tqdm=False,
         )
-        seconds = time.perf_counter() - began_at
+        seconds, cpu = time.perf_counter() - began_at, time.process_time() - cpu_began
         outputs = [list(reply.outputs[0].token_ids) for reply in replies]
         result["outputs"] += outputs
         counts = {name: n - before[name] for name, n in spec_counts(llm).items()}
-        result["sources"][source] = figures(outputs, seconds, counts)
+        result["sources"][source] = figures(outputs, seconds, counts) | {"cpu": cpu}
     if mode in ("memory", "fused"):
         result["stats"] = worker._speculator.stats() | {"failures": worker._proposer.failures.count}
     if mode == "fused":
@@ -166,7 +166,8 @@ def compare(one: Path, other: Path) -> None:
         ratio = mine["tokens_per_second"] / theirs["tokens_per_second"]
         print(
             f"{source:<16} {mine['tokens_per_step']:.2f}@{mine['drafted_per_step']:.1f} "
-            f"tokens/step, {mine['tokens_per_second']:.1f} tokens/s, {ratio:.2f} times"
+            f"tokens/step, {mine['tokens_per_second']:.1f} tokens/s, {ratio:.2f} times, by the "
+            f"processor's time {theirs['cpu'] / mine['cpu']:.2f} times"
         )
 
 
