@@ -38,6 +38,7 @@ def main(
     traces: Path, target: str, mode: str, drafter: str | None, numbers: dict[str, int]
 ) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     from paceline.benchmarks.exact.prompts import read_prompts
     from paceline.benchmarks.replay.tokens import Renderer, load_encoder
@@ -69,19 +70,15 @@ def main(
         params = SamplingParams(
             temperature=0,
             max_tokens=numbers["output_tokens"],
+            output_kind=RequestOutputKind.CUMULATIVE,
             extra_args={"paceline_tenant": source},
         )
         before, began_at, cpu_began = spec_counts(llm), time.perf_counter(), time.process_time()
-        replies = llm.generate(
-            [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
-            params,
-            use_tqdm=False,
-        )
+        outputs, num_steps = answer(llm, source, [list(p.token_ids) for p in prompts], params)
         seconds, cpu = time.perf_counter() - began_at, time.process_time() - cpu_began
-        outputs = [list(reply.outputs[0].token_ids) for reply in replies]
         result["outputs"] += outputs
         counts = {name: n - before[name] for name, n in spec_counts(llm).items()}
-        result["sources"][source] = figures(outputs, seconds, counts) | {"cpu": cpu}
+        result["sources"][source] = figures(outputs, seconds, counts, num_steps) | {"cpu": cpu}
     if mode in ("memory", "fused"):
         result["stats"] = worker._speculator.stats() | {"failures": worker._proposer.failures.count}
     if mode == "fused":
@@ -116,6 +113,26 @@ def options(mode: str, drafter: str | None, numbers: dict[str, int]) -> dict[str
 PROPOSER = "paceline.adapters.vllm.proposer.DraftProposer"
 
 
+def answer(
+    llm: Any, source: str, prompts: list[list[int]], params: Any
+) -> tuple[list[list[int]], int]:
+    """(replies, steps in which a reply grew, the first of each left out: it reads the prompt).
+
+    Steps are counted: what vLLM says was accepted includes tokens behind a reply's end.
+    """
+    engine = llm.llm_engine
+    for i, token_ids in enumerate(prompts):
+        engine.add_request(f"{source}/{i}", {"prompt_token_ids": token_ids}, params)
+    said: dict[str, list[int]] = {}
+    num_steps = -len(prompts)
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            token_ids = list(output.outputs[0].token_ids)
+            num_steps += len(token_ids) > len(said.get(output.request_id, ()))
+            said[output.request_id] = token_ids
+    return [said[f"{source}/{i}"] for i in range(len(prompts))], num_steps
+
+
 def spec_counts(llm: Any) -> dict[str, int]:
     """Drafted and accepted tokens so far."""
     found = dict.fromkeys(("draft_tokens", "accepted_tokens"), 0)
@@ -127,11 +144,10 @@ def spec_counts(llm: Any) -> dict[str, int]:
 
 
 def figures(
-    outputs: list[list[int]], seconds: float, counts: dict[str, int]
+    outputs: list[list[int]], seconds: float, counts: dict[str, int], num_steps: int
 ) -> dict[str, float | int]:
     """Of one source. The first token of a reply comes with its prompt and is no step."""
     num_tokens = sum(map(len, outputs))
-    num_steps = num_tokens - len(outputs) - counts["accepted_tokens"]
     return counts | {
         "tokens": num_tokens,
         "seconds": seconds,
