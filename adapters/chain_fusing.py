@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.model_chains import Continued, ModelChains, Supposed, joined, suppose
-from paceline.adapters.model_gain import ModelChoice, ModelGain
+from paceline.adapters.model_gate import Candidate, ModelGate
+from paceline.adapters.verify_budget import Chances, VerifyBudget
 from paceline.caches import FusedBatch, Fusion, Source, TreeBatch
 
 COUNTERS: Final = (
@@ -27,10 +28,12 @@ COUNTERS: Final = (
     "accepted_model",
     "drafted_behind",
     "accepted_behind",
+    "tokens_cut",
 )
 """What `ChainFuser.stats` counts: rounds, drafts by who drafted them, and their tokens.
 
-Those "behind" are memory's tokens that follow one of the model's.
+Those "behind" are memory's tokens that follow one of the model's; those "cut" were not worth
+verifying.
 """
 
 
@@ -44,7 +47,8 @@ class Recalled:
         limits: int32, (requests,). Most tokens for each.
         trees: what memory drafted, branches and all.
         chains: the best chain of each tree.
-        expected: float64, (requests,). Tokens of it that are expected to be accepted.
+        chances: of the tokens of these.
+        expected: float64, (requests,). Tokens of each that are expected to be accepted.
     """
 
     request_ids: Sequence[str]
@@ -52,12 +56,25 @@ class Recalled:
     limits: npt.NDArray[np.int32]
     trees: TreeBatch
     chains: TreeBatch
+    chances: Chances
     expected: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What the model has to read of a request to draft for it: as in `Candidate`."""
+
+    num_read: int
+    num_late: int
+    num_left: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Issued:
-    """A chain that was handed out, until it is known what became of it."""
+    """A chain that was handed out, until it is known what became of it.
+
+    Memory's own would have been cut at the same price.
+    """
 
     key: int
     token_ids: list[int]
@@ -70,18 +87,22 @@ class _Issued:
 class ChainFuser:
     """Drafts chains from both, and learns from what is accepted.
 
-    A round is `learn`, `recall`, `wants_model`, `suppose`, `fuse`. Not thread-safe.
+    A round is `learn`, `recall`, `asked`, `suppose`, `fuse`. Not thread-safe.
 
     Args:
-        min_probability: chains less likely than this are cut, in [0, 1].
-        choice: decides whether the model drafts in a round.
+        min_probability: chains less likely than this are not drafted, in [0, 1].
+        always_draft: the model drafts in every round, and nothing is cut, whatever it costs.
+
+    Attributes:
+        gate: decides for whom the model drafts.
+        budget: decides which drafted tokens are verified.
     """
 
-    def __init__(self, *, min_probability: float = 0.1, choice: ModelChoice | None = None) -> None:
-        self.choice = ModelChoice() if choice is None else choice
+    def __init__(self, *, min_probability: float = 0.1, always_draft: bool = False) -> None:
+        self.gate = ModelGate(most_late=MOST_LATE, takes_all=True, always_draft=always_draft)
+        self.budget = VerifyBudget(always_draft=always_draft)
         self._min_probability = min_probability
         self._fusion = Fusion(min_probability=min_probability)
-        self._gain = ModelGain()
         self._issued: dict[str, _Issued] = {}
         self._pending: tuple[FusedBatch, Sequence[str]] | None = None
         self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
@@ -100,29 +121,46 @@ class ChainFuser:
             np.array(limits, np.int32),
             trees,
             trees,
+            np.zeros(0),
             np.zeros(len(request_ids)),
         )
         chains, _ = self._fuse(recalled, None)
-        return replace(recalled, chains=chains, expected=expected_lengths(chains))
+        chances = chains.path_probabilities()
+        return replace(
+            recalled, chains=chains, chances=chances, expected=sums(chances, chains.offsets)
+        )
 
-    def wants_model(self, recalled: Recalled, *, num_others: int = 0) -> bool:
-        """Whether the model is to draft in this round.
+    def asked(
+        self, recalled: Recalled, readings: Sequence[Reading], *, others: Sequence[Reading] = ()
+    ) -> list[int]:
+        """For whom the model is to draft in this round; for nobody if it is to rest.
 
         Args:
             recalled: memory's side.
-            num_others: requests of the batch that memory does not draft for, but the model may.
+            readings: of its requests.
+            others: of requests of the batch that memory does not draft for, but the model may;
+                they come behind the others.
         """
-        expected = [*recalled.expected.tolist(), *([0.0] * num_others)]
-        keys = [*recalled.keys.tolist(), *([NOBODY] * num_others)]
-        gains = [self._gain.expected(k, e) for k, e in zip(keys, expected, strict=True)]
-        return self.choice.wants_model(gains, expected)
+        keys = [*recalled.keys.tolist(), *([NOBODY] * len(others))]
+        expected = [*recalled.expected.tolist(), *([0.0] * len(others))]
+        candidates = [
+            Candidate(key, num_expected, each.num_read, each.num_late, each.num_left)
+            for key, num_expected, each in zip(keys, expected, [*readings, *others], strict=True)
+        ]
+        base_tokens, base_seconds = self.budget.outlook(recalled.chances)
+        return self.gate.asked(candidates, base_tokens=base_tokens, base_seconds=base_seconds)
 
     def suppose(self, recalled: Recalled, model: ModelChains) -> Supposed:
         """The model's tokens behind which memory is to be asked."""
         return suppose(model, recalled.limits, min_probability=self._min_probability)
 
     def fuse(
-        self, recalled: Recalled, model: ModelChains | None, continued: Continued | None = None
+        self,
+        recalled: Recalled,
+        model: ModelChains | None,
+        continued: Continued | None = None,
+        *,
+        drafting_seconds: float = 0.0,
     ) -> list[list[int]]:
         """The chains to verify, one for each request.
 
@@ -130,18 +168,25 @@ class ChainFuser:
             recalled: memory's side.
             model: the model's, with a row for each request; None where it has not run.
             continued: what memory drafts behind the model's tokens; None where it was not asked.
+            drafting_seconds: what the model has taken.
         """
         self._counts["rounds_without_model" if model is None else "rounds_with_model"] += 1
-        chains = recalled.chains
+        chains, chances = recalled.chains, recalled.chances
         if model is not None:
             if continued is not None:
                 recalled = replace(recalled, trees=joined(recalled.trees, continued))
             chains, batch = self._fuse(recalled, model)
+            chances = chains.path_probabilities()
             self._pending = batch, recalled.request_ids
+        num_kept = self.budget.cut(chances, chains.offsets, drafting_seconds=drafting_seconds)
+        self._counts["tokens_cut"] = self.budget.num_cut
+        chains = chains.first(num_kept)
+        by_memory = recalled.chains.first(
+            self.budget.num_worth(recalled.chances, recalled.chains.offsets)
+        ).token_lists()
         is_sound = [False] * len(recalled.request_ids) if model is None else model.is_sound.tolist()
         is_model = (chains.source == Source.MODEL).tolist()
         token_ids = chains.token_lists()
-        by_memory = recalled.chains.token_lists()
         keys, expected = recalled.keys.tolist(), recalled.expected.tolist()
         for i, (start, stop) in enumerate(pairwise(chains.offsets.tolist())):
             issued = _Issued(
@@ -175,7 +220,7 @@ class ChainFuser:
     def forget(self, key: int) -> None:
         """Drop what was learned for a key."""
         self._fusion.forget(key)
-        self._gain.forget(key)
+        self.gate.forget(key)
 
     def stats(self) -> dict[str, int]:
         """What `COUNTERS` names."""
@@ -213,10 +258,15 @@ class ChainFuser:
         self._counts["accepted_memory"] += num_accepted - num_model
         self._counts["accepted_behind"] += num_behind(issued.is_model[:num_accepted])
         if issued.had_model and committed:
+            num_more = len(issued.token_ids) - len(issued.recalled)
             num_gained = num_accepted - num_leading(issued.recalled, committed)
-            self._gain.learn(issued.key, issued.num_expected, num_gained)
+            self.gate.learn(
+                issued.key, issued.num_expected, num_gained - self.budget.price * num_more
+            )
 
 
+MOST_LATE: Final = 512
+"""Tokens missed in earlier rounds that a round reads at most, one request's apart."""
 NOBODY: Final = 0
 """Key of requests that memory cannot draft for; nothing is learned for it."""
 
@@ -248,15 +298,12 @@ def _places(
     )
 
 
-def expected_lengths(chains: TreeBatch) -> npt.NDArray[np.float64]:
-    """Tokens of each chain that are expected to be accepted, float64 (requests,).
-
-    The sum of the probabilities of its beginnings. O(nodes).
-    """
-    return np.array([
-        np.multiply.accumulate(chains.prob[a:b], dtype=np.float64).sum()
-        for a, b in pairwise(chains.offsets.tolist())
-    ])  # fmt: skip
+def sums(
+    values: npt.NDArray[np.float64], offsets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Of each slice between two offsets, float64 (offsets - 1,). O(values)."""
+    totals: npt.NDArray[np.float64] = np.diff(np.concatenate([[0.0], np.cumsum(values)])[offsets])
+    return totals
 
 
 def num_behind(is_model: Sequence[bool]) -> int:

@@ -17,6 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from paceline.adapters.speculator import Speculator
+from paceline.adapters.verify_budget import DraftingFigures
 from paceline.caches.journal_lag import LAG_BOUNDS, LagCounts
 
 TIERS: Final = {
@@ -48,8 +49,7 @@ class MemoryCollector(Collector):
     Args:
         speculator: whose memory.
         journal: the one it publishes to, None without one.
-        fusion_stats: reads `ChainFuser.stats` and what belongs to it; None, or returning None,
-            without a model drafter beside the memory.
+        figures: reads those of drafting; None, or returning None, where nothing drafts.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class MemoryCollector(Collector):
         speculator: Speculator,
         journal: CountingJournal | None = None,
         *,
-        fusion_stats: Callable[[], Mapping[str, int] | None] | None = None,
+        figures: Callable[[], DraftingFigures | None] | None = None,
     ) -> None:
         self._speculator = speculator
         self._journal = journal
-        self._fusion_stats = fusion_stats
+        self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
         """One reading. O(logs held)."""
@@ -70,9 +70,9 @@ class MemoryCollector(Collector):
         if self._journal is not None:
             yield from journal_events(self._journal.stats())
             yield _lag(self._journal.lag())
-        fusion = self._fusion_stats() if self._fusion_stats is not None else None
-        if fusion is not None:
-            yield _fused(fusion)
+        figures = self._figures() if self._figures is not None else None
+        if figures is not None:
+            yield from _drafting(figures)
 
     def _by_scope(self) -> Iterator[Metric]:
         drafted = CounterMetricFamily(
@@ -161,12 +161,25 @@ def journal_events(stats: Mapping[str, int]) -> Iterator[Metric]:
     yield events
 
 
-def _fused(stats: Mapping[str, int]) -> Metric:
+def _drafting(figures: DraftingFigures) -> Iterator[Metric]:
     events = CounterMetricFamily(
-        "paceline_fusion_events",
-        "Rounds, drafts and tokens where a model drafts beside the memory, by kind.",
-        labels=["event"],
+        "paceline_draft_events", "Rounds, drafts and tokens, by kind.", labels=["event"]
     )
-    for name, value in stats.items():
+    for name, value in figures.events.items():
         events.add_metric([name], value)
-    return events
+    yield events
+    yield GaugeMetricFamily(
+        "paceline_draft_price",
+        "Chance of being accepted below which a drafted token is not worth verifying, now.",
+        value=figures.price,
+    )
+    seconds = GaugeMetricFamily(
+        "paceline_round_cost_seconds",
+        "What a round takes, as learned: a part for the round, for each request, for each token.",
+        labels=["of", "part"],
+    )
+    for name, cost in figures.costs.items():
+        seconds.add_metric([name, "round"], cost.fixed_seconds)
+        seconds.add_metric([name, "request"], cost.request_seconds)
+        seconds.add_metric([name, "token"], cost.token_seconds)
+    yield seconds

@@ -8,8 +8,11 @@ TurboSpec's goodput (arXiv 2406.14066).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 LEAST_SURPLUS: Final = 1e-12
 """Tokens that are not told from none."""
@@ -52,7 +55,7 @@ def worth_their_time(
 
 
 def least_chance(
-    chances: Iterable[float], *, base_tokens: float, base_seconds: float, token_seconds: float
+    chances: npt.ArrayLike, *, base_tokens: float, base_seconds: float, token_seconds: float
 ) -> float:
     """The chance of being accepted below which a drafted token is not worth verifying.
 
@@ -66,10 +69,9 @@ def least_chance(
     """
     if base_seconds <= 0 or token_seconds <= 0:
         return 0.0
-    tokens, seconds = base_tokens, base_seconds
-    for chance in sorted(chances, reverse=True):
-        if chance * seconds <= tokens * token_seconds:
-            break
-        tokens += chance
-        seconds += token_seconds
-    return tokens / seconds * token_seconds
+    likeliest = -np.sort(-np.asarray(chances, np.float64))
+    tokens = base_tokens + np.concatenate([[0.0], np.cumsum(likeliest)])
+    seconds = base_seconds + token_seconds * np.arange(len(tokens))
+    is_waste = likeliest * seconds[:-1] <= tokens[:-1] * token_seconds
+    num_worth = int(is_waste.argmax()) if is_waste.any() else len(likeliest)
+    return float(tokens[num_worth] / seconds[num_worth] * token_seconds)

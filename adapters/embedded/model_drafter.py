@@ -21,7 +21,7 @@ import torch
 
 from paceline.adapters.embedded.key_values import KeyValues
 from paceline.adapters.embedded.prefixes import num_common
-from paceline.adapters.embedded.round_budget import Candidate, RoundBudget
+from paceline.adapters.embedded.round_budget import Asking, RoundBudget
 from paceline.adapters.embedded.sampling import NextDraws, SamplingParams, foresee
 from paceline.adapters.embedded.target import PREFILL_TOKENS, Row, Target
 from paceline.caches import FusedBatch, Fusion, TokenTree
@@ -161,19 +161,19 @@ class ModelDrafter:
         if not wishes:
             return []
         trees, _ = self._fuse(wishes, None, max_branches=self._max_branches)
-        candidates = [self._candidate(wish, tree) for wish, tree in zip(wishes, trees, strict=True)]
-        asked = self._budget.asked(candidates)
+        asking = [self._asking(wish, tree) for wish, tree in zip(wishes, trees, strict=True)]
+        asked = self._budget.asked(asking)
         if asked:
             drafted = self._draft(wishes, trees, asked)
             for i, tree in zip(asked, drafted, strict=True):
-                self._budget.issue(candidates[i], tree)
+                self._budget.issue(asking[i], tree)
                 trees[i] = tree
         return trees
 
-    def _candidate(self, wish: DraftWish, recalled: TokenTree) -> Candidate:
+    def _asking(self, wish: DraftWish, recalled: TokenTree) -> Asking:
         num_unread = len(wish.tokens) - self._num_read(wish)
         num_fresh = min(num_unread, wish.max_tokens + 1)  # what one round commits at most
-        return Candidate(
+        return Asking(
             request_id=wish.request_id,
             key=wish.key,
             recalled=recalled,

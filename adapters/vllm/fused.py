@@ -11,17 +11,21 @@ that token.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from paceline.adapters.chain_fusing import ChainFuser, Recalled
+import numpy as np
+import numpy.typing as npt
+
+from paceline.adapters.chain_fusing import NOBODY, ChainFuser, Reading, Recalled
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.model_chains import Continued, ModelChains
 from paceline.adapters.speculator import Speculator
+from paceline.adapters.verify_budget import DraftingFigures, VerifyBudget
 from paceline.adapters.vllm.model_drafter import VllmModelDrafter
 from paceline.adapters.vllm.open_requests import OpenRequests
+from paceline.adapters.vllm.round_clock import RoundClock
 from paceline.adapters.vllm.step import DraftingStep, read_step
 
 logger = logging.getLogger("paceline.vllm")
@@ -30,6 +34,10 @@ BRANCHES: Final = 4
 """Branches that memory drafts for the model to judge."""
 SPARE_NODES: Final = 2
 """Nodes of memory's tree for each token of the chain that is cut from it."""
+MOST_UNREAD: Final = 256
+"""Tokens of a request that a model which is in use leaves unread: they have to fit into a pass."""
+TYPICAL_TOKENS: Final = 64
+"""Late tokens up to which a pass tells what others take: reading is cheaper."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,9 +65,8 @@ class FusedProposer:
         runner: vLLM's V1 model runner, its drafter loaded.
         speculator: drafts from memory; None where drafts do not count.
         num_model_tokens: most tokens that the model drafts for a request and step.
-        min_probability: chains less likely than this are cut.
-        fuser: of the two; a new one if None.
-        clock: monotonic seconds.
+        min_probability: chains less likely than this are not drafted.
+        always_draft: all that may be drafted, whether or not it is worth its time.
 
     Attributes:
         failures: what went wrong.
@@ -74,20 +81,20 @@ class FusedProposer:
         *,
         num_model_tokens: int,
         min_probability: float = 0.1,
-        fuser: ChainFuser | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        always_draft: bool = False,
     ) -> None:
         self.failures = FailureLog(logger, "drafting")
-        self.fuser = ChainFuser(min_probability=min_probability) if fuser is None else fuser
+        self.fuser = ChainFuser(min_probability=min_probability, always_draft=always_draft)
+        self._rounds = RoundClock(self.fuser.budget.target)
         self.model = VllmModelDrafter(runner, num_steps=num_model_tokens)
         self._runner = runner
         self._speculator = speculator
-        self._clock = clock
         self._keys: dict[str, tuple[int, bool]] = {}
         """Of each open request: the key of what it may learn from, and whether it is its own."""
         self._guessed: tuple[ModelChains | None] | None = None
         """What the model has said in this step; None before it was asked."""
-        self._began_at: float | None = None
+        self._is_unasked = False
+        """Whether a step has begun in which vLLM has not asked for drafts yet."""
         self._opened: OpenRequests | None = None
         if speculator is not None:
             self._opened = OpenRequests(
@@ -99,13 +106,21 @@ class FusedProposer:
             )
         runner.propose_draft_token_ids = self.propose
 
-    def begin_step(self, num_scheduled: int) -> None:
-        """The runner begins a step in which the target reads `num_scheduled` tokens."""
-        if not num_scheduled:
-            return
-        if self._began_at is not None:
-            self.model.lose_account()  # vLLM did not ask for drafts in the step before
-        self._began_at = self._clock()
+    @property
+    def budget(self) -> VerifyBudget:
+        """Says which drafted tokens are worth verifying."""
+        return self.fuser.budget
+
+    def begin_step(self, scheduler_output: Any) -> None:
+        """The runner begins the step that vLLM has scheduled so."""
+        try:
+            self._rounds.begin(scheduler_output)
+            if scheduler_output.total_num_scheduled_tokens:
+                if self._is_unasked:  # vLLM did not ask for drafts in the step before
+                    self.model.lose_account()
+                self._is_unasked = True
+        except Exception as error:  # noqa: BLE001  counted, as in propose
+            self.failures.record(error)
 
     def propose(self, *arguments: Any) -> Any:
         """Drafts for the step's requests: lists of their own lengths, or what vLLM drafted alone.
@@ -113,7 +128,7 @@ class FusedProposer:
         Args:
             arguments: those of vLLM's ``propose_draft_token_ids``.
         """
-        began_at, self._began_at = self._began_at, None
+        self._is_unasked = False
         self._guessed = None
         named = self.model.bind(arguments)
         step: DraftingStep | None = None
@@ -126,7 +141,7 @@ class FusedProposer:
                 self.model.kv_cache_group,
             )
             if self._speculator is not None and self._opened is not None:
-                return self._draft(self._speculator, self._opened, step, arguments, began_at)
+                return self._draft(self._speculator, self._opened, step, arguments)
         except Exception as error:  # noqa: BLE001  counted: whatever drafting does, the target must answer
             self.failures.record(error)
         return self._alone(step, named, arguments)
@@ -155,6 +170,11 @@ class FusedProposer:
             "failures": self.failures.count,
         }
 
+    def figures(self) -> DraftingFigures:
+        """`stats`, and what rounds take."""
+        costs = {"target": self.budget.target, "model": self.fuser.gate.cost}
+        return DraftingFigures(self.stats(), self.budget.price, costs)
+
     def _alone(
         self, step: DraftingStep | None, named: Mapping[str, Any], arguments: Sequence[Any]
     ) -> Any:
@@ -172,7 +192,8 @@ class FusedProposer:
             return nothing
         if step is None:
             return self.model.draft_alone(arguments)
-        chains = self._ask(step, arguments, num_steps=self.model.num_steps)
+        everyone = np.ones(len(step.rows), np.bool_)
+        chains = self._ask(step, arguments, num_steps=self.model.num_steps, catching_up=everyone)
         return nothing if chains is None else chains.token_ids.tolist()
 
     def _draft(
@@ -181,22 +202,24 @@ class FusedProposer:
         opened: OpenRequests,
         step: DraftingStep,
         arguments: Sequence[Any],
-        began_at: float | None,
     ) -> list[list[int]]:
-        if began_at is not None and not step.has_prefill:
-            self.fuser.choice.cost.note_target(self._clock() - began_at)
         asked = self._observe(speculator, opened, step)
+        self.budget.begin(sum(map(bool, step.accepted)))
         recalled = self._recall(speculator, step, asked)
-        chains = self._guess(step, asked, recalled, arguments)
+        chains = self._guess(opened, step, asked, recalled, arguments)
         drafts: list[list[int]] = [[] for _ in step.request_ids]
         model = None if chains is None else chains.rows(asked.rows)
         continued = None if model is None else self._continue(speculator, recalled, model)
-        fused = self.fuser.fuse(recalled, model, continued)
+        fused = self.fuser.fuse(
+            recalled, model, continued, drafting_seconds=self._rounds.model_seconds
+        )
         for row, tokens in zip(asked.rows, fused, strict=True):
             drafts[row] = tokens
         if chains is not None:
+            is_worth = chains.path_probabilities() >= self.budget.price
             for row, limit in asked.others.items():
-                drafts[row] = chains.token_ids[row].tolist()[:limit]
+                num_kept = min(limit, int(is_worth[row].sum()))
+                drafts[row] = chains.token_ids[row, :num_kept].tolist()
         # a runner that holds the model's probabilities would verify with them
         self._runner._draft_probs = None
         self._runner._draft_prob_req_ids = None
@@ -245,25 +268,47 @@ class FusedProposer:
         return self.fuser.recall(ids, [self._keys[i][0] for i in ids], asked.limits, trees)
 
     def _guess(
-        self, step: DraftingStep, asked: _Asked, recalled: Recalled, arguments: Sequence[Any]
+        self,
+        opened: OpenRequests,
+        step: DraftingStep,
+        asked: _Asked,
+        recalled: Recalled,
+        arguments: Sequence[Any],
     ) -> ModelChains | None:
         """The model's chains for all rows; None where it has not drafted."""
+        unread = self.model.num_unread(step)
+        rows = [*asked.rows, *asked.others]
+        readings = [_reading(opened, step, row, int(unread[row])) for row in rows]
         fits = self.model.fits(step.longest)
-        wanted = fits and self.fuser.wants_model(recalled, num_others=len(asked.others))
-        if not fits or (not wanted and self.model.can_skip(step)):
+        chosen = self.fuser.asked(
+            recalled, readings[: len(asked.rows)], others=readings[len(asked.rows) :]
+        )
+        catching_up = np.zeros(len(step.rows), np.bool_)
+        catching_up[[rows[i] for i in chosen]] = True
+        urgent = self._urgent(step, unread)
+        if not fits or (self.model.abilities.skips and not (chosen or urgent.any())):
             self._guessed = (None,)
             self.model.skip(step)
             return None
         # What must run all the same, reads with the shortest draft.
-        is_short = not wanted and self.model.abilities.shortens
+        is_short = not chosen and self.model.abilities.shortens
         num_steps = 1 if is_short else self.model.num_steps
-        began_at = self._clock()
-        chains = self._ask(step, arguments, num_steps=num_steps)
+        num_late = self.model.num_caught_up
+        chains = self._ask(step, arguments, num_steps=num_steps, catching_up=catching_up | urgent)
+        num_late = self.model.num_caught_up - num_late
         if chains is None or is_short:
             return None
-        if not step.has_prefill:
-            self.fuser.choice.cost.note_model(self._clock() - began_at)
+        if self._rounds.is_answering and num_late <= TYPICAL_TOKENS:
+            num_tokens = sum(row.num_scheduled for row in step.rows) + num_late
+            self.fuser.gate.cost.learn(len(step.rows), num_tokens, self._rounds.model_seconds)
         return chains
+
+    def _urgent(self, step: DraftingStep, unread: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Rows that a model which is in use must read now, or not in one pass later."""
+        num_unread = unread + np.array([row.num_kept for row in step.rows], np.int64)
+        keys = [self._keys.get(request_id, NO_KEY)[0] for request_id in step.request_ids]
+        in_use = [not self.fuser.gate.has_rested(key) for key in keys]
+        return (num_unread > MOST_UNREAD) & np.array(in_use, np.bool_)
 
     def _continue(
         self, speculator: Speculator, recalled: Recalled, model: ModelChains
@@ -279,15 +324,39 @@ class FusedProposer:
         return Continued(supposed, trees)
 
     def _ask(
-        self, step: DraftingStep, arguments: Sequence[Any], *, num_steps: int
+        self,
+        step: DraftingStep,
+        arguments: Sequence[Any],
+        *,
+        num_steps: int,
+        catching_up: npt.NDArray[np.bool_],
     ) -> ModelChains | None:
         """Let the model draft; None if it fails."""
         self._guessed = (None,)
         try:
-            chains = self.model.draft(step, arguments, num_steps=num_steps)
+            with self._rounds.drafting():
+                chains = self.model.draft(
+                    step, arguments, num_steps=num_steps, catching_up=catching_up
+                )
         except Exception as error:  # noqa: BLE001  counted: memory's drafts need no model
             self.failures.record(error)
             self.model.stop_skipping()
             return None
         self._guessed = (chains,)
         return chains
+
+
+NO_KEY: Final = (NOBODY, False)
+"""Of requests that memory cannot draft for."""
+
+
+def _reading(opened: OpenRequests, step: DraftingStep, row: int, num_unread: int) -> Reading:
+    """What the model has to read of one row."""
+    num_accepted = len(step.accepted[row])
+    # what is read of a prompt in this step is read for the whole reply, as what was missed is
+    num_prompt = max(0, step.rows[row].num_kept - num_accepted)
+    return Reading(
+        num_read=step.rows[row].num_scheduled - num_prompt,
+        num_late=num_unread + num_prompt,
+        num_left=opened.num_left(step.request_ids[row], step.num_before[row] + num_accepted),
+    )

@@ -32,8 +32,6 @@ TOP: Final = 8
 """Likeliest next tokens that are looked at after each token."""
 UNHEARD_PROBABILITY: Final = 0.7
 """Taken for each drafted token of a proposer that computes no logits; fusion learns what it is."""
-MOST_UNREAD: Final = 256
-"""Tokens of a request that may be left unread: they are read in one pass, which has to fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class VllmModelDrafter:
 
     Attributes:
         num_caught_up: tokens read later than in their step.
-        num_unsound: rows whose missed tokens did not fit into a pass.
+        num_unsound: rows that were in a pass without the tokens that it had missed of them.
     """
 
     def __init__(self, runner: Any, *, num_steps: int) -> None:
@@ -120,14 +118,12 @@ class VllmModelDrafter:
         """Whether the model can draft behind the longest context of a batch, or the end is near."""
         return bool(longest + self.num_steps <= self._max_model_len)
 
-    def can_skip(self, step: DraftingStep) -> bool:
-        """Whether what the model leaves unread in this step can be read later."""
+    def num_unread(self, step: DraftingStep) -> npt.NDArray[np.int64]:
+        """Tokens of each row before the step that the model has missed, int64 (rows,)."""
         if not self.abilities.skips:
-            return False
+            return np.zeros(len(step.rows), np.int64)
         assert self._ledger is not None
-        most = min(MOST_UNREAD, self._room // 4)
-        unread = self._ledger.num_unread(step.rows)
-        return all(left + row.num_kept <= most for left, row in zip(unread, step.rows, strict=True))
+        return self._ledger.num_unread(step.rows)
 
     def skip(self, step: DraftingStep) -> None:
         """The model does not run in this step."""
@@ -135,11 +131,27 @@ class VllmModelDrafter:
             assert self._ledger is not None
             self._ledger.note(step.rows, [False] * len(step.rows))
 
-    def draft(self, step: DraftingStep, arguments: Sequence[Any], *, num_steps: int) -> ModelChains:
-        """Run the model over the step and what it had not read; its chains for all rows."""
+    def draft(
+        self,
+        step: DraftingStep,
+        arguments: Sequence[Any],
+        *,
+        num_steps: int,
+        catching_up: npt.NDArray[np.bool_],
+    ) -> ModelChains:
+        """Run the model over the step; its chains for all rows.
+
+        Args:
+            step: what the target did.
+            arguments: those of vLLM's ``propose_draft_token_ids``.
+            num_steps: tokens to draft.
+            catching_up: bool, (rows,). Rows of which it also reads what it has missed, as far as
+                that fits into the pass. Others that it has missed any of are drafted blindly, and
+                their chains count for nothing.
+        """
         is_sound = np.ones(len(step.rows), np.bool_)
         if self.abilities.skips:
-            is_sound = self._plan(step)
+            is_sound = self._plan(step, catching_up)
         self._step, self._steps, self._heard = step, num_steps, []
         try:
             drafted = self._propose_all(*arguments)
@@ -166,13 +178,14 @@ class VllmModelDrafter:
         """From now on let the model run in every round, over what vLLM gives it."""
         self._abilities = Abilities(skips=False, shortens=self.abilities.shortens)
 
-    def _plan(self, step: DraftingStep) -> npt.NDArray[np.bool_]:
+    def _plan(
+        self, step: DraftingStep, catching_up: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
         """Choose whose unread tokens are read in this pass: the first that fit."""
-        assert self._ledger is not None
-        unread = self._ledger.num_unread(step.rows)
+        unread = self.num_unread(step)
         free = self._room - sum(row.num_scheduled for row in step.rows)
-        is_sound = np.ones(len(unread), np.bool_)
-        for i in np.flatnonzero(unread):
+        is_sound: npt.NDArray[np.bool_] = unread == 0
+        for i in np.flatnonzero(catching_up & ~is_sound):
             is_sound[i] = unread[i] <= free
             free -= int(unread[i]) if is_sound[i] else 0
         self._unread = np.where(is_sound, unread, 0)

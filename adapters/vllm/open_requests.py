@@ -79,19 +79,23 @@ class OpenRequests:
         temperature: float = self._runner.requests[request_id].sampling_params.temperature
         return temperature < LEAST_TEMPERATURE
 
+    def num_left(self, request_id: str, num_tokens: int) -> int:
+        """Most tokens that a request still gets behind `num_tokens` accepted ones."""
+        state = self._runner.requests[request_id]
+        params = state.sampling_params
+        room = self._max_model_len - num_tokens
+        if params.max_tokens is not None:
+            room = min(room, params.max_tokens - (num_tokens - state.num_prompt_tokens))
+        return max(0, room)
+
     def draft_limit(self, request_id: str, num_tokens: int) -> int:
         """Most tokens worth drafting behind `num_tokens` accepted ones.
 
         Each round also yields one token that needs no draft.
         """
-        state = self._runner.requests[request_id]
-        params = state.sampling_params
-        if speculation_is_off(params.extra_args):
+        if speculation_is_off(self._runner.requests[request_id].sampling_params.extra_args):
             return 0
-        room = self._max_model_len - num_tokens
-        if params.max_tokens is not None:
-            room = min(room, params.max_tokens - (num_tokens - state.num_prompt_tokens))
-        return max(0, min(self._num_draft_tokens, room - 1))
+        return max(0, min(self._num_draft_tokens, self.num_left(request_id, num_tokens) - 1))
 
     def finish(self, request_id: str) -> None:
         """Close a request that left vLLM; call before the runner forgets it."""

@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.speculator import Speculator
+from paceline.adapters.verify_budget import DraftingFigures, VerifyBudget
 from paceline.adapters.vllm.open_requests import OpenRequests
+from paceline.adapters.vllm.round_clock import RoundClock
 
 logger = logging.getLogger("paceline.vllm")
 
@@ -29,12 +31,18 @@ class DraftProposer:
 
     Args:
         vllm_config: vLLM's configuration, as vLLM passes it to a custom proposer.
+
+    Attributes:
+        failures: what went wrong.
+        budget: says which drafted tokens are worth verifying.
     """
 
     def __init__(self, vllm_config: Any) -> None:
         self.num_speculative_tokens: int = vllm_config.speculative_config.num_speculative_tokens
         self.max_model_len: int = vllm_config.model_config.max_model_len
         self.failures = FailureLog(logger, "drafting")
+        self.budget = VerifyBudget()
+        self._rounds = RoundClock(self.budget.target)
         self._runner: Any = None
         self._speculator: Speculator | None = None
         self._opened: OpenRequests | None = None
@@ -42,8 +50,15 @@ class DraftProposer:
     def load_model(self, *_args: Any, **_kwargs: Any) -> None:
         """Nothing to load; vLLM calls this on every proposer."""
 
-    def attach(self, runner: Any, speculator: Speculator) -> None:
-        """Draft from `speculator` for the requests in `runner`'s input batch from now on."""
+    def attach(self, runner: Any, speculator: Speculator, *, always_draft: bool = False) -> None:
+        """Draft from `speculator` for the requests in `runner`'s input batch from now on.
+
+        Args:
+            runner: vLLM's model runner.
+            speculator: drafts from memory.
+            always_draft: all that may be drafted, whether or not it is worth its time.
+        """
+        self.budget.always_draft = always_draft
         self._runner = runner
         self._speculator = speculator
         self._opened = OpenRequests(
@@ -53,6 +68,13 @@ class DraftProposer:
             num_draft_tokens=self.num_speculative_tokens,
             max_model_len=self.max_model_len,
         )
+
+    def begin_step(self, scheduler_output: Any) -> None:
+        """The runner begins the step that vLLM has scheduled so."""
+        try:
+            self._rounds.begin(scheduler_output)
+        except Exception as error:  # noqa: BLE001  counted, as in propose
+            self.failures.record(error)
 
     def propose(
         self,
@@ -94,6 +116,14 @@ class DraftProposer:
             except Exception as error:  # noqa: BLE001  counted, as in propose
                 self.failures.record(error)
 
+    def figures(self) -> DraftingFigures:
+        """Counters of drafted tokens that were not worth verifying and of failures, and costs."""
+        return DraftingFigures(
+            {"tokens_cut": self.budget.num_cut, "failures": self.failures.count},
+            self.budget.price,
+            {"target": self.budget.target},
+        )
+
     def _draft(
         self,
         opened: OpenRequests,
@@ -120,7 +150,10 @@ class DraftProposer:
         wanted = [request_id for request_id, limit in limits.items() if limit > 0]
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
         row_of = dict(zip(request_ids, rows, strict=True))
-        proposed = speculator.propose_batch(wanted, max_tokens=limits).token_lists()
-        for request_id, tokens in zip(wanted, proposed, strict=True):
-            drafts[row_of[request_id]] = tokens
+        proposed = speculator.propose_batch(wanted, max_tokens=limits)
+        self.budget.begin(len(limits))
+        num_kept = self.budget.cut(proposed.path_probabilities(), proposed.offsets)
+        kept = zip(wanted, proposed.token_lists(), num_kept.tolist(), strict=True)
+        for request_id, tokens, num in kept:
+            drafts[row_of[request_id]] = tokens[:num]
         return drafts

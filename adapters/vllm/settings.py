@@ -14,6 +14,7 @@ from paceline.errors import ConfigError
 
 PREFIX: Final = "PACELINE_"
 MAX_PORT: Final = 65_535
+SWITCHES: Final = {"1": True, "true": True, "0": False, "false": False}
 MAX_DRAFT_TOKENS: Final = 128
 """vLLM's rejection sampler verifies at most this many drafted tokens a request and step."""
 
@@ -42,6 +43,8 @@ class WorkerSettings:
         metrics_host: address of that port.
         drafter_tokens: most tokens that a model drafter beside the memory drafts for a request and
             step, 1 to 128.
+        always_draft: draft all that may be drafted, whether or not it is expected to be worth its
+            time.
         warm_up_tokens: most tokens read back from the journal at start.
         corpus_dir: folder of the corpora that requests are drafted from (`paceline corpus`); ""
             for none.
@@ -57,6 +60,7 @@ class WorkerSettings:
     retention_seconds: float = 0.0
     min_probability: float = 0.1
     drafter_tokens: int = 4
+    always_draft: bool = False
     warm_up_tokens: int = 4_194_304
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"
@@ -134,11 +138,11 @@ class WorkerSettings:
             assert isinstance(default, str | int | float)
             kind = type(default)
             try:
-                values[setting.name] = kind(text)
-            except ValueError:
+                values[setting.name] = SWITCHES[text.lower()] if kind is bool else kind(text)
+            except (ValueError, KeyError):
+                wanted = "1 or 0" if kind is bool else f"a value of type {kind.__name__}"
                 raise ConfigError(
-                    f"{PREFIX}{setting.name.upper()} is {text!r}; give a value of type "
-                    f"{kind.__name__}"
+                    f"{PREFIX}{setting.name.upper()} is {text!r}; give {wanted}"
                 ) from None
         return cls(**values)  # type: ignore[arg-type]  # each value has the type of its field's default
 

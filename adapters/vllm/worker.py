@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import Speculator
+from paceline.adapters.verify_budget import DraftingFigures
 from paceline.adapters.vllm.cpu_sampling import mend
 from paceline.adapters.vllm.fused import FusedProposer
 from paceline.adapters.vllm.proposer import DraftProposer
@@ -63,7 +64,11 @@ class SpeculatingWorker:
             # that check can never be needed.
             self.model_runner.effective_drafter_max_model_len += proposer.num_speculative_tokens
             if drafts_count_here():
-                proposer.attach(self.model_runner, self._open_memory(settings))
+                proposer.attach(
+                    self.model_runner,
+                    self._open_memory(settings),
+                    always_draft=settings.always_draft,
+                )
                 self._proposer = proposer
         elif reason := why_not_fused(self.model_runner):
             if self.vllm_config.speculative_config is not None:
@@ -80,6 +85,7 @@ class SpeculatingWorker:
                 speculator,
                 num_model_tokens=settings.drafter_tokens,
                 min_probability=settings.min_probability,
+                always_draft=settings.always_draft,
             )
         except (AttributeError, TypeError, ValueError):
             logger.exception("drafts are vLLM's own: its model drafter is not as we know it")
@@ -96,19 +102,19 @@ class SpeculatingWorker:
         self._journal = open_journal(settings, speculator, self.vllm_config.model_config)
         self._corpora = open_corpora(settings, speculator, self.vllm_config.model_config)
         self._stop_metrics = open_metrics(
-            settings, MemoryParts(speculator, self._journal, self._fusion_stats)
+            settings, MemoryParts(speculator, self._journal, self._figures)
         )
         return speculator
 
-    def _fusion_stats(self) -> Mapping[str, int] | None:
-        return self._proposer.stats() if isinstance(self._proposer, FusedProposer) else None
+    def _figures(self) -> DraftingFigures | None:
+        return None if self._proposer is None else self._proposer.figures()
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Close the requests that left the engine, then run the step."""
         if self._proposer is not None and scheduler_output.finished_req_ids:
             self._proposer.finish(scheduler_output.finished_req_ids)
-        if isinstance(self._proposer, FusedProposer):
-            self._proposer.begin_step(scheduler_output.total_num_scheduled_tokens)
+        if self._proposer is not None:
+            self._proposer.begin_step(scheduler_output)
         return super().execute_model(scheduler_output)  # type: ignore[misc]  # the platform's worker
 
     def shutdown(self) -> None:
@@ -220,12 +226,12 @@ class MemoryParts:
     Attributes:
         speculator: whose memory.
         journal: the one it publishes to, None without one.
-        fusion_stats: counters of fusion with a model drafter, None where there is no fusion.
+        figures: reads those of drafting, None where nothing drafts yet.
     """
 
     speculator: Speculator
     journal: Journal | None
-    fusion_stats: Callable[[], Mapping[str, int] | None]
+    figures: Callable[[], DraftingFigures | None]
 
 
 def open_metrics(settings: WorkerSettings, parts: MemoryParts) -> Callable[[], None] | None:
@@ -239,7 +245,7 @@ def open_metrics(settings: WorkerSettings, parts: MemoryParts) -> Callable[[], N
         from paceline.adapters.metrics import MemoryCollector, serve_metrics
 
         return serve_metrics(
-            MemoryCollector(parts.speculator, parts.journal, fusion_stats=parts.fusion_stats),
+            MemoryCollector(parts.speculator, parts.journal, figures=parts.figures),
             host=settings.metrics_host,
             port=settings.metrics_port,
         )

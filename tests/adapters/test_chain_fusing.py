@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
-from paceline.adapters.chain_fusing import ChainFuser, Recalled, expected_lengths
+from paceline.adapters.chain_fusing import ChainFuser, Reading, Recalled
 from paceline.adapters.model_chains import Continued, ModelChains
-from paceline.adapters.model_gain import ModelChoice
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 from paceline.caches import Source, TreeBatch
@@ -40,6 +40,13 @@ def recall(fuser: ChainFuser, trees: TreeBatch, *, keys: Any = KEY, limit: int =
     names = [f"r{i}" for i in range(len(trees))]
     owners = [keys] * len(trees) if isinstance(keys, int) else list(keys)
     return fuser.recall(names, owners, [limit] * len(trees), trees)
+
+
+def wants_model(fuser: ChainFuser, recalled: Recalled) -> bool:
+    """Whether the model is asked for the batch's first request, of which it has missed nothing."""
+    fuser.budget.begin(len(recalled.request_ids))
+    readings = [Reading(num_read=1, num_late=0, num_left=64)] * len(recalled.request_ids)
+    return 0 in fuser.asked(recalled, readings)
 
 
 def test_each_request_gets_the_better_of_the_two() -> None:
@@ -75,9 +82,9 @@ def test_a_model_that_has_not_read_the_context_has_no_say() -> None:
     fuser = ChainFuser()
     recalled = recall(fuser, memory(([1, 2], 0.6)))
     assert fuser.fuse(recalled, model(([7, 8], 0.99), sound=False)) == [[1, 2]]
-    before = fuser.wants_model(recalled)
+    before = wants_model(fuser, recalled)
     fuser.learn({"r0": [7, 8, 9]})
-    assert fuser.wants_model(recalled) == before
+    assert wants_model(fuser, recalled) == before
 
 
 def test_acceptance_is_counted_by_who_drafted() -> None:
@@ -97,31 +104,76 @@ def rounds(fuser: ChainFuser, key: int, num: int) -> None:
         fuser.learn({"r0": [7, 8, 9]})
 
 
-def costly() -> ModelChoice:
-    choice = ModelChoice()
-    choice.cost.note_target(1.0)
-    choice.cost.note_model(0.9)
-    return choice
+def costly() -> ChainFuser:
+    """Knows that a pass of the model takes nine tenths of one of the target, tokens nothing."""
+    fuser = ChainFuser()
+    for _ in range(20):
+        fuser.budget.target.learn(1, 1, 1.0)
+        fuser.gate.cost.learn(1, 1, 0.9)
+    return fuser
 
 
 def test_a_model_that_pays_is_wanted_and_one_that_does_not_rests() -> None:
     """What became of its chains decides, for the sharing scope that saw it and for no other."""
-    fuser = ChainFuser(choice=costly())
+    fuser = costly()
     unsure = memory(([1, 2], 0.3))
     rounds(fuser, KEY, 100)
-    assert fuser.wants_model(recall(fuser, unsure, keys=KEY))
-    fresh = ChainFuser(choice=costly())
+    assert wants_model(fuser, recall(fuser, unsure, keys=KEY))
+    fresh = costly()
     trees = recall(fresh, unsure, keys=OTHER)
-    assert fuser.wants_model(recall(fuser, unsure, keys=OTHER)) == fresh.wants_model(trees)
+    assert wants_model(fuser, recall(fuser, unsure, keys=OTHER)) == wants_model(fresh, trees)
     fused = fuser.fuse(recall(fuser, unsure, keys=OTHER), model(([7, 8], 0.5)))
     assert fused == fresh.fuse(trees, model(([7, 8], 0.5)))
     sure = memory(([1, 2, 3, 4, 5, 6, 7, 8], 0.99))
-    assert not fuser.wants_model(recall(fuser, sure, keys=OTHER))
+    assert not wants_model(fuser, recall(fuser, sure, keys=OTHER))
+
+
+def dear_tokens(fuser: ChainFuser) -> None:
+    """Teach it that a token takes a twentieth of a round."""
+    for i in range(100):
+        num_tokens = 2 + i % 7
+        fuser.budget.target.learn(2, num_tokens, 1.0 + 0.05 * num_tokens)
+
+
+def test_what_is_not_worth_verifying_is_cut_whoever_drafted_it() -> None:
+    """Unlikely ends of memory's chains and of fused ones go; always drafting is a setting."""
+    for always_draft in (False, True):
+        fuser = ChainFuser(min_probability=0.01, always_draft=always_draft)
+        dear_tokens(fuser)
+        sure, unsure = ([1, 2, 3, 4], 0.99), ([5, 6, 7, 8], 0.45)
+        recalled = recall(fuser, memory(sure, unsure))
+        fuser.budget.begin(2)
+        alone = fuser.fuse(recalled, None)
+        fused = fuser.fuse(recalled, model(([1, 2, 3, 4], 0.9), ([7, 8, 9, 9], 0.45)))
+        lengths = [[len(chain) for chain in chains] for chains in (alone, fused)]
+        if always_draft:
+            assert lengths == [[4, 4], [4, 4]]
+        else:
+            assert [a for a, _ in lengths] == [4, 4]
+            assert all(0 < b < 4 for _, b in lengths)
+        cut = fuser.stats()["tokens_cut"]
+        assert cut == 16 - sum(map(sum, lengths))
+
+
+def test_a_model_is_worth_what_it_adds_less_what_verifying_it_takes() -> None:
+    """One whose tokens are accepted too seldom for their price gains nothing."""
+    found = []
+    for is_dear in (False, True):
+        fuser = ChainFuser(min_probability=0.01)
+        if is_dear:
+            dear_tokens(fuser)
+        for i in range(60):
+            fuser.budget.begin(2)
+            recalled = recall(fuser, memory(([], 1.0)))
+            assert fuser.fuse(recalled, model(([7, 8], 0.9))) != [[]]
+            fuser.learn({"r0": [7, 1] if i % 20 == 0 else [1]})
+        found.append(fuser.gate._gain.expected(KEY, 0.0))
+    assert found[0] > found[1] == 0.0
 
 
 def test_what_was_learned_for_a_request_of_its_own_is_forgotten() -> None:
     """After `forget` a key drafts as one that was never seen."""
-    fuser, fresh = ChainFuser(choice=costly()), ChainFuser(choice=costly())
+    fuser, fresh = costly(), costly()
     rounds(fuser, KEY, 100)
     fuser.forget(KEY)
     trees = memory(([1, 2], 0.3))
@@ -131,10 +183,12 @@ def test_what_was_learned_for_a_request_of_its_own_is_forgotten() -> None:
     )
 
 
-def test_expected_lengths_are_sums_over_beginnings() -> None:
+def test_what_is_expected_is_a_sum_over_beginnings() -> None:
     """A chain of probability p a token is worth p + p² + …; an empty one nothing."""
-    found = expected_lengths(memory(([1, 2, 3], 0.5), ([], 1.0)))
-    assert found.tolist() == [0.875, 0.0]
+    recalled = recall(ChainFuser(min_probability=0.01), memory(([1, 2, 3], 0.5), ([], 1.0)))
+    chances = recalled.chains.prob.astype(float).cumprod()
+    assert recalled.chances.tolist() == pytest.approx(chances.tolist())
+    assert recalled.expected.tolist() == pytest.approx([chances.sum(), 0.0])
 
 
 def test_requests_that_are_absent_teach_nothing() -> None:

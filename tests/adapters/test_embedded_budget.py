@@ -268,10 +268,10 @@ def make_budget(*, drafter_fixed: float = 0.006) -> Any:
 
 
 def candidate(name: str, *, key: int = 1, num_late: int = 0, **changes: Any) -> Any:
-    from paceline.adapters.embedded.round_budget import Candidate
+    from paceline.adapters.embedded.round_budget import Asking
 
     known = {"recalled": TokenTree.empty(), "num_read": 2, "num_left": 64}
-    return Candidate(request_id=name, key=key, num_late=num_late, **(known | changes))
+    return Asking(request_id=name, key=key, num_late=num_late, **(known | changes))
 
 
 def teach(budget: Any, key: int, num_gained: int, *, num_rounds: int = 100) -> None:

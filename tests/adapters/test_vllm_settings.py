@@ -12,9 +12,24 @@ from paceline.errors import ConfigError
 
 def test_settings_come_back_from_the_environment() -> None:
     """What one process writes the other reads; variables that are not set keep their defaults."""
-    settings = WorkerSettings(redis_url="redis://h:1", shared_capacity=7, min_probability=0.5)
+    settings = WorkerSettings(
+        redis_url="redis://h:1", shared_capacity=7, min_probability=0.5, always_draft=True
+    )
     assert WorkerSettings.from_env({"HOME": "/", **settings.to_env()}) == settings
     assert WorkerSettings.from_env({}) == WorkerSettings()
+
+
+def test_a_switch_is_one_or_zero() -> None:
+    """Also written as Python and YAML do."""
+    for text, expected in {
+        "1": True,
+        "true": True,
+        "True": True,
+        "0": False,
+        "False": False,
+    }.items():
+        found = WorkerSettings.from_env({"PACELINE_ALWAYS_DRAFT": text})
+        assert found.always_draft is expected
 
 
 @pytest.mark.parametrize(
@@ -27,6 +42,7 @@ def test_settings_come_back_from_the_environment() -> None:
         ("PACELINE_MIN_PROBABILITY", "0"),
         ("PACELINE_DRAFTER_TOKENS", "0"),
         ("PACELINE_DRAFTER_TOKENS", "129"),
+        ("PACELINE_ALWAYS_DRAFT", "perhaps"),
     ],
 )
 def test_a_wrong_value_is_named(name: str, value: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paceline.caches import TokenTree
+from paceline.caches import TokenTree, TreeBatch
 
 TREE = TokenTree(
     token_ids=np.array([5, 6, 7, 6, 8], np.int32),
@@ -38,3 +38,33 @@ def test_the_first_nodes_are_a_tree() -> None:
         first = TREE.first(num_nodes)
         first.validate()
         assert first.token_ids.tolist() == TREE.token_ids[:num_nodes].tolist()
+
+
+def batch_of(*trees: TokenTree) -> TreeBatch:
+    return TreeBatch(
+        np.cumsum([0, *map(len, trees)], dtype=np.int64),
+        np.concatenate([tree.token_ids for tree in trees]),
+        np.concatenate([tree.parent for tree in trees]),
+        np.concatenate([tree.prob for tree in trees]),
+        np.concatenate([tree.source for tree in trees]),
+    )
+
+
+CHAIN = TokenTree.chain([1, 2, 3, 4], prob=[0.9, 0.5, 0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "trees",
+    [(), (CHAIN, TokenTree.empty(), CHAIN.first(2)), (CHAIN, TREE, TokenTree.empty(), TREE)],
+    ids=["none", "chains", "trees"],
+)
+def test_a_batch_says_what_its_trees_say(trees: tuple[TokenTree, ...]) -> None:
+    """Chances, and the first nodes of each, are those of the trees one by one."""
+    batch = batch_of(TokenTree.empty(), *trees)
+    expected = [p for tree in trees for p in tree.path_probabilities()]
+    assert batch.path_probabilities() == pytest.approx(expected, abs=1e-12)
+    sizes = np.array([3 - i % 3 for i in range(len(batch))], np.int64)
+    for found, tree, size in zip(batch.first(sizes).trees(), batch.trees(), sizes, strict=True):
+        found.validate()
+        assert found.token_ids.tolist() == tree.first(int(size)).token_ids.tolist()
+        assert found.parent.tolist() == tree.first(int(size)).parent.tolist()

@@ -7,8 +7,8 @@ The prompts are those of `paceline bench exact`. Run several and compare the out
 python exactness.py ONE.json OTHER.json
 
 NAME=VALUE changes one of the numbers in DEFAULTS. ``every=n`` lets the model of ``fused`` draft in
-every n-th round whatever it costs, instead of where it is worth it. Runs on whatever vLLM was built
-for.
+every n-th round whatever it costs, instead of where it is worth it, ``always=1`` drafts all that
+may be drafted. Runs on whatever vLLM was built for.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ DEFAULTS = {
     "draft_tokens": 16,
     "model_tokens": 3,
     "every": 0,
+    "always": 0,
 }
 SLACK_TOKENS = 40
 
@@ -44,6 +45,7 @@ def main(
     from paceline.benchmarks.replay.tokens import Renderer, load_encoder
 
     os.environ["PACELINE_DRAFTER_TOKENS"] = str(numbers["model_tokens"])
+    os.environ["PACELINE_ALWAYS_DRAFT"] = str(numbers["always"])
     llm = LLM(
         target,
         dtype="float32",
@@ -55,7 +57,7 @@ def main(
     )
     worker = llm.llm_engine.model_executor.driver_worker.worker
     if numbers["every"]:
-        worker._proposer.fuser.choice = every_nth(numbers["every"])
+        worker._proposer.fuser.gate = every_nth(numbers["every"])
     renderer = Renderer(load_encoder(target))
     result: dict[str, Any] = {"mode": mode, "outputs": [], "sources": {}, "numbers": numbers}
     for source in SOURCES:
@@ -80,9 +82,9 @@ def main(
         counts = {name: n - before[name] for name, n in spec_counts(llm).items()}
         result["sources"][source] = figures(outputs, seconds, counts, num_steps) | {"cpu": cpu}
     if mode in ("memory", "fused"):
-        result["stats"] = worker._speculator.stats() | {"failures": worker._proposer.failures.count}
-    if mode == "fused":
-        result["stats"] |= worker._proposer.stats()
+        drafting = worker._proposer.figures()
+        result["stats"] = worker._speculator.stats() | drafting.events
+        result["learned"] = {name: repr(cost) for name, cost in drafting.costs.items()}
     return result
 
 
@@ -158,18 +160,19 @@ def figures(
 
 
 def every_nth(n: int) -> Any:
-    from paceline.adapters.model_gain import ModelChoice
+    from paceline.adapters.chain_fusing import MOST_LATE
+    from paceline.adapters.model_gate import ModelGate
 
-    class EveryNth(ModelChoice):
+    class EveryNth(ModelGate):
         """The model runs in every n-th round."""
 
         num_rounds = 0
 
-        def wants_model(self, gains: Any, expected: Any) -> bool:
+        def asked(self, candidates: Any, **_: Any) -> list[int]:
             self.num_rounds += 1
-            return self.num_rounds % n == 0
+            return [] if self.num_rounds % n else list(range(len(candidates)))
 
-    return EveryNth()
+    return EveryNth(most_late=MOST_LATE, takes_all=True)
 
 
 def compare(one: Path, other: Path) -> None:

@@ -45,6 +45,8 @@ def main(model: str, *, speculate: bool) -> dict[str, Any]:
         worker = llm.llm_engine.model_executor.driver_worker.worker
         result |= {"first": counts(llm, worker)}
         result["again"] = run_all(llm)
+        result |= {"rounds_known": worker._proposer.budget.target.is_known}
+        result |= try_dear_tokens(llm, worker._proposer)
         result["seeded"] = run_sampled(llm, temperature=0.8, seed=3)
         result["top_k"] = run_sampled(llm, temperature=0.5, top_k=1)
         worker._speculator.index.check_integrity()
@@ -60,6 +62,33 @@ def main(model: str, *, speculate: bool) -> dict[str, Any]:
         result["broken"] = run_all(llm)
         result["failures"] = worker._proposer.failures.count
     return result | {"preemptions": metric(llm, "vllm:num_preemptions")}
+
+
+def try_dear_tokens(llm: Any, proposer: Any) -> dict[str, Any]:
+    """An engine that believes a round to take as long as its tokens."""
+    from paceline.policies.round_cost import RoundCost
+
+    class Dear(RoundCost):
+        """Learns nothing more."""
+
+        is_known = True
+        token_seconds = 1.0
+
+        def seconds(self, num_requests: float, num_tokens: float) -> float:
+            return num_tokens
+
+        def learn(self, num_requests: int, num_tokens: int, seconds: float) -> None:
+            pass
+
+    before, budget = metric(llm, "vllm:spec_decode_num_draft_tokens"), proposer.budget
+    target, budget.target, budget.always_draft = budget.target, Dear(), False
+    result: dict[str, Any] = {
+        "dear": run_all(llm),
+        "tokens_cut": proposer.figures().events["tokens_cut"],
+    }
+    result["drafted_dear"] = metric(llm, "vllm:spec_decode_num_draft_tokens") - before
+    budget.target, budget.always_draft = target, True
+    return result
 
 
 def run_all(llm: Any) -> list[list[int]]:
@@ -110,4 +139,5 @@ if __name__ == "__main__":
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["PACELINE_ALWAYS_DRAFT"] = "1"  # what a round takes depends on the machine
     print("RESULT " + json.dumps(main(sys.argv[1], speculate=sys.argv[2] == "on")))

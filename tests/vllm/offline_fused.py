@@ -77,7 +77,8 @@ def main(target: str, mode: str, drafter: str | None) -> dict[str, Any]:
     )
     if mode == "twin":
         proposer = llm.llm_engine.model_executor.driver_worker.worker._proposer
-        proposer.fuser.choice = every_nth(1)
+        proposer.fuser.gate = every_nth(1)
+        proposer.budget.always_draft = True
         return {"outputs": run_all(llm, NUM_AGAIN), "stats": proposer.stats()}
     result: dict[str, Any] = {"outputs": run_all(llm)}
     if mode == "fused":
@@ -90,7 +91,7 @@ def try_fusion(llm: Any) -> dict[str, Any]:
     proposer = worker._proposer
     result: dict[str, Any] = {"first": proposer.stats(), "metrics": metrics_of(worker)}
     result["again"] = run_all(llm, NUM_AGAIN)
-    result["second"] = proposer.stats()
+    proposer.budget.always_draft = True  # what a round takes depends on the machine
     result |= compare_skipping(llm, proposer)
     result["sampled"] = run_sampled(llm)
     result["failures"] = proposer.failures.count
@@ -100,18 +101,19 @@ def try_fusion(llm: Any) -> dict[str, Any]:
 
 
 def every_nth(n: int) -> Any:
-    from paceline.adapters.model_gain import ModelChoice
+    from paceline.adapters.chain_fusing import MOST_LATE
+    from paceline.adapters.model_gate import ModelGate
 
-    class EveryNth(ModelChoice):
+    class EveryNth(ModelGate):
         """The model runs in every n-th round."""
 
         num_rounds = 0
 
-        def wants_model(self, gains: Any, expected: Any) -> bool:
+        def asked(self, candidates: Any, **_: Any) -> list[int]:
             self.num_rounds += 1
-            return self.num_rounds % n == 0
+            return [] if self.num_rounds % n else list(range(len(candidates)))
 
-    return EveryNth()
+    return EveryNth(most_late=MOST_LATE, takes_all=True)
 
 
 def compare_skipping(llm: Any, proposer: Any) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def compare_skipping(llm: Any, proposer: Any) -> dict[str, Any]:
     from paceline.adapters.vllm import model_drafter
 
     result: dict[str, Any] = {}
-    choice, widen = proposer.fuser.choice, model_drafter._widen
+    gate, widen = proposer.fuser.gate, model_drafter._widen
     heard: dict[str, dict[tuple[str, int], list[Any]]] = {}
     for name, every, reads_missed in (
         ("always", 1, True),
@@ -132,13 +134,13 @@ def compare_skipping(llm: Any, proposer: Any) -> dict[str, Any]:
         if not reads_missed:
             model_drafter._widen = lambda *_: None
         before = proposer.stats()
-        proposer.fuser.choice = every_nth(every)
+        proposer.fuser.gate = every_nth(every)
         with listening(proposer) as heard[name]:
             result[f"outputs_{name}"] = run_all(llm, NUM_AGAIN, tenant=name)
         after = proposer.stats()
         result[f"counts_{name}"] = {key: after[key] - before[key] for key in after}
     model_drafter._widen = widen
-    proposer.fuser.choice = choice
+    proposer.fuser.gate = gate
     for name in ("seldom", "blind"):
         result[name] = difference(heard["always"], heard[name])
     return result
@@ -150,8 +152,8 @@ def listening(proposer: Any) -> Iterator[dict[tuple[str, int], list[Any]]]:
     heard: dict[tuple[str, int], list[Any]] = {}
     draft = proposer.model.draft
 
-    def hear(step: Any, arguments: Any, *, num_steps: int) -> Any:
-        chains = draft(step, arguments, num_steps=num_steps)
+    def hear(step: Any, arguments: Any, *, num_steps: int, **given: Any) -> Any:
+        chains = draft(step, arguments, num_steps=num_steps, **given)
         for row, request_id in enumerate(step.request_ids):
             if step.accepted[row] and chains.is_sound[row] and num_steps == MODEL_TOKENS:
                 params = proposer._runner.requests[request_id].sampling_params
@@ -190,6 +192,7 @@ def break_things(llm: Any, worker: Any, proposer: Any) -> dict[str, Any]:
 
     before, accepted = proposer.failures.count, metric(llm, ACCEPTED)
     proposer.model._propose = broken
+    proposer.fuser.gate = every_nth(1)
     result["without_model"] = run_all(llm, NUM_AGAIN)
     result["accepted_without_model"] = metric(llm, ACCEPTED) - accepted
     result["failures_of_model"] = proposer.failures.count - before
@@ -242,12 +245,12 @@ def metrics_of(worker: Any) -> list[str]:
     """What Prometheus is told about fusion."""
     from paceline.adapters.metrics import MemoryCollector
 
-    collector = MemoryCollector(worker._speculator, fusion_stats=worker._fusion_stats)
+    collector = MemoryCollector(worker._speculator, figures=worker._figures)
     return [
         sample.labels["event"]
         for family in collector.collect()
         for sample in family.samples
-        if sample.name == "paceline_fusion_events_total"
+        if sample.name == "paceline_draft_events_total"
     ]
 
 

@@ -48,6 +48,19 @@ def test_drafts_are_accepted_and_none_fails(on: dict[str, Any]) -> None:
     assert on["first"]["stats"]["shared_tokens"] > 0
 
 
+def test_what_is_not_worth_its_time_is_not_verified(
+    off: dict[str, Any], on: dict[str, Any]
+) -> None:
+    """The engine learns what its rounds take; where a round is as long as its tokens none is cheap.
+
+    Then a drafted token yields less than what is said without it, however sure memory is.
+    """
+    assert on["rounds_known"]
+    assert on["dear"] == off["outputs"]
+    assert on["tokens_cut"] > 100
+    assert on["drafted_dear"] == 0
+
+
 def test_failing_drafts_leave_the_target_alone(off: dict[str, Any], on: dict[str, Any]) -> None:
     """A draft memory that raises on every round changes no output; its failures are counted."""
     assert on["broken"] == off["outputs"]

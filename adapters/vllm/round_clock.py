@@ -1,0 +1,70 @@
+"""What rounds of vLLM take: from the beginning of one to that of the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.policies.round_cost import RoundCost
+
+
+@dataclass(slots=True)
+class _Round:
+    began_at: float
+    num_requests: int
+    num_tokens: int
+    is_answering: bool
+
+
+class RoundClock:
+    """Teaches a `RoundCost` what rounds take without a model's drafting.
+
+    Scheduling, sampling and vLLM's own books count, as they are part of each round. Rounds that
+    read prompts say nothing of others, and nothing is learned where the engine may have waited
+    for something to do.
+
+    Args:
+        cost: learns.
+        clock: monotonic seconds.
+
+    Attributes:
+        model_seconds: what a model's drafting has taken in the round.
+    """
+
+    def __init__(self, cost: RoundCost, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.model_seconds = 0.0
+        self._cost = cost
+        self._clock = clock
+        self._round: _Round | None = None
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the round reads no prompt."""
+        return self._round is not None and self._round.is_answering
+
+    def begin(self, scheduler_output: Any) -> None:
+        """A step begins; vLLM's `scheduler_output` says what the target reads in it."""
+        now, ended = self._clock(), self._round
+        num_tokens: dict[str, int] = scheduler_output.num_scheduled_tokens
+        goes_on = bool(num_tokens) and not scheduler_output.scheduled_new_reqs
+        if ended is not None and ended.is_answering and goes_on:
+            seconds = now - ended.began_at - self.model_seconds
+            self._cost.learn(ended.num_requests, ended.num_tokens, seconds)
+        drafted = scheduler_output.scheduled_spec_decode_tokens
+        is_answering = bool(num_tokens) and all(
+            num <= 1 + len(drafted.get(request_id, ())) for request_id, num in num_tokens.items()
+        )
+        self._round = _Round(now, len(num_tokens), sum(num_tokens.values()), is_answering)
+        self.model_seconds = 0.0
+
+    @contextmanager
+    def drafting(self) -> Iterator[None]:
+        """Around a model's passes."""
+        began_at = self._clock()
+        try:
+            yield
+        finally:
+            self.model_seconds += self._clock() - began_at

@@ -1,0 +1,87 @@
+"""When a model drafter is asked, by what its passes take and what it adds."""
+
+from __future__ import annotations
+
+from paceline.adapters.model_gain import PATIENCE
+from paceline.adapters.model_gate import TRIAL_SHARE, Candidate, ModelGate
+
+ROUND = 1.0
+"""Seconds of the target's."""
+
+
+def make_gate(*, takes_all: bool = True, seconds: float = 0.2, token: float = 0.0) -> ModelGate:
+    """Knows what passes take."""
+    gate = ModelGate(most_late=500, takes_all=takes_all)
+    for i in range(60):
+        num_tokens = 1 + i % 9
+        gate.cost.learn(1, num_tokens, seconds + token * num_tokens)
+    return gate
+
+
+def teach(gate: ModelGate, gained: float, *, key: int = 1, num_expected: float = 0.0) -> None:
+    for _ in range(400):
+        gate.learn(key, num_expected, gained)
+
+
+def candidate(
+    *, key: int = 1, num_late: int = 0, num_left: int = 100, expected: float = 0.0
+) -> Candidate:
+    return Candidate(key, expected, num_read=1, num_late=num_late, num_left=num_left)
+
+
+def asked(gate: ModelGate, *candidates: Candidate) -> list[int]:
+    tokens = sum(1.0 + each.num_expected for each in candidates)
+    return gate.asked(candidates, base_tokens=tokens, base_seconds=ROUND)
+
+
+def test_it_drafts_where_that_yields_more_tokens_a_second() -> None:
+    """It must add more than its share of time times what comes without it."""
+    for gained, wanted in ((0.19, False), (0.21, True)):
+        gate = make_gate()
+        teach(gate, gained)
+        assert bool(asked(gate, candidate())) == wanted
+    assert asked(make_gate()) == []
+
+
+def test_a_pass_that_takes_all_is_for_those_who_gain_by_it() -> None:
+    """One request that would gain does not pay for three that memory serves; two do."""
+    gate = make_gate()
+    teach(gate, 0.5)
+    teach(gate, 0.0, num_expected=5.0)
+    served = candidate(expected=5.0)
+    assert asked(gate, candidate(), served, served, served) == []
+    assert asked(gate, candidate(), candidate(), candidate()) == [0, 1, 2]
+
+
+def test_what_was_missed_is_read_for_what_is_left() -> None:
+    """A long text that was not read is worth reading for a long reply only."""
+    gate = make_gate(token=0.01)
+    teach(gate, 0.5)
+    assert asked(gate, candidate(num_late=400, num_left=4000)) == [0]
+    assert asked(gate, candidate(num_late=400, num_left=4)) == []
+
+
+def test_a_model_that_rests_is_tried_for_a_small_part_of_the_time() -> None:
+    """After enough rounds without it, on the request that costs least, once time was saved."""
+    for seconds, least in ((0.2, PATIENCE), (3.0, 3.0 / TRIAL_SHARE)):
+        gate = make_gate(seconds=seconds, token=0.001)
+        teach(gate, 0.0)
+        batch = [candidate(num_late=90), candidate(num_late=30)]
+        rounds = []
+        for _ in range(1000):
+            rounds.append(asked(gate, *batch))
+            assert gate.has_rested(1) == (not rounds[-1])
+        tried = [i for i, chosen in enumerate(rounds) if chosen]
+        assert all(rounds[i] == [1] for i in tried)
+        assert least <= tried[0] <= 1.05 * least + 6
+        assert len(tried) * (seconds + 0.03) <= TRIAL_SHARE * 1.05 * len(rounds) * ROUND
+
+
+def test_trials_of_many_keys_share_the_time() -> None:
+    """However many tenants there are, trying the model takes its part of the time and no more."""
+    gate = make_gate(seconds=0.5)
+    batch = [candidate(key=key) for key in range(20)]
+    for key in range(20):
+        teach(gate, 0.0, key=key)
+    num_tried = sum(len(asked(gate, *batch)) for _ in range(1000))
+    assert 10 <= num_tried <= 20  # of 0.5 seconds each, in 1,000 seconds

@@ -1,0 +1,104 @@
+"""What rounds of vLLM take, by a clock that the tests move."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from paceline.adapters.vllm.round_clock import RoundClock
+from paceline.policies.round_cost import RoundCost
+
+
+class Clock:
+    """Seconds that go by when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def step(scheduled: dict[str, int], *, drafted: int = 0, new: bool = False) -> Any:
+    """As vLLM's scheduler says it."""
+    return SimpleNamespace(
+        num_scheduled_tokens=scheduled,
+        scheduled_spec_decode_tokens={name: [0] * drafted for name in scheduled} if drafted else {},
+        scheduled_new_reqs=["new"] if new else [],
+    )
+
+
+class Recorder(RoundCost):
+    """Remembers what it is taught."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, int, float]] = []
+
+    def learn(self, num_requests: int, num_tokens: int, seconds: float) -> None:
+        """Note one round."""
+        self.seen.append((num_requests, num_tokens, seconds))
+
+
+def run(*rounds: tuple[Any, float]) -> list[tuple[int, int, float]]:
+    """What is learned of steps that take so long, to the beginning of the next."""
+    clock, cost = Clock(), Recorder()
+    watch = RoundClock(cost, clock=clock)
+    for each, seconds in rounds:
+        watch.begin(each)
+        clock.now += seconds
+    return cost.seen
+
+
+PLAIN, DRAFTED = step({"a": 1, "b": 1}), step({"a": 4, "b": 4}, drafted=3)
+
+
+def test_a_round_lasts_until_the_next_begins() -> None:
+    """With its requests and tokens, drafted ones too."""
+    assert run((PLAIN, 2.0), (DRAFTED, 3.0), (PLAIN, 1.0)) == [(2, 2, 2.0), (2, 8, 3.0)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        step({"a": 1, "b": 40}),
+        step({"a": 1, "c": 12}, new=True),
+        step({"a": 4, "b": 5}, drafted=3),
+    ],
+    ids=["chunk", "new request", "more than was drafted"],
+)
+def test_rounds_that_read_prompts_teach_nothing(other: Any) -> None:
+    """Whoever else is answered in them."""
+    assert (2, sum(other.num_scheduled_tokens.values()), 9.0) not in run(
+        (PLAIN, 2.0), (other, 9.0), (PLAIN, 1.0), (PLAIN, 1.0)
+    )
+
+
+def test_waiting_for_something_to_do_is_no_part_of_a_round() -> None:
+    """After which requests are new, or a step had nothing to compute."""
+    assert run((PLAIN, 2.0), (PLAIN, 60.0), (step({"c": 1}, new=True), 1.0)) == [(2, 2, 2.0)]
+    assert run((PLAIN, 60.0), (step({}), 60.0), (PLAIN, 1.0)) == []
+
+
+def test_a_models_passes_are_no_part_of_the_targets_round() -> None:
+    """They are accounted for on their own, and begin anew with each round."""
+    clock, cost = Clock(), Recorder()
+    watch = RoundClock(cost, clock=clock)
+    watch.begin(PLAIN)
+    clock.now += 2.0
+    with watch.drafting():
+        clock.now += 0.5
+    assert watch.model_seconds == 0.5
+    assert watch.is_answering
+    watch.begin(step({"a": 7}, new=True))
+    assert cost.seen == []
+    assert watch.model_seconds == 0.0
+    assert not watch.is_answering
+    watch.begin(PLAIN)
+    with watch.drafting():
+        clock.now += 1.0
+    clock.now += 3.0
+    watch.begin(PLAIN)
+    assert cost.seen == [(2, 2, 3.0)]
