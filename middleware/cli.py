@@ -161,6 +161,12 @@ def proxy(config_file: Path) -> None:
     show_default=True,
     help="Most tokens that it drafts a request and step.",
 )
+@click.option(
+    "--always-draft",
+    is_flag=True,
+    envvar="PACELINE_ALWAYS_DRAFT",
+    help="Draft also where it is not expected to be worth its time.",
+)
 @click.option("--allow-untested", is_flag=True, help="Try a vLLM outside the tested range.")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def vllm(
@@ -170,6 +176,7 @@ def vllm(
     draft_tokens: int,
     drafter: str | None,
     drafter_tokens: int,
+    always_draft: bool,
     allow_untested: bool,
     vllm_args: Sequence[str],
 ) -> None:
@@ -187,6 +194,7 @@ def vllm(
         num_draft_tokens=draft_tokens,
         drafter=drafter,
         num_drafter_tokens=drafter_tokens,
+        always_draft=always_draft,
         allow_untested=allow_untested,
     )
     sys.exit(serve_vllm(settings, click.echo))

@@ -65,6 +65,7 @@ class VllmSettings:
         num_draft_tokens: most tokens drafted a request and step.
         drafter: model that drafts beside the memory, None for none.
         num_drafter_tokens: most tokens that it drafts a request and step.
+        always_draft: all that may be drafted, whether or not it is worth its time.
         allow_untested: accept a vLLM outside the tested range.
     """
 
@@ -75,6 +76,7 @@ class VllmSettings:
     num_draft_tokens: int = 16
     drafter: str | None = None
     num_drafter_tokens: int = 4
+    always_draft: bool = False
     allow_untested: bool = False
 
 
@@ -132,6 +134,7 @@ def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
                 **os.environ,
                 "PACELINE_REDIS_URL": redis_url,
                 "PACELINE_DRAFTER_TOKENS": str(settings.num_drafter_tokens),
+                "PACELINE_ALWAYS_DRAFT": str(settings.always_draft),
                 STORE_VARIABLE: corpus_folder(),
             }
         )
