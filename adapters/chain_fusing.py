@@ -130,25 +130,26 @@ class ChainFuser:
             recalled, chains=chains, chances=chances, expected=sums(chances, chains.offsets)
         )
 
-    def asked(
-        self, recalled: Recalled, readings: Sequence[Reading], *, others: Sequence[Reading] = ()
-    ) -> list[int]:
+    def asked(self, recalled: Recalled, readings: Sequence[Reading | None]) -> list[int]:
         """For whom the model is to draft in this round; for nobody if it is to rest.
 
         Args:
             recalled: memory's side.
-            readings: of its requests.
-            others: of requests of the batch that memory does not draft for, but the model may;
-                they come behind the others.
+            readings: of its requests, then of requests of the batch that memory does not draft for;
+                None where the model may not.
         """
-        keys = [*recalled.keys.tolist(), *([NOBODY] * len(others))]
-        expected = [*recalled.expected.tolist(), *([0.0] * len(others))]
+        num_others = len(readings) - len(recalled.request_ids)
+        keys = [*recalled.keys.tolist(), *([NOBODY] * num_others)]
+        expected = [*recalled.expected.tolist(), *([0.0] * num_others)]
+        places = [i for i, each in enumerate(readings) if each is not None]
         candidates = [
             Candidate(key, num_expected, each.num_read, each.num_late, each.num_left)
-            for key, num_expected, each in zip(keys, expected, [*readings, *others], strict=True)
+            for key, num_expected, each in zip(keys, expected, readings, strict=True)
+            if each is not None
         ]
         base_tokens, base_seconds = self.budget.outlook(recalled.chances)
-        return self.gate.asked(candidates, base_tokens=base_tokens, base_seconds=base_seconds)
+        chosen = self.gate.asked(candidates, base_tokens=base_tokens, base_seconds=base_seconds)
+        return [places[i] for i in chosen]
 
     def suppose(self, recalled: Recalled, model: ModelChains) -> Supposed:
         """The model's tokens behind which memory is to be asked."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from paceline.adapters.request_info import RequestInfo
@@ -17,6 +18,7 @@ from paceline.errors import ConfigError
 SPECULATION_KEY: Final = "paceline_speculation"
 SPECULATION_OFF: Final = "off"
 GLOBAL: Final = "global"
+DRAFT_SOURCES: Final = frozenset({"memory", "model"})
 
 _ENGINE_ID: Final = re.compile(
     r"(?:(?P<choice>\d{1,4})_)?(?:(?P<kind>[a-z]+)[-_])?(?P<id>pace-[0-9a-f]{32})"
@@ -123,6 +125,50 @@ def _limits(xargs: Mapping[str, Any]) -> TierLimits | None:
         return None
 
 
-def speculation_is_off(xargs: Mapping[str, Any] | None) -> bool:
-    """Whether the request asks not to be speculated for."""
-    return isinstance(xargs, Mapping) and xargs.get(SPECULATION_KEY) == SPECULATION_OFF
+@dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """Who may draft for a request, and how far.
+
+    Attributes:
+        sources: of ``memory`` and ``model``; none has the target answer without drafts.
+        max_tokens: most tokens a round, >= 0; None for the engine's own limit.
+    """
+
+    sources: frozenset[str] = DRAFT_SOURCES
+    max_tokens: int | None = None
+
+    def most(self, source: str, engine_limit: int) -> int:
+        """Most tokens that a source may draft where the engine lets it draft so many."""
+        if source not in self.sources:
+            return 0
+        return engine_limit if self.max_tokens is None else min(self.max_tokens, engine_limit)
+
+
+NO_DRAFTS: Final = DraftLimits(frozenset(), 0)
+
+
+def draft_limits(xargs: Mapping[str, Any] | None) -> DraftLimits:
+    """What policy and client say together: the narrower of the two.
+
+    Read are ``paceline_speculation``, ``paceline_draft_sources`` and ``paceline_draft_tokens`` of
+    the policy, ``draft_sources`` and ``draft_tokens`` of the client. Never raises: where one of
+    them cannot be understood nothing is drafted, and the target answers alone.
+    """
+    if not isinstance(xargs, Mapping):
+        return DraftLimits()
+    if xargs.get(SPECULATION_KEY) == SPECULATION_OFF:
+        return NO_DRAFTS
+    sources, most = DRAFT_SOURCES, None
+    for prefix in ("paceline_", ""):
+        named = xargs.get(f"{prefix}draft_sources")
+        if named is not None:
+            names = set(filter(None, named.split(","))) if isinstance(named, str) else {""}
+            if not names <= DRAFT_SOURCES:
+                return NO_DRAFTS
+            sources &= names
+        number = xargs.get(f"{prefix}draft_tokens")
+        if number is not None:
+            if type(number) is not int or number < 0:
+                return NO_DRAFTS
+            most = number if most is None else min(most, number)
+    return DraftLimits(sources, most)

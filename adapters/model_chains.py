@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,11 @@ class ModelChains:
             self.token_ids[at], self.top_token[at], self.top_prob[at], self.is_sound[at]
         )
 
+    def only(self, is_allowed: Sequence[bool]) -> ModelChains:
+        """Those of allowed rows; of the others the chain counts for nothing."""
+        is_sound = self.is_sound & np.asarray(is_allowed, np.bool_)
+        return ModelChains(self.token_ids, self.top_token, self.top_prob, is_sound)
+
     def path_probabilities(self) -> npt.NDArray[np.float64]:
         """Of each chain's beginnings, by the model, float64 (rows, steps)."""
         is_drafted = self.top_token == self.token_ids[:, :, None]
@@ -58,6 +63,15 @@ class Supposed:
     rows: list[int]
     token_ids: list[list[int]]
     max_tokens: list[int]
+
+    def of(self, rows: Collection[int]) -> Supposed:
+        """What is there of some rows."""
+        kept = [i for i, row in enumerate(self.rows) if row in rows]
+        return Supposed(
+            [self.rows[i] for i in kept],
+            [self.token_ids[i] for i in kept],
+            [self.max_tokens[i] for i in kept],
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

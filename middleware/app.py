@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
@@ -25,8 +26,9 @@ from paceline.middleware.exchange import (
     Scope,
     Send,
 )
-from paceline.middleware.identity import authenticate, identify, key_of
+from paceline.middleware.identity import EXPLAIN_HEADER, authenticate, identify, key_of
 from paceline.middleware.metrics import ProxyMetrics
+from paceline.middleware.policy_follower import PolicyFollower
 from paceline.middleware.relay import EventHold
 from paceline.middleware.request_body import view_body, with_fields
 from paceline.middleware.routing import Replica, ReplicaSet
@@ -54,7 +56,21 @@ NOT_PASSED_ON: Final = frozenset(
 SERVER_ERROR: Final = 500
 UNAVAILABLE: Final = 503
 
-Handler = Callable[[Exchange, Tenant], Awaitable[None]]
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, under the policy that held when they came.
+
+    Attributes:
+        tenant: whose key it was.
+        policy: None without a policy file.
+    """
+
+    tenant: Tenant
+    policy: PolicyFile | None
+
+
+Handler = Callable[[Exchange, Caller], Awaitable[None]]
 
 
 class Proxy:
@@ -62,7 +78,7 @@ class Proxy:
 
     Args:
         config: where the engines are and what is allowed.
-        policy: tenants; None for one local tenant.
+        policy: tenants, as they are at first; the file is followed. None for one local tenant.
 
     Raises:
         ConfigError, JournalError: what is to be captured cannot be.
@@ -71,10 +87,13 @@ class Proxy:
     def __init__(self, config: ProxyConfig, policy: PolicyFile | None) -> None:
         self.config = config
         self.metrics = ProxyMetrics()
+        self._policies: PolicyFollower | None = None
+        if policy is not None and config.policy_file is not None:
+            self._policies = PolicyFollower(config.policy_file, policy, self.metrics.registry)
         self._policy = policy
         self._replicas = ReplicaSet([])
         self._session: aiohttp.ClientSession | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._watchers: list[asyncio.Task[None]] = []
         self._capture: Capture | None = None
         if config.capture is not None:
             self._capture = Capture(config.capture, policy, self.metrics.registry)
@@ -108,9 +127,17 @@ class Proxy:
                 for upstream in self.config.upstreams
             ]
         )
-        self._watcher = asyncio.create_task(
-            self._replicas.watch(self.config.health_interval_seconds)
-        )
+        self._watchers = [
+            asyncio.create_task(self._replicas.watch(self.config.health_interval_seconds))
+        ]
+        if self._policies is not None:
+            self._watchers.append(asyncio.create_task(self._policies.follow(self._take_policy)))
+
+    def _take_policy(self, policy: PolicyFile) -> None:
+        """Requests that come from now on are under this one; those under way keep theirs."""
+        self._policy = policy
+        if self._capture is not None:
+            self._capture.set_policy(policy)
 
     def _way_to(self, upstream: UpstreamConfig, session: aiohttp.ClientSession) -> AiohttpUpstream:
         return AiohttpUpstream(
@@ -122,10 +149,10 @@ class Proxy:
 
     async def close(self) -> None:
         """Stop watching, close every connection, publish what was captured."""
-        if self._watcher is not None:
-            self._watcher.cancel()
+        for watcher in self._watchers:
+            watcher.cancel()
             with suppress(asyncio.CancelledError):
-                await self._watcher
+                await watcher
         if self._session is not None:
             await self._session.close()
         if self._capture is not None:
@@ -183,8 +210,9 @@ class Proxy:
                 code="unknown_url",
             )
         _require_method(exchange, method)
-        tenant = authenticate(self._policy, exchange.headers, exchange.client_host)
-        await handler(exchange, tenant)
+        policy = self._policy
+        tenant = authenticate(policy, exchange.headers, exchange.client_host)
+        await handler(exchange, Caller(tenant, policy))
         return tenant.name
 
     async def _answer_own(self, exchange: Exchange) -> None:
@@ -209,15 +237,18 @@ class Proxy:
                 code="invalid_api_key",
             )
 
-    async def _models(self, exchange: Exchange, _tenant: Tenant) -> None:
+    async def _models(self, exchange: Exchange, _caller: Caller) -> None:
         await exchange.read_body(max_bytes=0)
         await self._watched(exchange, self._forward(exchange, None, ""), "")
 
-    async def _generate(self, exchange: Exchange, tenant: Tenant) -> None:
+    async def _generate(self, exchange: Exchange, caller: Caller) -> None:
         body = await exchange.read_body(max_bytes=self.config.max_body_bytes)
         view = view_body(body)
-        identity = identify(tenant, exchange.headers, view)
+        tenant = caller.tenant
+        identity = identify(caller.policy, tenant, exchange.headers, view)
         exchange.request_id = new_request_id()
+        if exchange.headers.get(EXPLAIN_HEADER, "").strip().lower() == "on":
+            exchange.own_headers = identity.explained()
         captured = None
         if self._capture is not None:
             captured = self._capture.request(exchange.request_id, identity, view)
@@ -228,6 +259,7 @@ class Proxy:
             cache_salt=identity.cache_salt(),
             allow=tenant.allow,
             ask_token_ids=captured is not None,
+            priority=identity.policy.priority if self.config.priority_scheduling else 0,
         )
         forward = self._forward(
             exchange,

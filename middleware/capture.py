@@ -36,7 +36,7 @@ from paceline.middleware.config import CaptureConfig
 from paceline.middleware.identity import Identity
 from paceline.middleware.known_prefixes import KnownPrefixes
 from paceline.middleware.request_body import BodyView
-from paceline.policies.tenants import LOCAL_TENANT, PolicyFile
+from paceline.policies.tenants import LOCAL_TENANT, PolicyFile, resolved
 
 logger = logging.getLogger("paceline.capture")
 
@@ -98,6 +98,10 @@ class Capture:
             target=self._record_until_stopped, name="paceline-capture", daemon=True
         )
         self._metrics = CaptureMetrics(registry, self._journal, self._held)
+
+    def set_policy(self, policy: PolicyFile | None) -> None:
+        """From now on keep to what this policy says that Redis keeps of each tenant."""
+        self._quotas = quotas_of(policy)
 
     def open(self) -> bool:
         """Begin recording; False if Redis refuses us: the reason is logged, the proxy serves on.
@@ -260,10 +264,10 @@ class _JournalCollector(Collector):
 def quotas_of(policy: PolicyFile | None) -> dict[str, Quota]:
     """What each tenant may keep in Redis, by its name."""
     tenants = (LOCAL_TENANT,) if policy is None else policy.tenants
-    return {
-        tenant.name: Quota(
-            max_tokens=tenant.memory.stored_tokens,
-            retention_seconds=tenant.memory.retention_seconds,
+    quotas = {}
+    for tenant in tenants:
+        memory = (resolved(tenant) if policy is None else policy.resolved(tenant)).policy.memory
+        quotas[tenant.name] = Quota(
+            max_tokens=memory.stored_tokens, retention_seconds=memory.retention_seconds
         )
-        for tenant in tenants
-    }
+    return quotas

@@ -214,6 +214,47 @@ def doctor(redis_url: str | None, config_file: Path | None) -> None:
 
 
 @cli.group(cls=FriendlyGroup)
+def policy() -> None:
+    """What a policy file says, and what holds because of it."""
+
+
+@policy.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+def check_policy(file: Path) -> None:
+    """Check FILE, as a proxy would before it takes it over."""
+    from paceline.middleware.policy import checked
+
+    for line in checked(file):
+        click.echo(line)
+
+
+@policy.command("explain")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--tenant", required=True, help="Name of the tenant.")
+@click.option("--workload", default="", help="Name of the kind of work.  [default: none]")
+@click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    help="A header of the request, NAME=VALUE; repeatable.",
+)
+def explain_policy(file: Path, tenant: str, workload: str, headers: Sequence[str]) -> None:
+    """Say what holds for a request under FILE, and who said so."""
+    from paceline.middleware.policy import explained
+
+    for line in explained(file, tenant, workload, headers):
+        click.echo(line)
+
+
+@policy.command("schema")
+def policy_schema() -> None:
+    """Print the JSON Schema of policy files, for editors."""
+    from paceline.middleware.policy import schema
+
+    click.echo(schema(), nl=False)
+
+
+@cli.group(cls=FriendlyGroup)
 def keys() -> None:
     """Keys of tenants."""
 

@@ -117,6 +117,8 @@ class ProxyConfig(BaseModel):
             only.
         capture: how the proxy itself records what engines serve; None leaves it to engines that
             have our worker.
+        priority_scheduling: engines schedule by priority (vLLM's ``--scheduling-policy priority``)
+            and are told that of each request's policy; others refuse a request that has one.
         max_body_bytes: longest request body.
         connect_timeout_seconds: longest wait for a connection to an engine.
         read_timeout_seconds: longest silence of an engine within a reply.
@@ -129,6 +131,7 @@ class ProxyConfig(BaseModel):
     upstreams: Annotated[list[UpstreamConfig], Field(min_length=1)]
     policy_file: Path | None = None
     capture: CaptureConfig | None = None
+    priority_scheduling: bool = False
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
@@ -155,7 +158,7 @@ class ProxyConfig(BaseModel):
         """
         if self.policy_file is None:
             return None
-        return parse_policy(_read(self.policy_file), name=str(self.policy_file))
+        return read_policy(self.policy_file)
 
 
 def load_config(path: Path) -> ProxyConfig:
@@ -194,6 +197,15 @@ def make_config(**values: object) -> ProxyConfig:
         return ProxyConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(describe(error, name="the proxy's settings")) from error
+
+
+def read_policy(path: Path) -> PolicyFile:
+    """The policy of a file.
+
+    Raises:
+        ConfigError: it cannot be read or breaks a rule.
+    """
+    return parse_policy(_read(path), name=str(path))
 
 
 @lru_cache(maxsize=1024)

@@ -2,61 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 from paceline.api_errors import ApiError
 from paceline.middleware.config import is_loopback
 from paceline.middleware.request_body import BodyView, opening_of
-from paceline.policies.tenants import LOCAL_TENANT, MemoryPolicy, PolicyFile, Tenant
+from paceline.policies.rules import (
+    DRAFT_SOURCES,
+    FIELDS,
+    MAX_DRAFT_TOKENS,
+    MAX_PRIORITY,
+    SHARING,
+    SIDE_CHANNEL,
+    EffectivePolicy,
+    Layer,
+    MemoryPolicy,
+    Resolved,
+)
+from paceline.policies.tenants import LOCAL_TENANT, PolicyFile, Tenant, resolved
 from paceline.policies.workload import WORKLOAD_HEADER, session_of, workload_of
 
 SALT_BYTES: Final = 16
-RECORD_HEADER: Final = "x-paceline-record"
+OWN_HEADERS: Final = "x-paceline-"
+EXPLAIN_HEADER: Final = "x-paceline-explain"
+"""``on`` has the answer's headers say what holds for the request."""
+LOCAL_POLICY: Final = resolved(LOCAL_TENANT)
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose request it is.
+    """Whose request it is, and what holds for it.
 
     Attributes:
         tenant: who pays.
         session: id of the conversation, "" if nothing tells.
         workload: name of the kind of work, "" if nothing tells.
-        record: whether anything may remember it.
+        resolved: its policy, and where that comes from.
     """
 
     tenant: Tenant
     session: str
     workload: str
-    record: bool
+    resolved: Resolved
+
+    @property
+    def policy(self) -> EffectivePolicy:
+        """What holds for the request."""
+        return self.resolved.policy
 
     def xargs(self) -> dict[str, str | int | float]:
         """The identity as flat extra arguments for the engine's worker."""
+        policy = self.policy
         fields: dict[str, str | int | float] = {
             "paceline_tenant": self.tenant.name,
             "paceline_workload": self.workload,
             "paceline_session": self.session,
-            "paceline_record": int(self.record),
+            "paceline_record": int(policy.record),
         }
-        if self.tenant.group:
+        if policy.sharing == "group" and self.tenant.group:
             fields["paceline_group"] = self.tenant.group
-        if self.tenant.sharing == "global":
+        if policy.sharing == "global":
             fields["paceline_sharing"] = "global"
-        memory = self.tenant.memory
+        memory = policy.memory
         if memory.tiers != MemoryPolicy().tiers:
             fields["paceline_tiers"] = ",".join(memory.tiers)
-        if memory.capacity is not None:
-            fields["paceline_capacity"] = memory.capacity
-        if memory.retention_seconds is not None:
-            fields["paceline_retention_seconds"] = memory.retention_seconds
-        if memory.stored_tokens is not None:
-            fields["paceline_stored_tokens"] = memory.stored_tokens
-        if self.tenant.speculation != "auto":
-            fields["paceline_speculation"] = self.tenant.speculation
+        for name in ("capacity", "retention_seconds", "stored_tokens"):
+            if (most := getattr(memory, name)) is not None:
+                fields[f"paceline_{name}"] = most
+        speculation = policy.speculation
+        if speculation.is_off:
+            fields["paceline_speculation"] = "off"
+            return fields
+        if speculation.sources != DRAFT_SOURCES:
+            fields["paceline_draft_sources"] = ",".join(speculation.sources)
+        if speculation.draft_tokens is not None:
+            fields["paceline_draft_tokens"] = speculation.draft_tokens
         return fields
 
     def cache_salt(self) -> str:
@@ -64,7 +88,28 @@ class Identity:
 
         One sharing scope never sees by timing what another has cached.
         """
-        return _salt_of(self.tenant.scope)
+        return _salt_of(self.tenant.scope(self.policy.sharing))
+
+    def explained(self) -> list[tuple[bytes, bytes]]:
+        """Response headers that say what holds for the request, and who said so."""
+        origins = self.resolved.origins
+        shown = {
+            "tenant": self.tenant.name,
+            "workload": self.workload,
+            "record": "on" if self.policy.record else "off",
+            "record-from": origins["record"],
+            "sharing": self.policy.sharing,
+            "speculation": str(self.policy.speculation),
+            "speculation-from": ", ".join(
+                dict.fromkeys(
+                    origins[f"speculation.{name}"] for name in ("sources", "draft_tokens")
+                )
+            ),
+        }
+        return [
+            (f"{OWN_HEADERS}{name}".encode(), value.encode("latin-1", "replace"))
+            for name, value in shown.items()
+        ]
 
 
 def authenticate(policy: PolicyFile | None, headers: Mapping[str, str], client_host: str) -> Tenant:
@@ -113,27 +158,121 @@ def key_of(headers: Mapping[str, str]) -> str:
     return headers.get("x-api-key", "")
 
 
-def identify(tenant: Tenant, headers: Mapping[str, str], view: BodyView) -> Identity:
-    """The tenant's request with its session and workload.
+def identify(
+    policy: PolicyFile | None, tenant: Tenant, headers: Mapping[str, str], view: BodyView
+) -> Identity:
+    """The tenant's request with its session, its workload and what holds for it.
 
     O(body) unless session and workload are named explicitly.
+
+    Raises:
+        ApiError: 400, a header of ours cannot be understood.
     """
-    header = headers.get(WORKLOAD_HEADER)
     system, user = opening_of(view)
+    workload = workload_of(
+        header=headers.get(WORKLOAD_HEADER), system=system, tools=bytes(view.tools)
+    )
+    configured = LOCAL_POLICY if policy is None else policy.resolved(tenant, workload)
+    said = said_by(headers)
+    if said:
+        configured = configured.narrowed([Layer("the request", said)])
     return Identity(
         tenant,
         session_of(cache_key=view.cache_key, headers=headers, opening=(system, user)),
-        workload_of(header=header, system=system, tools=bytes(view.tools)),
-        tenant.record and may_record(headers.get(RECORD_HEADER)),
+        workload,
+        configured,
     )
 
 
-def may_record(header: str | None) -> bool:
-    """Whether a request's own `RECORD_HEADER` lets it be remembered.
+def said_by(headers: Mapping[str, str]) -> dict[str, Any]:
+    """What a request's own headers say of its policy, by dotted name. O(headers).
 
-    It can only take away: absent or ``on`` leaves it to the policy file, everything else is off.
+    Raises:
+        ApiError: 400, one of ours is not known, or its value is not.
     """
-    return header is None or header.strip().lower() == "on"
+    said: dict[str, Any] = {}
+    for header, value in headers.items():
+        if not header.startswith(OWN_HEADERS) or header in (WORKLOAD_HEADER, EXPLAIN_HEADER):
+            continue
+        name = header.removeprefix(OWN_HEADERS).replace("-", "_")
+        if name not in SAYABLE:
+            known = ", ".join(OWN_HEADERS + each.replace("_", "-") for each in SAYABLE)
+            raise ApiError(
+                400,
+                f"the header {header} is not known; known are {WORKLOAD_HEADER}, {EXPLAIN_HEADER}, "
+                f"{known}",
+                code="unknown_header",
+            )
+        field, parse, wanted = SAYABLE[name]
+        try:
+            read = parse(value.strip().lower())
+        except (KeyError, ValueError):
+            raise ApiError(
+                400, f"the header {header} is {value!r:.80}; give {wanted}", code="invalid_header"
+            ) from None
+        if read is not None and field not in said:
+            said[field] = read
+        elif read is not None:
+            said[field] = FIELDS[field](said[field], read)
+    return said
+
+
+def _record(value: str) -> bool | None:
+    """It can only take away: ``on`` leaves it to the policy file, everything else is off."""
+    return None if value == "on" else False
+
+
+def _one_of(value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise ValueError
+    return value
+
+
+def _number(value: str, most: int) -> int:
+    number = int(value)
+    if not 0 <= number <= most:
+        raise ValueError
+    return number
+
+
+def _sources(value: str) -> tuple[str, ...]:
+    asked = [each.strip() for each in value.split(",") if each.strip()]
+    if not set(asked) <= set(DRAFT_SOURCES):
+        raise ValueError
+    return tuple(source for source in DRAFT_SOURCES if source in asked)
+
+
+SAYABLE: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = {
+    "record": ("record", _record, "on or off"),
+    "learn": ("learn", {"on": None, "off": False}.__getitem__, "on or off"),
+    "speculation": (
+        "speculation.sources",
+        {"auto": None, "off": ()}.__getitem__,
+        "auto or off",
+    ),
+    "draft_sources": ("speculation.sources", _sources, "memory, model, or both with a comma"),
+    "draft_tokens": (
+        "speculation.draft_tokens",
+        lambda value: _number(value, MAX_DRAFT_TOKENS),
+        f"a number from 0 to {MAX_DRAFT_TOKENS}",
+    ),
+    "sharing": (
+        "sharing",
+        lambda value: _one_of(value, SHARING),
+        f"one of {', '.join(SHARING)}",
+    ),
+    "priority": (
+        "priority",
+        lambda value: _number(value, MAX_PRIORITY),
+        f"a number from 0 to {MAX_PRIORITY}",
+    ),
+    "side_channel": (
+        "side_channel",
+        lambda value: _one_of(value, SIDE_CHANNEL),
+        f"one of {', '.join(SIDE_CHANNEL)}",
+    ),
+}
+"""Headers behind `OWN_HEADERS`: what each narrows, how it is read, what it may be."""
 
 
 @lru_cache(maxsize=4096)

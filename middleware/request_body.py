@@ -153,6 +153,7 @@ def with_fields(
     cache_salt: str,
     allow: Collection[str] = (),
     ask_token_ids: bool = False,
+    priority: int = 0,
 ) -> bytes:
     """The body with our identity in it and without what the client may not set.
 
@@ -163,11 +164,14 @@ def with_fields(
         cache_salt: salt of the target's prefix cache, unless the client may set its own.
         allow: protected fields that the client may set.
         ask_token_ids: have the engine say the ids of prompt and reply.
+        priority: for an engine that schedules by it, unless the client may set its own; 0 for none.
     """
     forbidden = [name for name in PROTECTED if view.has(name) and name not in allow]
     own: dict[str, Any] = {XARGS: dict(xargs)}
     if "cache_salt" not in allow or not view.has("cache_salt"):
         own["cache_salt"] = cache_salt
+    if priority and ("priority" not in allow or not view.has("priority")):
+        own["priority"] = priority
     is_set = view.has(XARGS)
     if ask_token_ids and not view.asks_token_ids:
         own[ASK_IDS] = True

@@ -6,84 +6,59 @@ Parsed from one YAML policy file; no file is read here.
 from __future__ import annotations
 
 import secrets
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import Annotated, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from paceline.errors import ConfigError
+from paceline.policies.rules import FIELDS, Layer, Resolved, Rules, Sharing, WorkloadRules, resolve
+from paceline.policies.yaml_lines import Lines
 
 KEY_PREFIX: Final = "pace-"
 KEY_BYTES: Final = 32
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 KeyHash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-Sharing = Literal["private", "group", "global"]
+Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9*?][A-Za-z0-9_.*?-]{0,63}$")]
 ProtectedField = Literal[
     "cache_salt", "priority", "kv_transfer_params", "ec_transfer_params", "request_id"
 ]
 
 
-class MemoryPolicy(BaseModel):
-    """What a tenant's draft memory is kept to; every setting only narrows the engines' own.
-
-    Attributes:
-        session: whether a conversation's context is kept for its next turn.
-        workload: whether each kind of work has a memory of its own.
-        tenant: whether one kind of work drafts from the others of the sharing scope.
-        capacity: most tokens of each of the scope's logs; None for the engines'.
-        retention_seconds: what finished longer ago is forgotten; in a group the shortest holds.
-        stored_tokens: most tokens that Redis keeps of the tenant for each model, the newest; None
-            for no limit of its own.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    session: bool = True
-    workload: bool = True
-    tenant: bool = True
-    capacity: Annotated[int, Field(ge=2)] | None = None
-    retention_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    stored_tokens: Annotated[int, Field(ge=1)] | None = None
-
-    @property
-    def tiers(self) -> tuple[str, ...]:
-        """Names of the tiers that are on."""
-        return tuple(name for name in ("session", "workload", "tenant") if getattr(self, name))
-
-
-class Tenant(BaseModel):
+class Tenant(Rules):
     """One tenant of the policy file.
 
     Attributes:
         name: letters, digits, ``_.-``; at most 64 characters.
         keys: hashes of the keys that belong to it (`hash_key`); several allow rotation.
-        sharing: who reads what it says, and whose words it reads: ``private``, itself alone;
-            ``group``, the tenants of its group; ``global``, every tenant that says ``global``.
-            Left out it is ``group`` where a group is named, else ``private``.
-        group: name of its group.
-        record: False keeps what it says and reads out of every shared memory.
-        memory: what its draft memory is kept to.
-        speculation: ``off`` has the target answer without drafts.
+        group: name of its group. Where one is named, `sharing` is ``group`` unless it says
+            otherwise.
         allow: protected request fields that its clients may set themselves.
+        workloads: what is said of kinds of work, by name; ``*`` and ``?`` stand for any characters.
+            A name that is there counts before patterns, of these the first that fits.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Name
     keys: tuple[KeyHash, ...] = ()
-    sharing: Sharing = "private"
     group: Name | None = None
-    record: bool = True
-    memory: MemoryPolicy = MemoryPolicy()
-    speculation: Literal["auto", "off"] = "auto"
     allow: tuple[ProtectedField, ...] = ()
+    workloads: dict[Pattern, WorkloadRules] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _share_with_a_named_group(cls, data: object) -> object:
-        if isinstance(data, dict) and data.get("group") is not None and "sharing" not in data:
+        if isinstance(data, dict) and data.get("group") is not None and not data.get("sharing"):
             return data | {"sharing": "group"}
         return data
 
@@ -97,15 +72,22 @@ class Tenant(BaseModel):
             )
         return self
 
-    @property
-    def scope(self) -> str:
-        """Name of its sharing scope.
+    def pattern_of(self, workload: str) -> str | None:
+        """The entry of `workloads` that a workload falls under. O(entries)."""
+        if workload in self.workloads:
+            return workload
+        return next((each for each in self.workloads if fnmatchcase(workload, each)), None)
+
+    def scope(self, sharing: Sharing) -> str:
+        """Name of the sharing scope that it is in under such a policy.
 
         Salts the target's prefix cache, so that timing tells nothing across scopes.
         """
-        if self.sharing == "global":
+        if sharing == "global":
             return "global"
-        return f"group:{self.group}" if self.group else f"tenant:{self.name}"
+        if sharing == "group" and self.group is not None:
+            return f"group:{self.group}"
+        return f"tenant:{self.name}"
 
 
 LOCAL_TENANT: Final = Tenant(name="local")
@@ -116,16 +98,29 @@ class PolicyFile(BaseModel):
     """The whole policy file.
 
     Attributes:
+        defaults: what is said of every tenant.
         tenants: at least one; names and keys are unique.
         admin_keys: hashes of keys that may read metrics from other machines.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    defaults: Rules = Rules()
     tenants: Annotated[tuple[Tenant, ...], Field(min_length=1)]
     admin_keys: tuple[KeyHash, ...] = ()
 
     _by_hash: dict[str, Tenant] = PrivateAttr(default_factory=dict)
+    _resolved: dict[tuple[str, str | None], Resolved] = PrivateAttr(default_factory=dict)
+
+    @field_validator("defaults")
+    @classmethod
+    def _check_defaults(cls, defaults: Rules) -> Rules:
+        if defaults.sharing == "group":
+            raise ValueError(
+                "defaults.sharing is 'group', but groups are tenants' own; leave it out, or give "
+                "private or global"
+            )
+        return defaults
 
     @model_validator(mode="after")
     def _check_unique(self) -> Self:
@@ -145,6 +140,30 @@ class PolicyFile(BaseModel):
                     )
         return self
 
+    def named(self, name: str) -> Tenant:
+        """The tenant of that name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for tenant in self.tenants:
+            if tenant.name == name:
+                return tenant
+        known = ", ".join(tenant.name for tenant in self.tenants)
+        raise ConfigError(f"there is no tenant {name!r}; the policy file has {known}")
+
+    def resolved(self, tenant: Tenant, workload: str = "") -> Resolved:
+        """What holds for a tenant's workload, and where it comes from.
+
+        O(entries of the tenant's workloads); what they resolve to is kept.
+        """
+        pattern = tenant.pattern_of(workload) if tenant.workloads else None
+        key = tenant.name, pattern
+        found = self._resolved.get(key)
+        if found is None:
+            found = self._resolved[key] = resolved(tenant, pattern, self.defaults)
+        return found
+
     def tenant_of(self, key: str) -> Tenant | None:
         """The tenant that `key` belongs to.
 
@@ -155,6 +174,18 @@ class PolicyFile(BaseModel):
     def is_admin(self, key: str) -> bool:
         """Whether `key` is an admin key."""
         return hash_key(key) in self.admin_keys
+
+
+def resolved(tenant: Tenant, pattern: str | None = None, defaults: Rules | None = None) -> Resolved:
+    """What holds for a tenant, or in the workloads under an entry of `Tenant.workloads`."""
+    layers = [] if defaults is None else [Layer("defaults", defaults.said())]
+    name = f"tenant {tenant.name}"
+    own = {key: value for key, value in tenant.said().items() if key in FIELDS}
+    narrowing = []
+    if pattern is not None:
+        said = tenant.workloads[pattern].said()
+        narrowing.append(Layer(f"{name}, workload {pattern}", said))
+    return resolve([*layers, Layer(name, own)], narrowing)
 
 
 def hash_key(key: str) -> str:
@@ -182,22 +213,35 @@ def parse_policy(text: str, *, name: str) -> PolicyFile:
         ConfigError: it is not YAML or breaks a rule; names the key, the value and the rule.
     """
     try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines = Lines(node)
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {error}") from error
+    if lines.repeated:
+        line, key = lines.repeated
+        raise ConfigError(f"{name}: line {line}: {key!r} is there twice; keep one of the two")
     try:
         return PolicyFile.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(describe(error, name=name)) from error
+        raise ConfigError(describe(error, name=name, lines=lines)) from error
 
 
-def describe(error: ValidationError, *, name: str) -> str:
-    """Every problem pydantic found, a line each: where, what is there, what is expected."""
-    lines = []
+def describe(error: ValidationError, *, name: str, lines: Lines | None = None) -> str:
+    """Every problem pydantic found, a line each: where, what is there, what is expected.
+
+    Args:
+        error: pydantic's.
+        name: the file's name.
+        lines: of the file, if they are to be named.
+    """
+    found = []
     for problem in error.errors(include_url=False):
         where = ".".join(str(part) for part in problem["loc"]) or "the file"
+        if lines is not None:
+            where = f"line {lines.of(problem['loc'])}: {where}"
         # a whole block may hold keys and passwords
         given = problem["input"]
         shown = "" if isinstance(given, dict) else f" (it is {given!r:.80})"
-        lines.append(f"{name}: {where}: {problem['msg']}{shown}")
-    return "\n".join(lines)
+        found.append(f"{name}: {where}: {problem['msg']}{shown}")
+    return "\n".join(found)

@@ -439,8 +439,6 @@ class EmbeddedEngine:
     def _limit(self, running: _Running) -> int:
         """Most tokens to draft for a request now."""
         request = running.job.request
-        if not request.speculate:
-            return 0
         asked = request.max_draft_tokens
         most = self.settings.max_draft_tokens
         return min(most if asked is None else min(asked, most), running.reply.room - 1)

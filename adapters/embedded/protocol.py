@@ -12,10 +12,10 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from paceline.adapters.embedded.requests import ALL_SOURCES, DraftSource, GenerationRequest
+from paceline.adapters.embedded.requests import ALL_SOURCES, GenerationRequest
 from paceline.adapters.embedded.sampling import SamplingParams
 from paceline.adapters.embedded.target import Target
-from paceline.adapters.identity import request_info_from_xargs, speculation_is_off
+from paceline.adapters.identity import draft_limits, request_info_from_xargs
 from paceline.api_errors import ApiError
 
 MAX_STOP_STRINGS: Final = 4
@@ -197,6 +197,8 @@ def generation_request(
             param="prompt",
         )
     xargs = request.vllm_xargs
+    check_drafts(xargs)
+    drafts = draft_limits(xargs)
     return GenerationRequest(
         info=request_info_from_xargs(request_id, xargs),
         prompt_ids=tuple(prompt_ids),
@@ -207,30 +209,24 @@ def generation_request(
             seed=secrets.randbits(SEED_BITS) if request.seed is None else request.seed,
         ),
         stop=request.stop_strings,
-        speculate=not speculation_is_off(xargs),
-        max_draft_tokens=_draft_tokens(xargs),
-        draft_sources=_draft_sources(xargs),
+        max_draft_tokens=drafts.max_tokens,
+        draft_sources=frozenset(each for each in ALL_SOURCES if each in drafts.sources),
         num_logprobs=request.num_logprobs,
     )
 
 
-def _draft_tokens(xargs: Mapping[str, Any] | None) -> int | None:
-    """Most tokens drafted a round as the request asks for, None if it does not."""
-    asked = (xargs or {}).get(DRAFT_TOKENS_KEY)
-    if asked is None or (isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0):
-        return asked
-    raise _bad_xarg(DRAFT_TOKENS_KEY, asked, "give 0 for no drafts, or a number of tokens")
+def check_drafts(xargs: Mapping[str, Any] | None) -> None:
+    """Check what the client itself says of its drafts; what is right, `draft_limits` reads.
 
-
-def _draft_sources(xargs: Mapping[str, Any] | None) -> frozenset[DraftSource]:
-    """Who may draft as the request asks for, all if it does not."""
-    asked = (xargs or {}).get(DRAFT_SOURCES_KEY)
-    if asked is None:
-        return ALL_SOURCES
-    names = set(filter(None, asked.split(","))) if isinstance(asked, str) else {""}
-    if not names <= ALL_SOURCES:
-        raise _bad_xarg(DRAFT_SOURCES_KEY, asked, "give memory, model, or memory,model")
-    return frozenset(source for source in ALL_SOURCES if source in names)
+    Raises:
+        ApiError: 400, it cannot be understood.
+    """
+    number, named = (xargs or {}).get(DRAFT_TOKENS_KEY), (xargs or {}).get(DRAFT_SOURCES_KEY)
+    if number is not None and (type(number) is not int or number < 0):
+        raise _bad_xarg(DRAFT_TOKENS_KEY, number, "give 0 for no drafts, or a number of tokens")
+    names = set(filter(None, named.split(","))) if isinstance(named, str) else {""}
+    if named is not None and not names <= ALL_SOURCES:
+        raise _bad_xarg(DRAFT_SOURCES_KEY, named, "give memory, model, or memory,model")
 
 
 def _bad_xarg(name: str, value: Any, fix: str) -> ApiError:

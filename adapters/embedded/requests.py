@@ -25,7 +25,6 @@ class GenerationRequest:
         max_tokens: longest reply, >= 1; with the prompt it fits the context.
         sampling: how to draw.
         stop: strings that end the reply.
-        speculate: False answers without drafts.
         max_draft_tokens: most tokens drafted a round, >= 0; None for the engine's own limit, which
             also bounds it.
         draft_sources: who may draft; none answers without drafts.
@@ -38,7 +37,6 @@ class GenerationRequest:
     max_tokens: int
     sampling: SamplingParams
     stop: tuple[str, ...] = ()
-    speculate: bool = True
     max_draft_tokens: int | None = None
     draft_sources: frozenset[DraftSource] = ALL_SOURCES
     num_logprobs: int | None = None

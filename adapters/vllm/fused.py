@@ -45,14 +45,21 @@ class _Asked:
     """Who wants drafts in a step.
 
     Attributes:
-        rows: that memory drafts for.
-        limits: of tokens, for each of them.
-        others: rows that memory cannot draft for, and their limits.
+        rows: that memory knows.
+        by_memory: most tokens that memory may draft for each of them.
+        by_model: most tokens that the model may.
+        others: rows that memory does not know, and what the model may draft for them.
     """
 
     rows: list[int]
-    limits: list[int]
+    by_memory: list[int]
+    by_model: list[int]
     others: dict[int, int]
+
+    @property
+    def limits(self) -> list[int]:
+        """Of whoever drafts, for each of `rows`."""
+        return list(map(max, self.by_memory, self.by_model))
 
 
 class FusedProposer:
@@ -208,8 +215,10 @@ class FusedProposer:
         recalled = self._recall(speculator, step, asked)
         chains = self._guess(opened, step, asked, recalled, arguments)
         drafts: list[list[int]] = [[] for _ in step.request_ids]
-        model = None if chains is None else chains.rows(asked.rows)
-        continued = None if model is None else self._continue(speculator, recalled, model)
+        model, continued = None, None
+        if chains is not None:
+            model = chains.rows(asked.rows).only([limit > 0 for limit in asked.by_model])
+            continued = self._continue(speculator, asked, recalled, model)
         fused = self.fuser.fuse(
             recalled, model, continued, drafting_seconds=self._rounds.model_seconds
         )
@@ -245,15 +254,20 @@ class FusedProposer:
                 info = opened.info(step.request_ids[row])
                 key = info.learning_key(is_greedy=opened.is_greedy(info.request_id))
                 self._keys[info.request_id] = key, not info.scope
-        limits = [
-            opened.draft_limit(request_id, before + len(accepted)) if accepted else 0
-            for request_id, before, accepted in zip(
-                step.request_ids, step.num_before, step.accepted, strict=True
-            )
-        ]
-        wanting = [row for row in rows if limits[row] > 0]
-        others = {row: limit for row, limit in enumerate(limits) if limit > 0 and not is_open[row]}
-        return _Asked(wanting, [limits[row] for row in wanting], others)
+        memory, model = (
+            [
+                opened.draft_limit(request_id, source, before + len(accepted)) if accepted else 0
+                for request_id, before, accepted in zip(
+                    step.request_ids, step.num_before, step.accepted, strict=True
+                )
+            ]
+            for source in ("memory", "model")
+        )
+        wanting = [row for row in rows if memory[row] or model[row]]
+        others = {row: limit for row, limit in enumerate(model) if limit and not is_open[row]}
+        return _Asked(
+            wanting, [memory[row] for row in wanting], [model[row] for row in wanting], others
+        )
 
     def _recall(self, speculator: Speculator, step: DraftingStep, asked: _Asked) -> Recalled:
         ids = [step.request_ids[row] for row in asked.rows]
@@ -261,7 +275,7 @@ class FusedProposer:
             ids,
             max_tokens={
                 request_id: SPARE_NODES * limit
-                for request_id, limit in zip(ids, asked.limits, strict=True)
+                for request_id, limit in zip(ids, asked.by_memory, strict=True)
             },
             max_branches=BRANCHES,
         )
@@ -278,11 +292,13 @@ class FusedProposer:
         """The model's chains for all rows; None where it has not drafted."""
         unread = self.model.num_unread(step)
         rows = [*asked.rows, *asked.others]
-        readings = [_reading(opened, step, row, int(unread[row])) for row in rows]
+        is_allowed = [*map(bool, asked.by_model), *(True for _ in asked.others)]
+        readings = [
+            _reading(opened, step, row, int(unread[row])) if allowed else None
+            for row, allowed in zip(rows, is_allowed, strict=True)
+        ]
         fits = self.model.fits(step.longest)
-        chosen = self.fuser.asked(
-            recalled, readings[: len(asked.rows)], others=readings[len(asked.rows) :]
-        )
+        chosen = self.fuser.asked(recalled, readings)
         catching_up = np.zeros(len(step.rows), np.bool_)
         catching_up[[rows[i] for i in chosen]] = True
         urgent = self._urgent(step, unread)
@@ -311,10 +327,12 @@ class FusedProposer:
         return (num_unread > MOST_UNREAD) & np.array(in_use, np.bool_)
 
     def _continue(
-        self, speculator: Speculator, recalled: Recalled, model: ModelChains
+        self, speculator: Speculator, asked: _Asked, recalled: Recalled, model: ModelChains
     ) -> Continued | None:
         """What memory drafts behind the model's tokens."""
         supposed = self.fuser.suppose(recalled, model)
+        if any(not limit for limit in asked.by_memory):
+            supposed = supposed.of([i for i, limit in enumerate(asked.by_memory) if limit])
         if not supposed.rows:
             return None
         request_ids = [recalled.request_ids[row] for row in supposed.rows]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.failures import FailureLog
-from paceline.adapters.identity import request_info_from_xargs, speculation_is_off
+from paceline.adapters.identity import DraftLimits, draft_limits, request_info_from_xargs
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 
@@ -43,6 +43,7 @@ class OpenRequests:
         self._failures = failures
         self._num_draft_tokens = num_draft_tokens
         self._max_model_len = max_model_len
+        self._limits: dict[str, DraftLimits] = {}
 
     def is_open(self, request_id: str, token_ids: npt.NDArray[np.int32]) -> bool:
         """Whether a request can be drafted for; opens it the first time it is seen.
@@ -88,17 +89,21 @@ class OpenRequests:
             room = min(room, params.max_tokens - (num_tokens - state.num_prompt_tokens))
         return max(0, room)
 
-    def draft_limit(self, request_id: str, num_tokens: int) -> int:
-        """Most tokens worth drafting behind `num_tokens` accepted ones.
+    def draft_limit(self, request_id: str, source: str, num_tokens: int) -> int:
+        """Most tokens that ``memory`` or ``model`` may draft behind `num_tokens` accepted ones.
 
         Each round also yields one token that needs no draft.
         """
-        if speculation_is_off(self._runner.requests[request_id].sampling_params.extra_args):
-            return 0
-        return max(0, min(self._num_draft_tokens, self.num_left(request_id, num_tokens) - 1))
+        limits = self._limits.get(request_id)
+        if limits is None:
+            xargs = self._runner.requests[request_id].sampling_params.extra_args
+            limits = self._limits[request_id] = draft_limits(xargs)
+        most = limits.most(source, self._num_draft_tokens)
+        return max(0, min(most, self.num_left(request_id, num_tokens) - 1))
 
     def finish(self, request_id: str) -> None:
         """Close a request that left vLLM; call before the runner forgets it."""
+        self._limits.pop(request_id, None)
         state = self._runner.requests.get(request_id)
         if request_id not in self._speculator or state is None:
             self._speculator.finish(request_id)

@@ -143,7 +143,7 @@ class DraftProposer:
         speculator.observe(request_ids, [token_ids_cpu[row] for row in rows], lengths)
 
         limits = {
-            request_id: opened.draft_limit(request_id, length)
+            request_id: opened.draft_limit(request_id, "memory", length)
             for row, request_id, length in zip(rows, request_ids, lengths, strict=True)
             if sampled_token_ids[row]  # a partial prefill has nothing to verify a draft with
         }

@@ -125,9 +125,9 @@ def test_a_corpus_is_drafted_before_anybody_said_it(
 
 
 def test_requests_that_ask_for_it_are_not_drafted_for(target: Target) -> None:
-    """speculate=False answers without a single draft, and is remembered all the same."""
+    """A limit of 0 answers without a single draft, and is remembered all the same."""
     engine = make_engine(target, Speculator())
-    run(engine, PROMPTS[0], name="1", speculate=False)
+    run(engine, PROMPTS[0], name="1", max_draft_tokens=0)
     assert engine.counts.draft_tokens == 0
     run(engine, PROMPTS[0], name="2")
     assert engine.counts.accepted_tokens > 0

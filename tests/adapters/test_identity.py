@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.adapters.identity import (
+    NO_DRAFTS,
+    DraftLimits,
+    draft_limits,
     new_request_id,
     record_id,
     record_id_of,
     request_info_from_xargs,
-    speculation_is_off,
 )
 from paceline.caches.tier_settings import TierLimits
 
@@ -26,6 +28,7 @@ names = st.sampled_from(
     [
         *("tenant", "workload", "session", "group", "record"),
         *("sharing", "tiers", "capacity", "retention_seconds", "stored_tokens"),
+        *("speculation", "draft_tokens", "draft_sources"),
     ]
 ).map("paceline_{}".format)
 
@@ -35,7 +38,7 @@ def test_whatever_is_sent_nothing_raises_and_only_a_named_tenant_shares(xargs: A
     """Any input gives an identity; one without a proper tenant has no scope and records nothing."""
     info = request_info_from_xargs("r", xargs)
     assert info.request_id == "r"
-    assert speculation_is_off(xargs) in (True, False)
+    assert draft_limits(xargs).most("memory", 8) in range(9)
     if not info.scope:
         assert not info.record
     else:
@@ -151,3 +154,40 @@ def test_different_sequences_never_share_a_name() -> None:
         for c in range(12)
     ]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("xargs", "expected"),
+    [
+        (None, DraftLimits()),
+        ({}, DraftLimits()),
+        ({"paceline_speculation": "off", "draft_tokens": 9}, NO_DRAFTS),
+        ({"paceline_draft_tokens": 4}, DraftLimits(max_tokens=4)),
+        ({"paceline_draft_tokens": 4, "draft_tokens": 9}, DraftLimits(max_tokens=4)),
+        ({"paceline_draft_tokens": 9, "draft_tokens": 0}, DraftLimits(max_tokens=0)),
+        ({"paceline_draft_sources": "memory"}, DraftLimits(frozenset({"memory"}))),
+        (
+            {"paceline_draft_sources": "memory", "draft_sources": "model,memory"},
+            DraftLimits(frozenset({"memory"})),
+        ),
+        (
+            {"paceline_draft_sources": "memory", "draft_sources": "model"},
+            DraftLimits(frozenset()),
+        ),
+        ({"draft_sources": ""}, DraftLimits(frozenset())),
+        ({"paceline_draft_sources": "oracle"}, NO_DRAFTS),
+        ({"draft_tokens": -1}, NO_DRAFTS),
+        ({"draft_tokens": True}, NO_DRAFTS),
+        ({"draft_sources": 3}, NO_DRAFTS),
+    ],
+)
+def test_policy_and_client_narrow_drafts_together(
+    xargs: dict[str, Any] | None, expected: DraftLimits
+) -> None:
+    """The fewer sources and tokens of the two; what cannot be understood has nothing drafted."""
+    limits = draft_limits(xargs)
+    assert limits == expected
+    for source in ("memory", "model"):
+        allowed = source in expected.sources
+        most = 8 if expected.max_tokens is None else expected.max_tokens
+        assert limits.most(source, 8) == (most if allowed else 0)

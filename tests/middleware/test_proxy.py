@@ -157,6 +157,112 @@ def test_a_request_can_keep_itself_from_being_recorded_and_do_no_more(
     assert "x-paceline-record" not in seen.headers
 
 
+NARROWED = f"""
+tenants:
+  - name: shop
+    keys: ['{hash_key("shop-key")}']
+    speculation: {{draft_tokens: 12}}
+    priority: 3
+    workloads:
+      sql: {{speculation: {{sources: [memory], draft_tokens: 6}}}}
+      quiet-*: {{speculation: off, record: false, sharing: private}}
+"""
+
+
+def shop_of(proxies: Proxies, folder: Path, url: str, **settings: Any) -> Callable[..., Any]:
+    path = folder / "tenants.yaml"
+    path.write_text(NARROWED)
+    proxy = proxies(url, policy_file=path, **settings)
+
+    def ask(**headers: str) -> tuple[int, dict[str, str], Any]:
+        named = {f"x-paceline-{name.replace('_', '-')}": value for name, value in headers.items()}
+        status, data, head = exchange(
+            proxy.url, "POST", CHAT, BODY, {"x-api-key": "shop-key", **named}
+        )
+        return status, head, json.loads(data)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, {"draft_tokens": 12}),
+        ({"workload": "sql"}, {"draft_tokens": 6, "draft_sources": "memory"}),
+        ({"workload": "quiet-night"}, {"speculation": "off"}),
+        ({"speculation": "off"}, {"speculation": "off"}),
+        ({"speculation": "auto", "draft_tokens": "99"}, {"draft_tokens": 12}),
+        ({"draft_tokens": "2"}, {"draft_tokens": 2}),
+        ({"draft_tokens": "0"}, {"speculation": "off"}),
+        ({"draft_sources": "model"}, {"draft_tokens": 12, "draft_sources": "model"}),
+        ({"draft_sources": "model", "workload": "sql"}, {"speculation": "off"}),
+        ({"draft_sources": "model", "speculation": "off"}, {"speculation": "off"}),
+    ],
+)
+def test_workload_and_request_narrow_speculation(
+    engines: Engines, proxies: Proxies, tmp_path: Path, headers: Any, expected: Any
+) -> None:
+    """The engine is told what is left of what tenant, workload and request allow."""
+    engine = engines()
+    assert shop_of(proxies, tmp_path, engine.url)(**headers)[0] == 200
+    [seen] = engine.seen
+    told = seen.json["vllm_xargs"]
+    names = ("speculation", "draft_tokens", "draft_sources")
+    assert {n: told[f"paceline_{n}"] for n in names if f"paceline_{n}" in told} == expected
+    assert told["paceline_record"] == (0 if "quiet" in headers.get("workload", "") else 1)
+    assert "priority" not in seen.json
+
+
+def test_what_holds_is_said_on_request(engines: Engines, proxies: Proxies, tmp_path: Path) -> None:
+    """With `x-paceline-explain: on` the answer's headers say what holds and who said it."""
+    engine = engines()
+    ask = shop_of(proxies, tmp_path, engine.url)
+    _, head, _ = ask(explain="on", workload="sql", draft_tokens="3")
+    assert head["x-paceline-tenant"] == "shop"
+    assert head["x-paceline-workload"] == "sql"
+    assert head["x-paceline-speculation"] == "memory; draft_tokens=3"
+    assert head["x-paceline-speculation-from"] == "tenant shop, workload sql, the request"
+    assert (head["x-paceline-record"], head["x-paceline-record-from"]) == ("on", "built in")
+    _, head, _ = ask(workload="sql")
+    assert not any(name.startswith("x-paceline") for name in head)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("draft_tokens", "many", "a number from 0 to 128"),
+        ("draft_tokens", "129", "a number from 0 to 128"),
+        ("draft_sources", "oracle", "memory, model"),
+        ("speculation", "faster", "auto or off"),
+        ("sharing", "everybody", "private, group, global"),
+        ("side_channel", "shut", "padded, aggregate, open"),
+        ("priority", "-1", "a number from 0 to 1000"),
+        ("recrod", "off", "x-paceline-record"),
+    ],
+)
+def test_a_header_that_cannot_be_understood_is_named(
+    engines: Engines, proxies: Proxies, tmp_path: Path, name: str, value: str, message: str
+) -> None:
+    """The client learns which header, and what it may be; the engine is not asked."""
+    engine = engines()
+    status, _, answer = shop_of(proxies, tmp_path, engine.url)(**{name: value})
+    assert status == 400
+    assert f"x-paceline-{name.replace('_', '-')}" in answer["error"]["message"]
+    assert message in answer["error"]["message"]
+    assert engine.seen == []
+
+
+def test_priority_reaches_engines_that_schedule_by_it(
+    engines: Engines, proxies: Proxies, tmp_path: Path
+) -> None:
+    """A request can put itself behind others of its tenant, never before them."""
+    engine = engines()
+    ask = shop_of(proxies, tmp_path, engine.url, priority_scheduling=True)
+    for headers in ({}, {"priority": "7"}, {"priority": "1"}):
+        assert ask(**headers)[0] == 200
+    assert [seen.json["priority"] for seen in engine.seen] == [3, 7, 3]
+
+
 def test_no_client_widens_what_its_tenant_may_see(
     engines: Engines, proxies: Proxies, tmp_path: Path
 ) -> None:

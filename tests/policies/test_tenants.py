@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 
 from paceline.errors import ConfigError
-from paceline.policies.tenants import hash_key, new_key, parse_policy
+from paceline.policies.tenants import PolicyFile, hash_key, new_key, parse_policy
 
 HASH_A, HASH_B = hash_key("a"), hash_key("b")
 
 
 def policy(text: str) -> str:
     return text.replace("HASH_A", HASH_A).replace("HASH_B", HASH_B)
+
+
+def scope_of(parsed: PolicyFile, name: str) -> str:
+    tenant = parsed.named(name)
+    return tenant.scope(parsed.resolved(tenant).policy.sharing)
 
 
 def test_keys_name_tenants() -> None:
@@ -29,8 +34,8 @@ def test_keys_name_tenants() -> None:
     )
     shop = parsed.tenant_of("a")
     assert shop is not None
-    assert (shop.name, shop.scope) == ("shop", "group:retail")
-    assert parsed.tenants[1].scope == "tenant:bank"
+    assert shop.name == "shop"
+    assert [scope_of(parsed, name) for name in ("shop", "bank")] == ["group:retail", "tenant:bank"]
     assert parsed.tenant_of("b") is None
     assert parsed.is_admin("b")
     assert not parsed.is_admin("a")
@@ -59,6 +64,18 @@ def test_keys_name_tenants() -> None:
         ("tenants: [{name: a, memory: {stored_tokens: 0}}]", r"memory\.stored_tokens"),
         ("tenants: [{name: a, memory: {retention_seconds: 0}}]", r"memory\.retention_seconds"),
         ("tenants: [{name: a, memory: {cellar: true}}]", r"memory\.cellar"),
+        ("tenants: [{name: a, speculation: {draft_tokens: 129}}]", r"draft_tokens.*129"),
+        ("tenants: [{name: a, speculation: {sources: [oracle]}}]", r"sources\.0.*oracle"),
+        ("tenants: [{name: a, priority: -1}]", r"priority.*-1"),
+        ("tenants: [{name: a, side_channel: shut}]", r"side_channel.*shut"),
+        ("tenants: [{name: a, workloads: {'a b': {}}}]", r"workloads.*a b"),
+        ("tenants: [{name: a, workloads: {w: {keys: []}}}]", r"workloads\.w\.keys"),
+        (
+            "tenants: [{name: a, workloads: {w: {memory: {capacity: 9}}}}]",
+            r"memory\.capacity holds for all of a tenant's memory",
+        ),
+        ("{defaults: {sharing: group}, tenants: [{name: a}]}", "groups are tenants' own"),
+        ("{defaults: {name: a}, tenants: [{name: a}]}", r"defaults\.name"),
     ],
 )
 def test_mistakes_are_named(text: str, message: str) -> None:
@@ -80,15 +97,16 @@ def test_sharing_is_private_unless_the_file_says_otherwise() -> None:
         """,
         name="p.yaml",
     )
-    assert [tenant.scope for tenant in parsed.tenants] == [
+    assert [scope_of(parsed, name) for name in "abcd"] == [
         "tenant:a",
         "group:g",
         "group:g",
         "global",
     ]
-    assert [tenant.sharing for tenant in parsed.tenants] == ["private", "group", "group", "global"]
-    assert parsed.tenants[3].memory.tiers == ("session", "workload")
-    assert parsed.tenants[0].memory.tiers == ("session", "workload", "tenant")
+    policies = [parsed.resolved(tenant).policy for tenant in parsed.tenants]
+    assert [each.sharing for each in policies] == ["private", "group", "group", "global"]
+    assert policies[3].memory.tiers == ("session", "workload")
+    assert policies[0].memory.tiers == ("session", "workload", "tenant")
 
 
 def test_new_keys_are_long_different_and_match_their_hash() -> None:
@@ -98,3 +116,57 @@ def test_new_keys_are_long_different_and_match_their_hash() -> None:
     assert len(first) >= 43
     assert hash_key(first) == hashed
     parse_policy(f"tenants: [{{name: a, keys: ['{hashed}']}}]", name="p")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("tenants:\n  - name: a\n    record: perhaps\n", 3),
+        ("tenants:\n  - name: a\n  - name: b\n    memory:\n      capacity: 1\n", 5),
+        ("tenants:\n  - name: a\n    colour: red\n", 3),
+        ("defaults:\n  priority: 1001\ntenants: [{name: a}]\n", 2),
+        ("tenants:\n  - keys: []\n", 2),
+        ("admin_keys: []\n", 1),
+        ("tenants:\n  - name: a\n    record: true\n    name: b\n", 4),
+        ("tenants: [{name: a}]\n\ntenants: [{name: b}]\n", 3),
+    ],
+)
+def test_mistakes_are_found_in_their_line(text: str, line: int) -> None:
+    """Values, unknown and missing fields, and keys that are there twice."""
+    with pytest.raises(ConfigError, match=rf"p\.yaml: line {line}: "):
+        parse_policy(text, name="p.yaml")
+
+
+WORKLOADS = """
+defaults:
+  speculation: {draft_tokens: 12}
+  learn: true
+tenants:
+  - name: a
+    priority: 2
+    workloads:
+      sql-*: {speculation: {sources: [memory], draft_tokens: 99}}
+      sql-night: {speculation: off, priority: 7, record: false}
+      "*-chat": {learn: false, priority: 1}
+  - {name: b, learn: false, workloads: {w: {learn: true}}}
+  - {name: c}
+"""
+
+
+def test_a_workload_narrows_what_its_tenant_says() -> None:
+    """Exact names before patterns, these in order; nothing is widened."""
+    parsed = parse_policy(WORKLOADS, name="p.yaml")
+    a, b, c = parsed.tenants
+
+    def of(workload: str) -> tuple[str, int, bool, bool]:
+        policy = parsed.resolved(a, workload).policy
+        return str(policy.speculation), policy.priority, policy.record, policy.learn
+
+    assert of("") == of("other") == ("memory,model; draft_tokens=12", 2, True, True)
+    assert of("sql-day") == of("sql-chat") == ("memory; draft_tokens=12", 2, True, True)
+    assert of("sql-night") == ("off", 7, False, True)
+    assert of("fine-chat") == ("memory,model; draft_tokens=12", 2, True, False)
+    assert not parsed.resolved(b, "w").policy.learn
+    assert parsed.resolved(c).policy.learn
+    with pytest.raises(ConfigError, match="no tenant 'd'; the policy file has a, b, c"):
+        parsed.named("d")
