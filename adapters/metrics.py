@@ -175,11 +175,12 @@ def _drafting(figures: DraftingFigures) -> Iterator[Metric]:
     )
     seconds = GaugeMetricFamily(
         "paceline_round_cost_seconds",
-        "What a round takes, as learned: a part for the round, for each request, for each token.",
+        "What a round takes, as learned: for itself, each request, token, and token of context.",
         labels=["of", "part"],
     )
     for name, cost in figures.costs.items():
         seconds.add_metric([name, "round"], cost.fixed_seconds)
         seconds.add_metric([name, "request"], cost.request_seconds)
         seconds.add_metric([name, "token"], cost.token_seconds)
+        seconds.add_metric([name, "context"], cost.context_seconds)
     yield seconds

@@ -56,10 +56,16 @@ class VerifyBudget:
         self.num_cut = 0
         self.always_draft = always_draft
         self._num_requests = 0
+        self._num_context = 0
 
-    def begin(self, num_requests: int) -> None:
-        """A round begins, of so many requests that are being answered."""
+    def begin(self, num_requests: int, *, num_context: int = 0) -> None:
+        """A round begins, of so many requests that are being answered, behind so many tokens."""
         self._num_requests = num_requests
+        self._num_context = num_context
+
+    def learn(self, num_requests: int, num_tokens: int, seconds: float) -> None:
+        """The target's pass of the round that has begun took that long."""
+        self.target.learn(num_requests, num_tokens, seconds, num_context=self._num_context)
 
     def outlook(self, chances: Chances, *, drafting_seconds: float = 0.0) -> tuple[float, float]:
         """Tokens and seconds of the round, 0 while unknown, if what is worth it is verified.
@@ -110,4 +116,5 @@ class VerifyBudget:
         if not self.target.is_known:
             return 0.0
         num_tokens = self._num_requests + num_drafted
-        return drafting_seconds + self.target.seconds(self._num_requests, num_tokens)
+        seconds = self.target.seconds(self._num_requests, num_tokens, self._num_context)
+        return drafting_seconds + seconds

@@ -420,7 +420,8 @@ class EmbeddedEngine:
     def _draft(self) -> None:
         """Draft for all requests that are being answered, in one call."""
         answering = [r for r in self._running if r.is_answering]
-        self._drafts.budget.begin(len(answering))
+        num_context = sum(len(r.reply.tokens) for r in answering)
+        self._drafts.budget.begin(len(answering), num_context=num_context)
         drafting = [r for r in answering if r.is_drafting]
         wishes = [
             Wish(

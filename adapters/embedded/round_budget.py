@@ -120,9 +120,9 @@ class RoundBudget:
         """What passes of the drafter take."""
         return self._gate.cost
 
-    def begin(self, num_requests: int) -> None:
-        """A round begins, of so many requests that are being answered."""
-        self._verify.begin(num_requests)
+    def begin(self, num_requests: int, *, num_context: int = 0) -> None:
+        """A round begins, of so many requests that are being answered, behind so many tokens."""
+        self._verify.begin(num_requests, num_context=num_context)
         if self._num_asked:
             each = self._further_seconds / self._num_asked
             self._further_each += SHARE_OF_NEXT * (each - self._further_each)
@@ -224,8 +224,8 @@ class RoundBudget:
         return [tree.first(num) for tree, num in zip(trees, kept.tolist(), strict=True)]
 
     def note_target(self, num_requests: int, num_tokens: int, seconds: float) -> None:
-        """The target's pass, of answers alone, and what was made of it took that long."""
-        self._verify.target.learn(num_requests, num_tokens, seconds)
+        """The target's pass of the round, of answers alone, and what was made of it took that."""
+        self._verify.learn(num_requests, num_tokens, seconds)
 
     def forget(self, key: int) -> None:
         """Drop what was learned for a key."""

@@ -211,7 +211,9 @@ class FusedProposer:
         arguments: Sequence[Any],
     ) -> list[list[int]]:
         asked = self._observe(speculator, opened, step)
-        self.budget.begin(sum(map(bool, step.accepted)))
+        answered = [row for row, accepted in enumerate(step.accepted) if accepted]
+        num_context = sum(step.num_before[row] for row in answered)
+        self.budget.begin(len(answered), num_context=num_context)
         recalled = self._recall(speculator, step, asked)
         chains = self._guess(opened, step, asked, recalled, arguments)
         drafts: list[list[int]] = [[] for _ in step.request_ids]

@@ -151,7 +151,9 @@ class DraftProposer:
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
         row_of = dict(zip(request_ids, rows, strict=True))
         proposed = speculator.propose_batch(wanted, max_tokens=limits)
-        self.budget.begin(len(limits))
+        known = zip(request_ids, lengths, strict=True)
+        num_context = sum(length for request_id, length in known if request_id in limits)
+        self.budget.begin(len(limits), num_context=num_context)
         num_kept = self.budget.cut(proposed.path_probabilities(), proposed.offsets)
         kept = zip(wanted, proposed.token_lists(), num_kept.tolist(), strict=True)
         for request_id, tokens, num in kept:

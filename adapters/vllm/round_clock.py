@@ -16,6 +16,7 @@ class _Round:
     began_at: float
     num_requests: int
     num_tokens: int
+    num_context: int
     is_answering: bool
 
 
@@ -52,12 +53,20 @@ class RoundClock:
         goes_on = bool(num_tokens) and not scheduler_output.scheduled_new_reqs
         if ended is not None and ended.is_answering and goes_on:
             seconds = now - ended.began_at - self.model_seconds
-            self._cost.learn(ended.num_requests, ended.num_tokens, seconds)
+            self._cost.learn(
+                ended.num_requests, ended.num_tokens, seconds, num_context=ended.num_context
+            )
         drafted = scheduler_output.scheduled_spec_decode_tokens
         is_answering = bool(num_tokens) and all(
             num <= 1 + len(drafted.get(request_id, ())) for request_id, num in num_tokens.items()
         )
-        self._round = _Round(now, len(num_tokens), sum(num_tokens.values()), is_answering)
+        self._round = _Round(
+            now,
+            len(num_tokens),
+            sum(num_tokens.values()),
+            sum(scheduler_output.scheduled_cached_reqs.num_computed_tokens),
+            is_answering,
+        )
         self.model_seconds = 0.0
 
     @contextmanager

@@ -21,9 +21,12 @@ class Clock:
         return self.now
 
 
-def step(scheduled: dict[str, int], *, drafted: int = 0, new: bool = False) -> Any:
-    """As vLLM's scheduler says it."""
+def step(
+    scheduled: dict[str, int], *, drafted: int = 0, new: bool = False, context: int = 100
+) -> Any:
+    """As vLLM's scheduler says it; so much context for each request."""
     return SimpleNamespace(
+        scheduled_cached_reqs=SimpleNamespace(num_computed_tokens=[context] * len(scheduled)),
         num_scheduled_tokens=scheduled,
         scheduled_spec_decode_tokens={name: [0] * drafted for name in scheduled} if drafted else {},
         scheduled_new_reqs=["new"] if new else [],
@@ -37,8 +40,11 @@ class Recorder(RoundCost):
         super().__init__()
         self.seen: list[tuple[int, int, float]] = []
 
-    def learn(self, num_requests: int, num_tokens: int, seconds: float) -> None:
+    def learn(
+        self, num_requests: int, num_tokens: int, seconds: float, *, num_context: float = 0.0
+    ) -> None:
         """Note one round."""
+        assert num_context == 100 * num_requests
         self.seen.append((num_requests, num_tokens, seconds))
 
 

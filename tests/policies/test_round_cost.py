@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paceline.policies.round_cost import LEAST_PASSES, MOST_OUTLIERS, RoundCost
 
@@ -100,3 +102,39 @@ def test_the_recent_counts() -> None:
     cost = taught()
     taught(cost=cost, token=0.002)
     assert cost.token_seconds == pytest.approx(0.002, rel=0.05)
+
+
+def test_a_context_is_told_apart_from_requests_and_tokens() -> None:
+    """What is read anew of long contexts is not taken for the price of tokens."""
+    rng = random.Random(8)  # noqa: S311  fixed, for numbers that look like measured ones
+    cost = RoundCost()
+    for _ in range(300):
+        num_requests = rng.randint(1, 10)
+        num_tokens = num_requests + rng.randint(0, 40)
+        context = num_requests * rng.uniform(100, 4000)
+        seconds = 0.02 + 0.001 * num_requests + 0.0005 * num_tokens + 2e-6 * context
+        cost.learn(num_requests, num_tokens, seconds, num_context=context)
+    assert cost.context_seconds == pytest.approx(2e-6, rel=0.02)
+    assert cost.token_seconds == pytest.approx(0.0005, rel=0.05)
+    assert cost.request_seconds == pytest.approx(0.001, rel=0.1)
+    assert cost.seconds(3, 9, 6000) == pytest.approx(0.02 + 0.003 + 0.0045 + 0.012, rel=0.02)
+
+
+passes = st.lists(
+    st.tuples(st.integers(1, 64), st.integers(1, 600), st.floats(0, 1e5), st.floats(1e-5, 10.0)),
+    min_size=12,
+    max_size=40,
+)
+
+
+@given(passes)
+def test_whatever_is_seen_no_part_is_negative(
+    seen: list[tuple[int, int, float, float]],
+) -> None:
+    """Nor infinite, and no pass takes no time."""
+    cost = RoundCost()
+    for requests, tokens, context, seconds in seen:
+        cost.learn(requests, tokens, seconds, num_context=context)
+    parts = cost.request_seconds, cost.token_seconds, cost.context_seconds
+    assert all(0 <= part < float("inf") for part in parts)
+    assert not cost.is_known or 0 < cost.seconds(5, 50, 500.0) < float("inf")

@@ -74,10 +74,14 @@ def try_dear_tokens(llm: Any, proposer: Any) -> dict[str, Any]:
         is_known = True
         token_seconds = 1.0
 
-        def seconds(self, num_requests: float, num_tokens: float) -> float:
+        def seconds(
+            self, num_requests: float, num_tokens: float, num_context: float = 0.0
+        ) -> float:
             return num_tokens
 
-        def learn(self, num_requests: int, num_tokens: int, seconds: float) -> None:
+        def learn(
+            self, num_requests: int, num_tokens: int, seconds: float, *, num_context: float = 0.0
+        ) -> None:
             pass
 
     before, budget = metric(llm, "vllm:spec_decode_num_draft_tokens"), proposer.budget
