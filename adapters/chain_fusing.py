@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.model_chains import Continued, ModelChains, Supposed, joined, suppose
-from paceline.adapters.model_gate import Candidate, ModelGate
-from paceline.adapters.verify_budget import Chances, VerifyBudget
+from paceline.adapters.model_gate import Candidates, ModelGate
+from paceline.adapters.verify_budget import Outlook, VerifyBudget
 from paceline.caches import FusedBatch, Fusion, Source, TreeBatch
 
 COUNTERS: Final = (
@@ -47,8 +47,7 @@ class Recalled:
         limits: int32, (requests,). Most tokens for each.
         trees: what memory drafted, branches and all.
         chains: the best chain of each tree.
-        chances: of the tokens of these.
-        expected: float64, (requests,). Tokens of each that are expected to be accepted.
+        outlook: on the round with these chains alone.
     """
 
     request_ids: Sequence[str]
@@ -56,13 +55,12 @@ class Recalled:
     limits: npt.NDArray[np.int32]
     trees: TreeBatch
     chains: TreeBatch
-    chances: Chances
-    expected: npt.NDArray[np.float64]
+    outlook: Outlook
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the model has to read of a request to draft for it: as in `Candidate`."""
+    """What the model has to read of a request to draft for it: as in `Candidates`."""
 
     num_read: int
     num_late: int
@@ -121,14 +119,10 @@ class ChainFuser:
             np.array(limits, np.int32),
             trees,
             trees,
-            np.zeros(0),
-            np.zeros(len(request_ids)),
+            NO_OUTLOOK,
         )
         chains, _ = self._fuse(recalled, None)
-        chances = chains.path_probabilities()
-        return replace(
-            recalled, chains=chains, chances=chances, expected=sums(chances, chains.offsets)
-        )
+        return replace(recalled, chains=chains, outlook=self.budget.outlook(chains))
 
     def asked(self, recalled: Recalled, readings: Sequence[Reading | None]) -> list[int]:
         """For whom the model is to draft in this round; for nobody if it is to rest.
@@ -140,15 +134,20 @@ class ChainFuser:
         """
         num_others = len(readings) - len(recalled.request_ids)
         keys = [*recalled.keys.tolist(), *([NOBODY] * num_others)]
-        expected = [*recalled.expected.tolist(), *([0.0] * num_others)]
+        expected = [*recalled.outlook.expected.tolist(), *([0.0] * num_others)]
         places = [i for i, each in enumerate(readings) if each is not None]
-        candidates = [
-            Candidate(key, num_expected, each.num_read, each.num_late, each.num_left)
-            for key, num_expected, each in zip(keys, expected, readings, strict=True)
-            if each is not None
-        ]
-        base_tokens, base_seconds = self.budget.outlook(recalled.chances)
-        chosen = self.gate.asked(candidates, base_tokens=base_tokens, base_seconds=base_seconds)
+        known = [each for each in readings if each is not None]
+        chosen = self.gate.asked(
+            Candidates(
+                [keys[i] for i in places],
+                [expected[i] for i in places],
+                [each.num_read for each in known],
+                [each.num_late for each in known],
+                [each.num_left for each in known],
+            ),
+            base_tokens=recalled.outlook.tokens,
+            base_seconds=recalled.outlook.seconds,
+        )
         return [places[i] for i in chosen]
 
     def suppose(self, recalled: Recalled, model: ModelChains) -> Supposed:
@@ -172,23 +171,20 @@ class ChainFuser:
             drafting_seconds: what the model has taken.
         """
         self._counts["rounds_without_model" if model is None else "rounds_with_model"] += 1
-        chains, chances = recalled.chains, recalled.chances
+        chains = recalled.chains
         if model is not None:
             if continued is not None:
                 recalled = replace(recalled, trees=joined(recalled.trees, continued))
             chains, batch = self._fuse(recalled, model)
-            chances = chains.path_probabilities()
             self._pending = batch, recalled.request_ids
-        num_kept = self.budget.cut(chances, chains.offsets, drafting_seconds=drafting_seconds)
+        num_kept = self.budget.cut(chains, drafting_seconds=drafting_seconds)
         self._counts["tokens_cut"] = self.budget.num_cut
         chains = chains.first(num_kept)
-        by_memory = recalled.chains.first(
-            self.budget.num_worth(recalled.chances, recalled.chains.offsets)
-        ).token_lists()
+        by_memory = recalled.chains.first(self.budget.num_worth(recalled.chains)).token_lists()
         is_sound = [False] * len(recalled.request_ids) if model is None else model.is_sound.tolist()
         is_model = (chains.source == Source.MODEL).tolist()
         token_ids = chains.token_lists()
-        keys, expected = recalled.keys.tolist(), recalled.expected.tolist()
+        keys, expected = recalled.keys.tolist(), recalled.outlook.expected.tolist()
         for i, (start, stop) in enumerate(pairwise(chains.offsets.tolist())):
             issued = _Issued(
                 keys[i], token_ids[i], is_model[start:stop], by_memory[i], expected[i], is_sound[i]
@@ -268,6 +264,7 @@ class ChainFuser:
 
 MOST_LATE: Final = 512
 """Tokens missed in earlier rounds that a round reads at most, one request's apart."""
+NO_OUTLOOK: Final = Outlook(0.0, 0.0, np.zeros(0))
 NOBODY: Final = 0
 """Key of requests that memory cannot draft for; nothing is learned for it."""
 
@@ -297,14 +294,6 @@ def _places(
         np.ascontiguousarray(model.top_token[sound], np.int32).reshape(-1),
         np.clip(model.top_prob[sound], 0.0, 1.0).astype(np.float32).reshape(-1),
     )
-
-
-def sums(
-    values: npt.NDArray[np.float64], offsets: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Of each slice between two offsets, float64 (offsets - 1,). O(values)."""
-    totals: npt.NDArray[np.float64] = np.diff(np.concatenate([[0.0], np.cumsum(values)])[offsets])
-    return totals
 
 
 def num_behind(is_model: Sequence[bool]) -> int:

@@ -11,6 +11,7 @@ PRIOR_GAINS: Final = (1.2, 1.1, 1.0, 0.8, 0.5, 0.3, 0.15, 0.08)
 """Tokens gained before anything is learned, between those borders."""
 PRIOR_ROUNDS: Final = 4.0
 """Rounds that the prior counts as."""
+PRIOR: Final = tuple((PRIOR_ROUNDS, PRIOR_ROUNDS * gain) for gain in PRIOR_GAINS)
 DISCOUNT: Final = 0.98
 """What a round still counts for after the next one of its kind."""
 PATIENCE: Final = 64
@@ -35,12 +36,12 @@ class ModelGain:
             num_expected: tokens that memory alone expects to be accepted.
         """
         interval = bisect_right(EXPECTATIONS, num_expected)
-        weight, total = self._of(key)[interval]
+        weight, total = self._learned.get(key, PRIOR)[interval]
         return max(0.0, total / weight)
 
     def learn(self, key: int, num_expected: float, num_gained: float) -> None:
         """A round with the model had `num_gained` more accepted than memory's draft would have."""
-        learned = self._learned.setdefault(key, self._of(key))
+        learned = self._learned.setdefault(key, list(PRIOR))
         interval = bisect_right(EXPECTATIONS, num_expected)
         weight, total = learned[interval]
         learned[interval] = DISCOUNT * weight + 1.0, DISCOUNT * total + num_gained
@@ -48,10 +49,6 @@ class ModelGain:
     def forget(self, key: int) -> None:
         """Drop what was learned for a key."""
         self._learned.pop(key, None)
-
-    def _of(self, key: int) -> list[tuple[float, float]]:
-        prior = [(PRIOR_ROUNDS, PRIOR_ROUNDS * gain) for gain in PRIOR_GAINS]
-        return self._learned.get(key) or prior
 
 
 class Patience:

@@ -15,22 +15,25 @@ TRIAL_SHARE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A request that the model might draft for in this round.
+class Candidates:
+    """The requests that the model might draft for in a round; each list has an entry for each.
 
     Attributes:
-        key: of those that may share what is learned.
+        keys: of those that may share what is learned.
         num_expected: tokens of memory's draft that are expected to be accepted.
         num_read: tokens that the model would read in any case, committed and drafted ones.
         num_late: tokens that it has missed in earlier rounds, the prompt at first.
         num_left: most tokens that the request will still say.
     """
 
-    key: int
-    num_expected: float
-    num_read: int
-    num_late: int
-    num_left: int
+    keys: Sequence[int]
+    num_expected: Sequence[float]
+    num_read: Sequence[int]
+    num_late: Sequence[int]
+    num_left: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 class ModelGate:
@@ -63,7 +66,7 @@ class ModelGate:
 
     def asked(
         self,
-        candidates: Sequence[Candidate],
+        candidates: Candidates,
         *,
         base_tokens: float,
         base_seconds: float,
@@ -82,25 +85,24 @@ class ModelGate:
         """
         if self._always_draft:
             return list(range(len(candidates)))
-        gains = [self._gain.expected(each.key, each.num_expected) for each in candidates]
-        fixed_seconds = self._fixed_seconds(candidates)
-        worth = worth_their_time(
-            gains,
-            [
-                further_seconds
-                + self._seconds(
-                    candidate,
-                    max(1.0, candidate.num_left / (1.0 + candidate.num_expected + gain)),
-                )
-                for candidate, gain in zip(candidates, gains, strict=True)
-            ],
-            fixed_seconds=fixed_seconds,
-            base_tokens=base_tokens,
-            base_seconds=base_seconds,
-        )
-        chosen = self._within_reading(candidates, worth)
         self._trial_seconds += TRIAL_SHARE * base_seconds
-        return sorted({*chosen, *self._tried(candidates, chosen, fixed_seconds)})
+        fixed_seconds = self._fixed_seconds(candidates)
+        expected_of = self._gain.expected
+        gains = list(map(expected_of, candidates.keys, candidates.num_expected))
+        chosen: list[int] = []
+        # what nobody's gain can pay for needs no closer look: mostly a model that rests
+        if base_seconds <= 0 or sum(gains) * base_seconds > base_tokens * fixed_seconds:
+            each = self._each_seconds(candidates, gains)
+            worth = worth_their_time(
+                gains,
+                [further_seconds + seconds for seconds in each] if further_seconds else each,
+                fixed_seconds=fixed_seconds,
+                base_tokens=base_tokens,
+                base_seconds=base_seconds,
+            )
+            chosen = self._within_reading(candidates, worth)
+        tried = self._tried(candidates, chosen, fixed_seconds)
+        return sorted({*chosen, *tried}) if tried else chosen
 
     def has_rested(self, key: int) -> bool:
         """Whether the model was not asked in the key's last round."""
@@ -111,7 +113,7 @@ class ModelGate:
 
         Args:
             key: its key.
-            num_expected: as in its `Candidate`.
+            num_expected: as in `Candidates`.
             num_gained: tokens, less what verifying the additional ones was worth.
         """
         self._gain.learn(key, num_expected, num_gained)
@@ -121,54 +123,69 @@ class ModelGate:
         self._gain.forget(key)
         self._patience.forget(key)
 
-    def _fixed_seconds(self, candidates: Sequence[Candidate]) -> float:
+    def _fixed_seconds(self, candidates: Candidates) -> float:
         """What any pass takes, whoever is chosen."""
         if not self._takes_all:
             return self.cost.fixed_seconds
-        return self.cost.seconds(len(candidates), sum(each.num_read for each in candidates))
+        return self.cost.seconds(len(candidates), sum(candidates.num_read))
 
-    def _seconds(self, candidate: Candidate, num_rounds: float) -> float:
-        """What one request adds to a pass; what was missed is read once for so many rounds."""
-        late_seconds = candidate.num_late / num_rounds * self.cost.token_seconds
-        if self._takes_all:
-            return late_seconds
-        fresh_seconds = candidate.num_read * self.cost.token_seconds
-        return self.cost.request_seconds + fresh_seconds + late_seconds
+    def _each_seconds(self, candidates: Candidates, gains: Sequence[float]) -> list[float]:
+        """What each request adds to a pass; what was missed is read once for all its rounds."""
+        token_seconds = self.cost.token_seconds
+        request_seconds, of_read = (
+            (0.0, 0.0) if self._takes_all else (self.cost.request_seconds, token_seconds)
+        )
+        if self._takes_all and not any(candidates.num_late):
+            return [0.0] * len(candidates)
+        rows = zip(
+            *(candidates.num_read, candidates.num_late, candidates.num_left),
+            *(candidates.num_expected, gains),
+            strict=True,
+        )
+        return [
+            request_seconds
+            + of_read * num_read
+            + token_seconds * num_late / max(1.0, num_left / (1.0 + num_expected + gain))
+            for num_read, num_late, num_left, num_expected, gain in rows
+        ]
 
-    def _within_reading(self, candidates: Sequence[Candidate], chosen: list[int]) -> list[int]:
+    def _within_reading(self, candidates: Candidates, chosen: list[int]) -> list[int]:
         """As many as have missed no more than a round reads, together; one at least.
 
         Those that have missed least go first: the others wait, as replies do not.
         """
+        late = candidates.num_late
+        if sum(late[i] for i in chosen) <= self._most_late:
+            return chosen
         room = self._most_late
         kept: list[int] = []
-        for i in sorted(chosen, key=lambda i: candidates[i].num_late):
-            room -= candidates[i].num_late
+        for i in sorted(chosen, key=late.__getitem__):
+            room -= late[i]
             if room < 0 and kept:
                 break
             kept.append(i)
-        return kept
+        return sorted(kept)
 
     def _tried(
-        self, candidates: Sequence[Candidate], chosen: Sequence[int], fixed_seconds: float
+        self, candidates: Candidates, chosen: Sequence[int], fixed_seconds: float
     ) -> list[int]:
         """For each key that has waited for long enough, one request, as far as time was saved."""
-        with_model = {candidates[i].key for i in chosen}
-        by_key: dict[int, int] = {}
-        for i, candidate in enumerate(candidates):
-            least = by_key.setdefault(candidate.key, i)
-            if candidate.num_late < candidates[least].num_late:
-                by_key[candidate.key] = i
+        with_model = {candidates.keys[i] for i in chosen}
         tried: list[int] = []
-        for key, i in by_key.items():
+        for key in dict.fromkeys(candidates.keys):
             if key not in with_model and self._patience.is_over(key):
-                each = candidates[i]
-                seconds = fixed_seconds + self._seconds(each, 1.0)
-                if seconds > self._trial_seconds:
-                    continue
-                self._trial_seconds -= seconds
-                tried.append(i)
-        with_model |= {candidates[i].key for i in tried}
-        for key in by_key:
+                least = min(
+                    (i for i, each in enumerate(candidates.keys) if each == key),
+                    key=candidates.num_late.__getitem__,
+                )
+                cost = self.cost
+                seconds = fixed_seconds + cost.token_seconds * candidates.num_late[least]
+                if not self._takes_all:
+                    seconds += cost.request_seconds
+                    seconds += cost.token_seconds * candidates.num_read[least]
+                if seconds <= self._trial_seconds:
+                    self._trial_seconds -= seconds
+                    tried.append(least)
+                    with_model.add(key)
             self._patience.note(key, has_run=key in with_model)
         return tried

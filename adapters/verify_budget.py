@@ -12,13 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from paceline.policies.draft_budget import least_chance
+from paceline.caches import TreeBatch, choose_nodes, count_likelier
 from paceline.policies.round_cost import RoundCost
 
-Chances = npt.NDArray[np.float64]
-"""Of drafted tokens, those before them included; within a draft they never rise."""
-Offsets = npt.NDArray[np.int64]
-"""Where each request's drafted tokens begin, and where the last one's end."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outlook:
+    """What a round would be.
+
+    Attributes:
+        tokens: that it is expected to yield.
+        seconds: that it takes; 0 while they are not known.
+        expected: float64, (requests,). Tokens of each draft that would be accepted, all verified.
+    """
+
+    tokens: float
+    seconds: float
+    expected: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,54 +77,50 @@ class VerifyBudget:
         """The target's pass of the round that has begun took that long."""
         self.target.learn(num_requests, num_tokens, seconds, num_context=self._num_context)
 
-    def outlook(self, chances: Chances, *, drafting_seconds: float = 0.0) -> tuple[float, float]:
-        """Tokens and seconds of the round, 0 while unknown, if what is worth it is verified.
+    def outlook(self, drafts: TreeBatch, *, drafting_seconds: float = 0.0) -> Outlook:
+        """The round, if of these drafts what is worth it is verified.
 
         Args:
-            chances: of all tokens drafted so far.
+            drafts: so far; paths come likeliest first.
             drafting_seconds: what a model has taken in this round so far.
         """
-        price = self._price_of(chances, drafting_seconds)
-        is_kept = chances > price
-        num_tokens = self._num_requests + float(chances[is_kept].sum())
-        return num_tokens, self._seconds(int(is_kept.sum()), drafting_seconds)
+        num_kept, expected, _, tokens = self._chosen(drafts, drafting_seconds)
+        num_tokens = self._num_requests + int(num_kept.sum())
+        return Outlook(tokens, self._seconds(num_tokens, drafting_seconds), expected)
 
-    def cut(
-        self, chances: Chances, offsets: Offsets, *, drafting_seconds: float = 0.0
-    ) -> npt.NDArray[np.int64]:
-        """How many of each draft's tokens to verify, int64 (requests,).
+    def cut(self, drafts: TreeBatch, *, drafting_seconds: float = 0.0) -> npt.NDArray[np.int64]:
+        """How many of each draft's nodes to verify, its first ones, int64 (requests,).
 
         Args:
-            chances: float64, (drafted tokens,).
-            offsets: int64, (requests + 1,).
+            drafts: of the batch; paths come likeliest first.
             drafting_seconds: what a model has taken in this round.
         """
-        if self.always_draft:
-            return np.diff(offsets)
-        self.price = self._price_of(chances, drafting_seconds)
-        num_kept = self.num_worth(chances, offsets)
-        self.num_cut += len(chances) - int(num_kept.sum())
+        num_kept, _, self.price, _ = self._chosen(drafts, drafting_seconds)
+        self.num_cut += len(drafts.prob) - int(num_kept.sum())
         return num_kept
 
-    def num_worth(self, chances: Chances, offsets: Offsets) -> npt.NDArray[np.int64]:
-        """Tokens of each draft that are likelier than the last round's price, int64 (requests,)."""
-        kept = np.concatenate([[0], np.cumsum(chances > self.price)])
-        return np.diff(kept[offsets])
+    def num_worth(self, drafts: TreeBatch) -> npt.NDArray[np.int64]:
+        """Nodes of each draft that are worth the last round's price, int64 (requests,). O(n)."""
+        if self.price <= 0.0:
+            return np.diff(drafts.offsets)
+        return count_likelier(drafts.offsets, drafts.parent, drafts.prob, self.price)
 
-    def _price_of(self, chances: Chances, drafting_seconds: float) -> float:
-        if self.always_draft:
-            return 0.0
-        return least_chance(
-            chances,
+    def _chosen(
+        self, drafts: TreeBatch, drafting_seconds: float
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float, float]:
+        seconds = 0.0 if self.always_draft else self._seconds(self._num_requests, drafting_seconds)
+        return choose_nodes(
+            drafts.offsets,
+            drafts.parent,
+            drafts.prob,
             base_tokens=float(self._num_requests),
-            base_seconds=self._seconds(0, drafting_seconds),
+            base_seconds=seconds,
             token_seconds=self.target.token_seconds,
         )
 
-    def _seconds(self, num_drafted: int, drafting_seconds: float) -> float:
-        """Of the round, so many drafted tokens verified; 0 if unknown."""
+    def _seconds(self, num_tokens: int, drafting_seconds: float) -> float:
+        """Of the round, so many tokens verified; 0 if unknown."""
         if not self.target.is_known:
             return 0.0
-        num_tokens = self._num_requests + num_drafted
         seconds = self.target.seconds(self._num_requests, num_tokens, self._num_context)
         return drafting_seconds + seconds

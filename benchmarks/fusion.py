@@ -136,7 +136,7 @@ def _measure(
         answer = fusion.fuse(*arrays, keys=keys, max_tokens=budgets, max_branches=max_branches)
         return answer[5]
 
-    fused = _median_us(fuse, settings.rounds)
+    fused = median_us(fuse, settings.rounds)
     learned: list[float] = []
     for _ in range(settings.rounds * LEARN_CALLS):
         batch = fuse()
@@ -146,7 +146,7 @@ def _measure(
     return fused / len(drafts), float(np.median(learned)) / len(drafts)
 
 
-def _median_us(call: Callable[[], object], rounds: int) -> float:
+def median_us(call: Callable[[], object], rounds: int) -> float:
     """Of a call, in rounds long enough for the clock."""
     call()
     began = time.perf_counter()

@@ -1,6 +1,13 @@
 """The draft memory: native index, token trees, and the journal that shares what engines served."""
 
-from paceline.caches._native import CorpusSegment, DraftIndex, FusedBatch, Fusion
+from paceline.caches._native import (
+    CorpusSegment,
+    DraftIndex,
+    FusedBatch,
+    Fusion,
+    choose_nodes,
+    count_likelier,
+)
 from paceline.caches.records import (
     SCHEMA_VERSION,
     ModelFingerprint,
@@ -23,6 +30,8 @@ __all__ = [
     "Source",
     "TokenTree",
     "TreeBatch",
+    "choose_nodes",
+    "count_likelier",
     "load_snapshot",
     "save_snapshot",
     "tokenizer_digest",

@@ -24,6 +24,49 @@ def calibration_shape() -> tuple[int, int, int, int, int]:
     hits in the same order.
     """
 
+def choose_nodes(
+    offsets: npt.NDArray[np.int64],
+    parent: npt.NDArray[np.int32],
+    prob: npt.NDArray[np.float32],
+    *,
+    base_tokens: float,
+    base_seconds: float,
+    token_seconds: float,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float, float]:
+    """The drafted nodes that make a round's tokens a second the most, over its whole batch.
+
+    O(n log n). What is likelier than its time is worth is kept (TETRIS, arXiv 2502.15197).
+
+    Args:
+        offsets: (requests + 1,): request i has the nodes offsets[i]:offsets[i + 1].
+        parent: (nodes,): counted within the request; -1 continues the context.
+        prob: (nodes,): P(node accepted | parent accepted). Within a request paths come likeliest
+            first.
+        base_tokens: tokens of the round without drafts.
+        base_seconds: its time; 0 if unknown, then everything is kept.
+        token_seconds: what verifying one more takes; 0 keeps everything.
+
+    Returns:
+        How many nodes to keep of each request, int64 (requests,); how many are expected to be
+        accepted if all were, float64 (requests,); the chance up to which a node is not worth
+        verifying; the tokens that the round is expected to yield.
+
+    Raises:
+        ValueError: the arrays are no drafts.
+    """
+
+def count_likelier(
+    offsets: npt.NDArray[np.int64],
+    parent: npt.NDArray[np.int32],
+    prob: npt.NDArray[np.float32],
+    price: float,
+) -> npt.NDArray[np.int64]:
+    """First nodes of each request that are likelier than `price`, int64 (requests,). O(n).
+
+    Raises:
+        ValueError: the arrays are no drafts.
+    """
+
 class DraftIndex:
     """Draft memory of one engine worker.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,19 @@ class TreeBatch:
     prob: npt.NDArray[np.float32]
     source: npt.NDArray[np.uint8]
 
+    @classmethod
+    def of(cls, trees: Sequence[TokenTree]) -> TreeBatch:
+        """One batch of trees. O(nodes)."""
+        nothing = TokenTree.empty()
+        each = [nothing, *trees]
+        return cls(
+            np.cumsum([0, *map(len, trees)], dtype=np.int64),
+            np.concatenate([tree.token_ids for tree in each]),
+            np.concatenate([tree.parent for tree in each]),
+            np.concatenate([tree.prob for tree in each]),
+            np.concatenate([tree.source for tree in each]),
+        )
+
     def __len__(self) -> int:
         """Number of requests."""
         return len(self.offsets) - 1
@@ -52,20 +65,6 @@ class TreeBatch:
         tokens = self.token_ids.tolist()
         return [tokens[a:b] for a, b in pairwise(self.offsets.tolist())]
 
-    def path_probabilities(self) -> npt.NDArray[np.float64]:
-        """P(node accepted), float64 (num_nodes,): of it and all before it in its own tree.
-
-        O(num_nodes); of chains, which is what vLLM verifies, without a loop.
-        """
-        places = np.arange(len(self.prob)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
-        if not np.array_equal(self.parent, places - 1):
-            each = [tree.path_probabilities() for tree in self.trees()]
-            return np.concatenate([np.empty(0), *each])
-        sums = np.cumsum(np.log(np.maximum(self.prob, LEAST_PROBABILITY), dtype=np.float64))
-        before = np.concatenate([[0.0], sums])[np.arange(len(sums)) - places]
-        chances: npt.NDArray[np.float64] = np.exp(sums - before)
-        return chances
-
     def first(self, num_nodes: npt.NDArray[np.int64]) -> TreeBatch:
         """The first nodes of each tree, all of them where it has no more. O(num_nodes).
 
@@ -82,7 +81,3 @@ class TreeBatch:
             self.prob[is_kept],
             self.source[is_kept],
         )
-
-
-LEAST_PROBABILITY: Final = 1e-30
-"""Taken for a node that cannot be accepted, so that it has a logarithm."""

@@ -11,9 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
 LEAST_SURPLUS: Final = 1e-12
 """Tokens that are not told from none."""
 
@@ -52,26 +49,3 @@ def worth_their_time(
         if picked == chosen or base_seconds <= 0:
             return picked
         chosen, rate = picked, (base_tokens + gained) / (base_seconds + taken)
-
-
-def least_chance(
-    chances: npt.ArrayLike, *, base_tokens: float, base_seconds: float, token_seconds: float
-) -> float:
-    """The chance of being accepted below which a drafted token is not worth verifying.
-
-    What is likelier is worth it, all of it together, and nothing else is. O(n log n).
-
-    Args:
-        chances: of all tokens drafted for the batch, those before them in their draft included.
-        base_tokens: tokens of the round without drafts.
-        base_seconds: its time; 0 if unknown, then nothing is too unlikely.
-        token_seconds: what verifying one more takes.
-    """
-    if base_seconds <= 0 or token_seconds <= 0:
-        return 0.0
-    likeliest = -np.sort(-np.asarray(chances, np.float64))
-    tokens = base_tokens + np.concatenate([[0.0], np.cumsum(likeliest)])
-    seconds = base_seconds + token_seconds * np.arange(len(tokens))
-    is_waste = likeliest * seconds[:-1] <= tokens[:-1] * token_seconds
-    num_worth = int(is_waste.argmax()) if is_waste.any() else len(likeliest)
-    return float(tokens[num_worth] / seconds[num_worth] * token_seconds)

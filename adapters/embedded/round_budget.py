@@ -13,12 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from paceline.adapters.embedded.target import PREFILL_TOKENS
-from paceline.adapters.model_gate import Candidate, ModelGate
-from paceline.adapters.verify_budget import Chances, Offsets, VerifyBudget
-from paceline.caches import TokenTree
+from paceline.adapters.model_gate import Candidates, ModelGate
+from paceline.adapters.verify_budget import VerifyBudget
+from paceline.caches import TokenTree, TreeBatch
 from paceline.policies.draft_budget import worth_their_time
 from paceline.policies.round_cost import RoundCost
 
@@ -56,7 +54,7 @@ class Asking:
     Attributes:
         request_id: whose.
         recalled: the draft of memory alone.
-        key: as in `Candidate`, like all that follows.
+        key: as in `Candidates`, like all that follows.
         num_read: tokens that the model would read in any case.
         num_late: tokens that it has missed in earlier rounds.
         num_left: most tokens that the request will still say.
@@ -68,11 +66,6 @@ class Asking:
     num_read: int
     num_late: int
     num_left: int
-
-    @property
-    def num_expected(self) -> float:
-        """Tokens of memory's draft that are expected to be accepted. O(nodes)."""
-        return float(self.recalled.path_probabilities().sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +138,17 @@ class RoundBudget:
 
     def asked(self, asking: Sequence[Asking]) -> list[int]:
         """Which of them the model drafts for, in rising order (`ModelGate.asked`)."""
-        chances, _ = _flat([each.recalled for each in asking])
-        base_tokens, base_seconds = self._verify.outlook(chances)
+        outlook = self._verify.outlook(TreeBatch.of([each.recalled for each in asking]))
         chosen = self._gate.asked(
-            [
-                Candidate(each.key, each.num_expected, each.num_read, each.num_late, each.num_left)
-                for each in asking
-            ],
-            base_tokens=base_tokens,
-            base_seconds=base_seconds,
+            Candidates(
+                [each.key for each in asking],
+                outlook.expected.tolist(),
+                [each.num_read for each in asking],
+                [each.num_late for each in asking],
+                [each.num_left for each in asking],
+            ),
+            base_tokens=outlook.tokens,
+            base_seconds=outlook.seconds,
             further_seconds=self._further_each,
         )
         if asking:
@@ -176,16 +171,16 @@ class RoundBudget:
         if self._always_draft:
             return list(range(len(going)))
         gains = [float(tree.path_probabilities()[-1] * tree.prob[-1]) for tree in going]
-        chances, _ = _flat(trees)
-        tokens, seconds = self._verify.outlook(chances, drafting_seconds=self._drafting_seconds)
+        now = TreeBatch.of(trees)
+        outlook = self._verify.outlook(now, drafting_seconds=self._drafting_seconds)
         verifying = self._verify.target.token_seconds
         each = self.drafter.request_seconds + self.drafter.token_seconds + verifying
         return worth_their_time(
             gains,
             [each] * len(going),
             fixed_seconds=self.drafter.fixed_seconds,
-            base_tokens=tokens,
-            base_seconds=seconds,
+            base_tokens=outlook.tokens,
+            base_seconds=outlook.seconds,
         )
 
     @contextmanager
@@ -213,13 +208,12 @@ class RoundBudget:
     def issue(self, asking: Asking, drafted: TokenTree) -> None:
         """The model has made that of a request's draft."""
         self._issued[asking.request_id] = _Issued(
-            asking.key, asking.num_expected, asking.recalled, drafted
+            asking.key, float(asking.recalled.path_probabilities().sum()), asking.recalled, drafted
         )
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         """Drafts without what is not worth verifying; their nodes come likeliest path first."""
-        chances, offsets = _flat(trees)
-        kept = self._verify.cut(chances, offsets, drafting_seconds=self._drafting_seconds)
+        kept = self._verify.cut(TreeBatch.of(trees), drafting_seconds=self._drafting_seconds)
         self.counts.cut_tokens = self._verify.num_cut
         return [tree.first(num) for tree, num in zip(trees, kept.tolist(), strict=True)]
 
@@ -233,12 +227,5 @@ class RoundBudget:
 
     def _worth(self, tree: TokenTree, committed: Sequence[int]) -> float:
         """Tokens that a draft has brought, less what verifying it was worth."""
-        chances, offsets = _flat([tree])
-        num_nodes = int(self._verify.num_worth(chances, offsets)[0])
+        num_nodes = int(self._verify.num_worth(TreeBatch.of([tree]))[0])
         return tree.first(num_nodes).num_followed(committed) - self._verify.price * num_nodes
-
-
-def _flat(trees: Sequence[TokenTree]) -> tuple[Chances, Offsets]:
-    """The chances of all nodes, and where each tree's begin."""
-    each = [np.empty(0), *(tree.path_probabilities() for tree in trees)]
-    return np.concatenate(each), np.cumsum([0, *map(len, trees)], dtype=np.int64)

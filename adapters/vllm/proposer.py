@@ -154,7 +154,7 @@ class DraftProposer:
         known = zip(request_ids, lengths, strict=True)
         num_context = sum(length for request_id, length in known if request_id in limits)
         self.budget.begin(len(limits), num_context=num_context)
-        num_kept = self.budget.cut(proposed.path_probabilities(), proposed.offsets)
+        num_kept = self.budget.cut(proposed)
         kept = zip(wanted, proposed.token_lists(), num_kept.tolist(), strict=True)
         for request_id, tokens, num in kept:
             drafts[row_of[request_id]] = tokens[:num]

@@ -17,6 +17,7 @@
 #include "draft_index.hpp"
 #include "fusion_binding.hpp"
 #include "numpy_arrays.hpp"
+#include "round_budget_binding.hpp"
 #include "segment.hpp"
 #include "shared_log.hpp"
 #include "validation.hpp"
@@ -298,4 +299,5 @@ NB_MODULE(_native, module) {
       .def("check_integrity", &check_integrity);
   bind_segment(module);
   bind_fusion(module);
+  bind_round_budget(module);
 }

@@ -39,12 +39,12 @@ def model(*chains: tuple[list[int], float], sound: bool = True) -> ModelChains:
 def recall(fuser: ChainFuser, trees: TreeBatch, *, keys: Any = KEY, limit: int = 8) -> Recalled:
     names = [f"r{i}" for i in range(len(trees))]
     owners = [keys] * len(trees) if isinstance(keys, int) else list(keys)
+    fuser.budget.begin(len(trees))
     return fuser.recall(names, owners, [limit] * len(trees), trees)
 
 
 def wants_model(fuser: ChainFuser, recalled: Recalled) -> bool:
     """Whether the model is asked for the batch's first request, of which it has missed nothing."""
-    fuser.budget.begin(len(recalled.request_ids))
     readings = [Reading(num_read=1, num_late=0, num_left=64)] * len(recalled.request_ids)
     return 0 in fuser.asked(recalled, readings)
 
@@ -142,7 +142,6 @@ def test_what_is_not_worth_verifying_is_cut_whoever_drafted_it() -> None:
         dear_tokens(fuser)
         sure, unsure = ([1, 2, 3, 4], 0.99), ([5, 6, 7, 8], 0.45)
         recalled = recall(fuser, memory(sure, unsure))
-        fuser.budget.begin(2)
         alone = fuser.fuse(recalled, None)
         fused = fuser.fuse(recalled, model(([1, 2, 3, 4], 0.9), ([7, 8, 9, 9], 0.45)))
         lengths = [[len(chain) for chain in chains] for chains in (alone, fused)]
@@ -163,7 +162,6 @@ def test_a_model_is_worth_what_it_adds_less_what_verifying_it_takes() -> None:
         if is_dear:
             dear_tokens(fuser)
         for i in range(60):
-            fuser.budget.begin(2)
             recalled = recall(fuser, memory(([], 1.0)))
             assert fuser.fuse(recalled, model(([7, 8], 0.9))) != [[]]
             fuser.learn({"r0": [7, 1] if i % 20 == 0 else [1]})
@@ -187,8 +185,8 @@ def test_what_is_expected_is_a_sum_over_beginnings() -> None:
     """A chain of probability p a token is worth p + p² + …; an empty one nothing."""
     recalled = recall(ChainFuser(min_probability=0.01), memory(([1, 2, 3], 0.5), ([], 1.0)))
     chances = recalled.chains.prob.astype(float).cumprod()
-    assert recalled.chances.tolist() == pytest.approx(chances.tolist())
-    assert recalled.expected.tolist() == pytest.approx([chances.sum(), 0.0])
+    assert recalled.outlook.expected.tolist() == pytest.approx([chances.sum(), 0.0])
+    assert recalled.outlook.tokens == pytest.approx(2 + chances.sum())
 
 
 def test_requests_that_are_absent_teach_nothing() -> None:

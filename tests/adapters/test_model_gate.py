@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from paceline.adapters.model_gain import PATIENCE
-from paceline.adapters.model_gate import TRIAL_SHARE, Candidate, ModelGate
+from paceline.adapters.model_gate import TRIAL_SHARE, Candidates, ModelGate
 
 ROUND = 1.0
 """Seconds of the target's."""
@@ -23,15 +25,20 @@ def teach(gate: ModelGate, gained: float, *, key: int = 1, num_expected: float =
         gate.learn(key, num_expected, gained)
 
 
-def candidate(
-    *, key: int = 1, num_late: int = 0, num_left: int = 100, expected: float = 0.0
-) -> Candidate:
-    return Candidate(key, expected, num_read=1, num_late=num_late, num_left=num_left)
+class Candidate(NamedTuple):
+    """One request."""
+
+    key: int = 1
+    expected: float = 0.0
+    num_read: int = 1
+    num_late: int = 0
+    num_left: int = 100
 
 
-def asked(gate: ModelGate, *candidates: Candidate) -> list[int]:
-    tokens = sum(1.0 + each.num_expected for each in candidates)
-    return gate.asked(candidates, base_tokens=tokens, base_seconds=ROUND)
+def asked(gate: ModelGate, *batch: Candidate) -> list[int]:
+    tokens = sum(1.0 + each.expected for each in batch)
+    columns = [list(column) for column in zip(*batch, strict=True)] or [[]] * 5
+    return gate.asked(Candidates(*columns), base_tokens=tokens, base_seconds=ROUND)
 
 
 def test_it_drafts_where_that_yields_more_tokens_a_second() -> None:
@@ -39,7 +46,7 @@ def test_it_drafts_where_that_yields_more_tokens_a_second() -> None:
     for gained, wanted in ((0.19, False), (0.21, True)):
         gate = make_gate()
         teach(gate, gained)
-        assert bool(asked(gate, candidate())) == wanted
+        assert bool(asked(gate, Candidate())) == wanted
     assert asked(make_gate()) == []
 
 
@@ -48,17 +55,17 @@ def test_a_pass_that_takes_all_is_for_those_who_gain_by_it() -> None:
     gate = make_gate()
     teach(gate, 0.5)
     teach(gate, 0.0, num_expected=5.0)
-    served = candidate(expected=5.0)
-    assert asked(gate, candidate(), served, served, served) == []
-    assert asked(gate, candidate(), candidate(), candidate()) == [0, 1, 2]
+    served = Candidate(expected=5.0)
+    assert asked(gate, Candidate(), served, served, served) == []
+    assert asked(gate, Candidate(), Candidate(), Candidate()) == [0, 1, 2]
 
 
 def test_what_was_missed_is_read_for_what_is_left() -> None:
     """A long text that was not read is worth reading for a long reply only."""
     gate = make_gate(token=0.01)
     teach(gate, 0.5)
-    assert asked(gate, candidate(num_late=400, num_left=4000)) == [0]
-    assert asked(gate, candidate(num_late=400, num_left=4)) == []
+    assert asked(gate, Candidate(num_late=400, num_left=4000)) == [0]
+    assert asked(gate, Candidate(num_late=400, num_left=4)) == []
 
 
 def test_a_model_that_rests_is_tried_for_a_small_part_of_the_time() -> None:
@@ -66,7 +73,7 @@ def test_a_model_that_rests_is_tried_for_a_small_part_of_the_time() -> None:
     for seconds, least in ((0.2, PATIENCE), (3.0, 3.0 / TRIAL_SHARE)):
         gate = make_gate(seconds=seconds, token=0.001)
         teach(gate, 0.0)
-        batch = [candidate(num_late=90), candidate(num_late=30)]
+        batch = [Candidate(num_late=90), Candidate(num_late=30)]
         rounds = []
         for _ in range(1000):
             rounds.append(asked(gate, *batch))
@@ -80,7 +87,7 @@ def test_a_model_that_rests_is_tried_for_a_small_part_of_the_time() -> None:
 def test_trials_of_many_keys_share_the_time() -> None:
     """However many tenants there are, trying the model takes its part of the time and no more."""
     gate = make_gate(seconds=0.5)
-    batch = [candidate(key=key) for key in range(20)]
+    batch = [Candidate(key=key) for key in range(20)]
     for key in range(20):
         teach(gate, 0.0, key=key)
     num_tried = sum(len(asked(gate, *batch)) for _ in range(1000))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.adapters.verify_budget import Chances, Offsets, VerifyBudget
+from paceline.adapters.verify_budget import VerifyBudget
+from paceline.caches import TokenTree, TreeBatch
 
 FIXED, REQUEST, TOKEN = 0.02, 0.001, 0.0015
 """Seconds of a round."""
@@ -23,10 +24,15 @@ def make_budget(**settings: bool) -> VerifyBudget:
     return budget
 
 
-def flat(*drafts: list[float]) -> tuple[Chances, Offsets]:
-    """Chances of each draft's tokens, one behind the other."""
-    chances = np.array([chance for draft in drafts for chance in draft], np.float64)
-    return chances, np.cumsum([0, *map(len, drafts)], dtype=np.int64)
+def chains(*drafts: list[float]) -> TreeBatch:
+    """Chains whose tokens have these chances, those before them included."""
+    return TreeBatch.of([
+        TokenTree.chain(
+            range(len(draft)),
+            prob=[a / b for a, b in zip(draft, [1.0, *draft], strict=False)],
+        )
+        for draft in drafts
+    ])  # fmt: skip
 
 
 def rate(drafts: list[list[float]], kept: list[int]) -> float:
@@ -48,7 +54,7 @@ def test_nothing_else_gives_more_tokens_a_second(drafts: list[list[float]]) -> N
     """Of all ways to cut the drafts, as far as costs are known."""
     budget = make_budget()
     budget.begin(len(drafts))
-    kept = budget.cut(*flat(*drafts)).tolist()
+    kept = budget.cut(chains(*drafts)).tolist()
     grids = np.meshgrid(*(range(len(draft) + 1) for draft in drafts))
     every = np.stack(grids, -1).reshape(-1, len(drafts)).tolist()
     best = max(rate(drafts, choice) for choice in every)
@@ -61,29 +67,30 @@ def test_the_outlook_is_the_round_that_is_worth_it() -> None:
     budget = make_budget()
     budget.begin(3)
     drafts = [[0.9, 0.8], [0.3, 0.01], []]
-    tokens, seconds = budget.outlook(flat(*drafts)[0])
-    kept = budget.cut(*flat(*drafts)).tolist()
+    outlook = budget.outlook(chains(*drafts))
+    kept = budget.cut(chains(*drafts)).tolist()
     assert kept == [2, 1, 0]
-    assert tokens == pytest.approx(3 + 0.9 + 0.8 + 0.3)
-    assert tokens / seconds == pytest.approx(rate(drafts, kept), rel=0.01)
+    assert outlook.tokens == pytest.approx(3 + 0.9 + 0.8 + 0.3)
+    assert outlook.tokens / outlook.seconds == pytest.approx(rate(drafts, kept), rel=0.01)
+    assert outlook.expected.tolist() == pytest.approx([1.7, 0.31, 0.0])
 
 
 def test_drafting_that_took_long_makes_tokens_cheaper() -> None:
     """The dearer a round is already, the less likely a token may be."""
     budget = make_budget()
     budget.begin(2)
-    drafts = flat([0.5, 0.2, 0.1, 0.05], [])
-    short = budget.cut(*drafts).tolist()
-    long = budget.cut(*drafts, drafting_seconds=1.0).tolist()
+    drafts = chains([0.5, 0.2, 0.1, 0.05], [])
+    short = budget.cut(drafts).tolist()
+    long = budget.cut(drafts, drafting_seconds=1.0).tolist()
     assert short[0] < long[0] == 4
-    assert budget.num_worth(*drafts).tolist() == long
+    assert budget.num_worth(drafts).tolist() == long
 
 
 def test_before_costs_are_known_nothing_is_cut() -> None:
     """Nor where all is to be drafted, whatever it costs."""
-    unsure = flat([0.5, 0.01], [0.02])
+    unsure = chains([0.5, 0.01], [0.02])
     for budget in (VerifyBudget(), make_budget(always_draft=True)):
         budget.begin(2)
-        assert budget.cut(*unsure).tolist() == [2, 1]
+        assert budget.cut(unsure).tolist() == [2, 1]
         assert budget.num_cut == 0
-    assert VerifyBudget().outlook(unsure[0])[1] == 0.0
+    assert VerifyBudget().outlook(unsure).seconds == 0.0

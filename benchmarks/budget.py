@@ -1,0 +1,157 @@
+"""`paceline bench budget`: what choosing what is worth its time takes in a round.
+
+Random chains as memory drafts them, and a cost that has been learned: cutting the batch's drafts,
+choosing for whom a model drafts, learning from the round. Beside it, in the same run, the cut by a
+heap of each draft's next token, as one would write it first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import click
+import numpy as np
+
+from paceline.adapters.model_gate import Candidates, ModelGate
+from paceline.adapters.verify_budget import VerifyBudget
+from paceline.benchmarks.fusion import median_us
+from paceline.benchmarks.report import Report, write_report
+from paceline.caches import Source, TreeBatch
+from paceline.errors import ConfigError
+from paceline.policies.round_cost import RoundCost
+
+FIXED, REQUEST, TOKEN = 0.022, 0.0003, 0.0014
+"""Seconds, as on two cores with a small model."""
+MODEL_SHARE: Final = 0.1
+TAUGHT_ROUNDS: Final = 200
+NUM_LEFT: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetBenchSettings:
+    """What is chosen from.
+
+    Attributes:
+        tokens: drafted for each request at most.
+        batches: requests a round.
+        rounds: each figure is the median of as many.
+        seed: of the drafts.
+    """
+
+    tokens: int = 16
+    batches: tuple[int, ...] = (1, 32, 256)
+    rounds: int = 9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "rounds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; give at least 1")
+
+
+def random_chains(rng: np.random.Generator, batch: int, most: int) -> TreeBatch:
+    """Of all lengths, sure and unsure ones."""
+    lengths = rng.integers(0, most + 1, size=batch)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    sure = np.repeat(rng.uniform(0.4, 1.0, size=batch), lengths)
+    return TreeBatch(
+        offsets,
+        rng.integers(0, 49_152, size=offsets[-1]).astype(np.int32),
+        (np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) - 1).astype(np.int32),
+        (sure * rng.uniform(0.8, 1.0, size=offsets[-1])).astype(np.float32),
+        np.full(offsets[-1], Source.WORKLOAD, np.uint8),
+    )
+
+
+def run_budget_bench(settings: BudgetBenchSettings) -> dict[str, float]:
+    """Microseconds a round, and of the heap a multiple."""
+    rng = np.random.default_rng(settings.seed)
+    figures: dict[str, float] = {}
+    for size in settings.batches:
+        drafts = random_chains(rng, size, settings.tokens)
+        budget = VerifyBudget()
+        gate = ModelGate(most_late=512, takes_all=True)
+        teach(budget.target, rng, size, 1.0)
+        teach(gate.cost, rng, size, MODEL_SHARE)
+        budget.begin(size, num_context=500 * size)
+        where = f"batch_{size}"
+
+        def cut(drafts: TreeBatch = drafts, budget: VerifyBudget = budget) -> list[list[int]]:
+            kept = budget.cut(drafts).tolist()
+            return [t[:n] for t, n in zip(drafts.token_lists(), kept, strict=True)]
+
+        def by_heap(drafts: TreeBatch = drafts, size: int = size) -> list[int]:
+            return heap_cut(drafts, size)
+
+        def learn(budget: VerifyBudget = budget, size: int = size) -> None:
+            budget.learn(size, 2 * size, FIXED + (REQUEST + 2 * TOKEN) * size)
+
+        def ask(
+            budget: VerifyBudget = budget,
+            gate: ModelGate = gate,
+            drafts: TreeBatch = drafts,
+            size: int = size,
+        ) -> list[int]:
+            outlook = budget.outlook(drafts)
+            candidates = Candidates(
+                [7] * size,
+                outlook.expected.tolist(),
+                [2] * size,
+                [i % 3 for i in range(size)],
+                [NUM_LEFT] * size,
+            )
+            return gate.asked(candidates, base_tokens=outlook.tokens, base_seconds=outlook.seconds)
+
+        figures[f"{where}/cut_us"] = median_us(cut, settings.rounds)
+        figures[f"{where}/learn_us"] = median_us(learn, settings.rounds)
+        figures[f"{where}/gate_us"] = median_us(ask, settings.rounds)
+        heap = median_us(by_heap, settings.rounds)
+        figures[f"{where}/heap_cut_us"] = heap
+        figures[f"{where}/heap_over_cut"] = heap / figures[f"{where}/cut_us"]
+    return figures
+
+
+def teach(cost: RoundCost, rng: np.random.Generator, size: int, share: float) -> None:
+    """Rounds around those that are measured."""
+    for _ in range(TAUGHT_ROUNDS):
+        requests = int(rng.integers(1, size + 1))
+        tokens = requests + int(rng.integers(0, 4 * requests))
+        seconds = share * (FIXED + REQUEST * requests + TOKEN * tokens)
+        cost.learn(requests, tokens, seconds, num_context=500 * requests)
+
+
+def heap_cut(drafts: TreeBatch, num_requests: int) -> list[int]:
+    """How many tokens of each draft to verify: the likeliest next one as long as it pays."""
+    probs = drafts.prob.tolist()
+    bounds = list(pairwise(drafts.offsets.tolist()))
+    kept = [0] * len(bounds)
+    heap = [(-probs[start], i, start) for i, (start, stop) in enumerate(bounds) if start < stop]
+    heapq.heapify(heap)
+    tokens = float(num_requests)
+    seconds = FIXED + (REQUEST + TOKEN) * num_requests
+    while heap:
+        chance, i, at = heap[0]
+        if -chance * seconds <= tokens * TOKEN:
+            break
+        tokens, seconds = tokens - chance, seconds + TOKEN
+        kept[i] += 1
+        if at + 1 < bounds[i][1]:
+            heapq.heapreplace(heap, (chance * probs[at + 1], i, at + 1))
+        else:
+            heapq.heappop(heap)
+    return kept
+
+
+@click.command("budget")
+@click.option("--tokens", default=16, show_default=True, help="Drafted for a request at most.")
+@click.option("--rounds", default=9, show_default=True, help="Each figure is their median.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report there")
+def budget(tokens: int, rounds: int, json_file: Path | None) -> None:
+    """What choosing what is worth its time takes in a round; no model runs."""
+    settings = BudgetBenchSettings(tokens=tokens, rounds=rounds)
+    figures = run_budget_bench(settings)
+    write_report(Report(bench="budget", settings=asdict(settings), figures=figures), json_file)
