@@ -93,6 +93,7 @@ def try_fusion(llm: Any) -> dict[str, Any]:
     result["again"] = run_all(llm, NUM_AGAIN)
     proposer.budget.always_draft = True  # what a round takes depends on the machine
     result |= compare_skipping(llm, proposer)
+    result["narrowed"] = try_narrowing(llm, proposer)
     result["sampled"] = run_sampled(llm)
     result["failures"] = proposer.failures.count
     result |= break_things(llm, worker, proposer)
@@ -114,6 +115,38 @@ def every_nth(n: int) -> Any:
             return [] if self.num_rounds % n else list(range(len(candidates)))
 
     return EveryNth(most_late=MOST_LATE, takes_all=True)
+
+
+NARROWED = {
+    "memory": {"paceline_draft_sources": "memory"},
+    "model": {"draft_sources": "model"},
+    "few": {"paceline_draft_tokens": 2, "draft_tokens": 7},
+    "off": {"paceline_speculation": "off"},
+}
+
+
+def try_narrowing(llm: Any, proposer: Any) -> dict[str, Any]:
+    """Requests whose policy or client lets some draft only, or only so much."""
+    result: dict[str, Any] = {}
+    gate, proposer.fuser.gate = proposer.fuser.gate, every_nth(1)
+    fuse = proposer.fuser.fuse
+    longest = 0
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal longest
+        fused = fuse(*args, **kwargs)
+        longest = max(longest, *map(len, fused), 0)
+        return fused
+
+    proposer.fuser.fuse = watched
+    for name, xargs in NARROWED.items():
+        before, longest = proposer.stats(), 0
+        outputs = run_all(llm, NUM_AGAIN, tenant="narrow", **xargs)
+        after = proposer.stats()
+        counts = {key: after[key] - before[key] for key in after}
+        result[name] = counts | {"outputs": outputs, "longest": longest}
+    proposer.fuser.fuse, proposer.fuser.gate = fuse, gate
+    return result
 
 
 def compare_skipping(llm: Any, proposer: Any) -> dict[str, Any]:
@@ -202,7 +235,9 @@ def break_things(llm: Any, worker: Any, proposer: Any) -> dict[str, Any]:
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens"
 
 
-def run_all(llm: Any, count: int = NUM_REQUESTS, tenant: str = "t") -> list[list[int]]:
+def run_all(
+    llm: Any, count: int = NUM_REQUESTS, tenant: str = "t", **xargs: Any
+) -> list[list[int]]:
     """Greedy replies to the first `count` prompts, several at once."""
     from vllm import SamplingParams
 
@@ -211,7 +246,7 @@ def run_all(llm: Any, count: int = NUM_REQUESTS, tenant: str = "t") -> list[list
             temperature=0,
             max_tokens=MAX_MODEL_LEN if number % 4 == 0 and number < NUM_AGAIN else 24,
             ignore_eos=number % 2 == 0,
-            extra_args={"paceline_tenant": tenant, "paceline_session": f"s{number}"},
+            extra_args={"paceline_tenant": tenant, "paceline_session": f"s{number}"} | xargs,
         )
         for number in range(count)
     ]

@@ -98,6 +98,21 @@ def test_a_model_that_rested_drafts_as_if_it_had_not(fused: dict[str, Any]) -> N
     assert blind["largest_difference"] > 1e-2
 
 
+def test_policy_and_client_say_who_drafts_and_how_far(
+    off: dict[str, Any], fused: dict[str, Any]
+) -> None:
+    """Memory alone, the model alone, few tokens, none: and the same is said."""
+    narrowed = fused["narrowed"]
+    for counts in narrowed.values():
+        assert counts["outputs"] == off["outputs"][: len(counts["outputs"])]
+    memory, model, few = (narrowed[name] for name in ("memory", "model", "few"))
+    assert memory["drafted_memory"] > 0 == memory["drafted_model"]
+    assert model["drafted_model"] > 0 == model["drafted_memory"]
+    assert few["longest"] == 2 < memory["longest"]
+    assert few["drafted_memory"] > 0 < few["drafted_model"]
+    assert narrowed["off"]["drafted_memory"] == narrowed["off"]["drafted_model"] == 0
+
+
 def test_sampled_requests_are_answered(fused: dict[str, Any]) -> None:
     """Sampling, with and without a seed, beside greedy requests, ends where it should."""
     assert set(fused["sampled"]) == {16}
