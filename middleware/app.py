@@ -30,6 +30,7 @@ from paceline.middleware.metrics import ProxyMetrics
 from paceline.middleware.relay import EventHold
 from paceline.middleware.request_body import view_body, with_fields
 from paceline.middleware.routing import Replica, ReplicaSet
+from paceline.middleware.shaped_send import shaper_of
 from paceline.middleware.upstream import (
     AiohttpUpstream,
     UpstreamError,
@@ -160,6 +161,7 @@ class Proxy:
                 failed = ApiError(SERVER_ERROR, "the proxy failed; its log says why", "api_error")
                 await exchange.answer(failed.status, failed.body())
         finally:
+            await exchange.close()
             self.metrics.in_flight.dec()
             seconds = time.perf_counter() - started
             self.metrics.finished(tenant_name, _route_of(exchange.path), exchange.status, seconds)
@@ -216,6 +218,8 @@ class Proxy:
     async def _generate(self, exchange: Exchange, tenant: Tenant) -> None:
         body = await exchange.read_body(max_bytes=self.config.max_body_bytes)
         view = view_body(body)
+        if tenant.side_channel != "open":
+            exchange.shape(shaper_of(tenant, view, self.config.shaping, self.metrics.shaping))
         identity = identify(tenant, exchange.headers, view)
         exchange.request_id = new_request_id()
         captured = None
@@ -345,6 +349,7 @@ class Proxy:
 
         An engine that dies in it leaves whole events and one error event.
         """
+        exchange.promise(response.status, _passed_on(response.headers))
         hold = EventHold() if taking is None else taking.stream()
         try:
             async for chunk in response.chunks():

@@ -66,6 +66,9 @@ class Tenant(BaseModel):
         record: False keeps what it says and reads out of every shared memory.
         memory: what its draft memory is kept to.
         speculation: ``off`` has the target answer without drafts.
+        side_channel: what sizes and times of its answers' packets may tell of what is in them:
+            ``open``, they are the engine's; ``aggregate``, events are sent together at fixed
+            intervals; ``padded``, at fixed intervals and in fixed sizes.
         allow: protected request fields that its clients may set themselves.
     """
 
@@ -78,6 +81,7 @@ class Tenant(BaseModel):
     record: bool = True
     memory: MemoryPolicy = MemoryPolicy()
     speculation: Literal["auto", "off"] = "auto"
+    side_channel: Literal["open", "aggregate", "padded"] = "open"
     allow: tuple[ProtectedField, ...] = ()
 
     @model_validator(mode="before")
