@@ -1,7 +1,7 @@
 """An ASGI `send` that writes an answer on the ticks of its grid; see `paceline.middleware.shaping`.
 
-One timer for each stream, of the event loop's clock. What is written at a tick is one write of the
-server's, which uvloop hands to the socket in the same round of its loop, without Nagle's delay.
+One timer for each stream, of the event loop's clock. A tick is one write to the socket, which
+uvloop makes at once and without Nagle's delay; the first has one with the answer's head before it.
 """
 
 from __future__ import annotations
