@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from typing import Final
 import click
 import yaml
 
+from paceline.benchmarks.cpu_time import settled_cpu_seconds
 from paceline.benchmarks.report import Report, write_report
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.errors import ConfigError
@@ -35,9 +35,6 @@ from paceline.processes import ChildProcess, answers, free_port
 
 REPLY_BYTES: Final = 1024
 START_SECONDS: Final = 30.0
-QUIET_SECONDS: Final = 0.3
-SETTLE_SECONDS: Final = 10.0
-CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,17 +100,17 @@ async def _measure(settings: ProxyBenchSettings, ways: list[Way]) -> list[dict[s
 
 async def _turn(settings: ProxyBenchSettings, way: Way) -> dict[str, float]:
     """One way's figures in one turn; CPU figures on the ways with a process in the middle."""
-    start = await _settled_cpu_seconds(way.pid)
+    start = await settled_cpu_seconds(way.pid)
     p50_ms = 1e3 * median(await _requests(way.port, settings.requests))
-    after_requests = await _settled_cpu_seconds(way.pid)
+    after_requests = await settled_cpu_seconds(way.pid)
     rate = await _rate(way.port, settings)
-    before_streams = await _settled_cpu_seconds(way.pid)
+    before_streams = await settled_cpu_seconds(way.pid)
     for _ in range(settings.streams):
         await _stream(way.port)
     figures = {"p50_ms": p50_ms, "requests_per_second": rate}
     if way.pid is not None:
         request_seconds = (after_requests - start) / settings.requests
-        stream_seconds = (await _settled_cpu_seconds(way.pid) - before_streams) / settings.streams
+        stream_seconds = (await settled_cpu_seconds(way.pid) - before_streams) / settings.streams
         figures["cpu_ms_per_request"] = 1e3 * request_seconds
         figures["cpu_us_per_chunk"] = 1e6 * (stream_seconds - request_seconds) / settings.chunks
     return figures
@@ -197,26 +194,6 @@ async def _connection(
     finally:
         writer.close()
         await writer.wait_closed()
-
-
-async def _settled_cpu_seconds(pid: int | None) -> float:
-    """CPU seconds of a process once it rests: work behind its answers counts for what caused it."""
-    before, deadline = _cpu_seconds(pid), time.monotonic() + SETTLE_SECONDS
-    while time.monotonic() < deadline:
-        await asyncio.sleep(QUIET_SECONDS)
-        now = _cpu_seconds(pid)
-        if now == before:
-            break
-        before = now
-    return before
-
-
-def _cpu_seconds(pid: int | None) -> float:
-    """CPU seconds that a process has used, user and system (Linux); 0 without a process."""
-    if pid is None:
-        return 0.0
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from paceline.middleware.policy_follower import PolicyFollower
 from paceline.middleware.relay import EventHold
 from paceline.middleware.request_body import view_body, with_fields
 from paceline.middleware.routing import Replica, ReplicaSet
+from paceline.middleware.shaped_send import shaper_of
 from paceline.middleware.upstream import (
     AiohttpUpstream,
     UpstreamError,
@@ -187,6 +188,7 @@ class Proxy:
                 failed = ApiError(SERVER_ERROR, "the proxy failed; its log says why", "api_error")
                 await exchange.answer(failed.status, failed.body())
         finally:
+            await exchange.close()
             self.metrics.in_flight.dec()
             seconds = time.perf_counter() - started
             self.metrics.finished(tenant_name, _route_of(exchange.path), exchange.status, seconds)
@@ -246,6 +248,8 @@ class Proxy:
         view = view_body(body)
         tenant = caller.tenant
         identity = identify(caller.policy, tenant, exchange.headers, view)
+        if identity.policy.side_channel != "open":
+            exchange.shape(shaper_of(identity, view, self.config.shaping, self.metrics.shaping))
         exchange.request_id = new_request_id()
         if exchange.headers.get(EXPLAIN_HEADER, "").strip().lower() == "on":
             exchange.own_headers = identity.explained()
@@ -377,6 +381,7 @@ class Proxy:
 
         An engine that dies in it leaves whole events and one error event.
         """
+        exchange.promise(response.status, _passed_on(response.headers))
         hold = EventHold() if taking is None else taking.stream()
         try:
             async for chunk in response.chunks():

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from paceline.errors import ConfigError
+from paceline.middleware.shaping import BUCKETS
 from paceline.policies.tenants import PolicyFile, describe, parse_policy
 
 
@@ -106,6 +107,30 @@ class CaptureConfig(BaseModel):
         return max_bytes
 
 
+class ShapingConfig(BaseModel):
+    """How answers of tenants whose ``side_channel`` is ``aggregate`` or ``padded`` are written.
+
+    Attributes:
+        interval_ms: time between two ticks; nothing is written in between.
+        bytes_per_tick: size of each tick of a padded stream; more for requests of several choices
+            or with log probabilities. A whole answer is padded to it times a power of two.
+        round_ticks: a padded answer ends at a tick whose number is a multiple of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    interval_ms: Annotated[int, Field(ge=5, le=10_000)] = 100
+    bytes_per_tick: int = 4096
+    round_ticks: Annotated[int, Field(ge=1, le=10_000)] = 10
+
+    @field_validator("bytes_per_tick")
+    @classmethod
+    def _check_size(cls, size: int) -> int:
+        if size not in BUCKETS:
+            raise ValueError(f"it is none of {', '.join(map(str, BUCKETS))}; choose one of them")
+        return size
+
+
 class ProxyConfig(BaseModel):
     """The whole configuration file.
 
@@ -119,6 +144,7 @@ class ProxyConfig(BaseModel):
             have our worker.
         priority_scheduling: engines schedule by priority (vLLM's ``--scheduling-policy priority``)
             and are told that of each request's policy; others refuse a request that has one.
+        shaping: how answers are written that shall not tell by sizes and times what is in them.
         max_body_bytes: longest request body.
         connect_timeout_seconds: longest wait for a connection to an engine.
         read_timeout_seconds: longest silence of an engine within a reply.
@@ -132,6 +158,7 @@ class ProxyConfig(BaseModel):
     policy_file: Path | None = None
     capture: CaptureConfig | None = None
     priority_scheduling: bool = False
+    shaping: ShapingConfig = ShapingConfig()
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0

@@ -6,7 +6,7 @@ Reading the body, sending, noticing that the client left.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from paceline.api_errors import ApiError
 
@@ -21,6 +21,19 @@ JSON: Final = (b"content-type", b"application/json")
 
 class ClientGoneError(Exception):
     """The client left before its answer was complete."""
+
+
+class ShapesAnswer(Protocol):
+    """What stands between an answer and the server, and decides when which bytes leave."""
+
+    def promise(self, head: Message) -> None:
+        """An engine will stream, with that head; nothing of it has come yet."""
+
+    async def send(self, message: Message) -> None:
+        """Take one message of the answer."""
+
+    async def close(self) -> None:
+        """Stop writing. Harmless after the end."""
 
 
 class Exchange:
@@ -45,6 +58,7 @@ class Exchange:
         """What the answer's head says beside what the engine says."""
         self._receive = receive
         self._send = send
+        self._shape: ShapesAnswer | None = None
 
     @property
     def started(self) -> bool:
@@ -83,20 +97,39 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             continue
 
+    def shape(self, make: Callable[[Send], ShapesAnswer]) -> None:
+        """Have the answer written by what `make` makes of the server's `send`; before its start."""
+        self._shape = make(self._send)
+        self._send = self._shape.send
+
+    def promise(self, status: int, headers: RawHeaders) -> None:
+        """Tell what shapes the answer, if anything does, that an engine has begun to stream.
+
+        The answer has not started: another engine may still give it.
+        """
+        if self._shape is not None:
+            self._shape.promise(self._head(status, headers))
+
+    async def close(self) -> None:
+        """Let go of what writes the answer."""
+        if self._shape is not None:
+            await self._shape.close()
+
     async def start(self, status: int, headers: RawHeaders) -> None:
         """Send the answer's head."""
         self.status = status
+        await self._send(self._head(status, headers))
+
+    def _head(self, status: int, headers: RawHeaders) -> Message:
         ids = [(b"x-request-id", self.request_id.encode())] if self.request_id else []
         theirs = self.headers.get("x-request-id")
         if theirs:
             ids.append((b"x-client-request-id", theirs.encode("latin-1")))
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [*headers, *self.own_headers, *ids],
-            }
-        )
+        return {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [*headers, *self.own_headers, *ids],
+        }
 
     async def write(self, data: bytes) -> None:
         """Send a part of the answer's body."""

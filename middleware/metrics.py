@@ -7,7 +7,58 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from paceline.middleware.shaping import ShapingTotals
+
 LATENCY_BUCKETS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+class ShapingMetrics:
+    """What shaping does and costs, by tenant and shape.
+
+    Args:
+        registry: takes the metrics.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ["tenant", "side_channel"]
+        self._answers = Counter(
+            "paceline_proxy_shaped_answers", "Shaped answers.", labels, registry=registry
+        )
+        self._ticks = Counter(
+            "paceline_proxy_shaping_ticks",
+            "Writes of shaped answers to clients.",
+            labels,
+            registry=registry,
+        )
+        self._padding = Counter(
+            "paceline_proxy_shaping_padding_bytes",
+            "Bytes of filler sent to clients.",
+            labels,
+            registry=registry,
+        )
+        self._pieces = Counter(
+            "paceline_proxy_shaping_pieces",
+            "Pieces of streams, as they came from engines, that were held back for a tick.",
+            labels,
+            registry=registry,
+        )
+        self._held = Counter(
+            "paceline_proxy_shaping_held_seconds",
+            "Seconds for which they were, together.",
+            labels,
+            registry=registry,
+        )
+
+    def add(self, tenant: str, shape: str, totals: ShapingTotals) -> None:
+        """Count one answer that has ended or was given up."""
+        for counter, value in (
+            (self._answers, 1),
+            (self._ticks, totals.num_ticks),
+            (self._padding, totals.num_padding),
+            (self._pieces, totals.num_held),
+            (self._held, totals.held_seconds),
+        ):
+            counter.labels(tenant, shape).inc(value)
 
 
 class ProxyMetrics:
@@ -59,6 +110,8 @@ class ProxyMetrics:
             ["upstream"],
             registry=self.registry,
         )
+
+        self.shaping = ShapingMetrics(self.registry)
 
     def finished(self, tenant: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request. O(1)."""

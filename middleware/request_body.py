@@ -36,6 +36,8 @@ class BodyView(msgspec.Struct):
     n: msgspec.Raw = ABSENT
     echo: msgspec.Raw = ABSENT
     use_beam_search: msgspec.Raw = ABSENT
+    logprobs: msgspec.Raw = ABSENT
+    top_logprobs: msgspec.Raw = ABSENT
     return_token_ids: msgspec.Raw = ABSENT
     messages: msgspec.Raw = ABSENT
     tools: msgspec.Raw = ABSENT
@@ -65,6 +67,20 @@ class BodyView(msgspec.Struct):
             return 1
         try:
             return max(msgspec.json.decode(self.n, type=int), 0)
+        except msgspec.DecodeError:
+            return 0
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives whose log probabilities are asked for, None for no log probabilities.
+
+        A chat says ``logprobs: true`` and a number in ``top_logprobs``, a completion the number.
+        """
+        if bytes(self.logprobs) in (*UNSET, b"false"):
+            return None
+        number = self.top_logprobs if bytes(self.logprobs) == b"true" else self.logprobs
+        try:
+            return max(msgspec.json.decode(number, type=int), 0)
         except msgspec.DecodeError:
             return 0
 

@@ -1,0 +1,1 @@
+"""`paceline bench leak`: what an eavesdropper learns from the times and sizes of streams."""
