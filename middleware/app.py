@@ -36,6 +36,7 @@ from paceline.middleware.upstream import (
     UpstreamResponse,
     open_session,
 )
+from paceline.middleware.workload_namer import namer_of
 from paceline.policies.tenants import PolicyFile, Tenant
 
 logger = logging.getLogger("paceline.proxy")
@@ -78,6 +79,7 @@ class Proxy:
         self._capture: Capture | None = None
         if config.capture is not None:
             self._capture = Capture(config.capture, policy, self.metrics.registry)
+        self._namer = namer_of(config, policy, self.metrics.registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -100,6 +102,8 @@ class Proxy:
         """Connect to the engines and start watching them."""
         if self._capture is not None and not await asyncio.to_thread(self._capture.open):
             self._capture = None
+        if self._namer is not None:
+            await self._namer.open()
         session = open_session(connect_timeout_seconds=self.config.connect_timeout_seconds)
         self._session = session
         self._replicas = ReplicaSet(
@@ -130,6 +134,8 @@ class Proxy:
             await self._session.close()
         if self._capture is not None:
             await asyncio.to_thread(self._capture.close)
+        if self._namer is not None:
+            await asyncio.to_thread(self._namer.close)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -217,6 +223,8 @@ class Proxy:
         body = await exchange.read_body(max_bytes=self.config.max_body_bytes)
         view = view_body(body)
         identity = identify(tenant, exchange.headers, view)
+        if self._namer is not None:
+            identity = await self._namer.named(identity)
         exchange.request_id = new_request_id()
         captured = None
         if self._capture is not None:

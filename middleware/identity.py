@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
 from paceline.api_errors import ApiError
 from paceline.middleware.config import is_loopback
-from paceline.middleware.request_body import BodyView, opening_of
+from paceline.middleware.request_body import BodyView, opening_of, text_of
 from paceline.policies.tenants import LOCAL_TENANT, MemoryPolicy, PolicyFile, Tenant
 from paceline.policies.workload import WORKLOAD_HEADER, session_of, workload_of
 
 SALT_BYTES: Final = 16
 RECORD_HEADER: Final = "x-paceline-record"
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What tells the kind of work where no header does, as it stands in the body.
+
+    Attributes:
+        system: the system prompt.
+        tools: the tool schemas.
+        opening: the first user message, where there is neither.
+    """
+
+    system: bytes
+    tools: bytes
+    opening: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of it all."""
+        return len(self.system) + len(self.tools) + len(self.opening)
+
+    def parts(self) -> tuple[str, str, str]:
+        """The same as text. O(bytes)."""
+        tools = self.tools.decode("utf-8", "replace")
+        return text_of(self.system), tools, text_of(self.opening)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +52,14 @@ class Identity:
         session: id of the conversation, "" if nothing tells.
         workload: name of the kind of work, "" if nothing tells.
         record: whether anything may remember it.
+        wording: what its workload can be found by; None where a header names it, or nothing tells.
     """
 
     tenant: Tenant
     session: str
     workload: str
     record: bool
+    wording: Wording | None = field(default=None, repr=False, compare=False)
 
     def xargs(self) -> dict[str, str | int | float]:
         """The identity as flat extra arguments for the engine's worker."""
@@ -120,11 +147,15 @@ def identify(tenant: Tenant, headers: Mapping[str, str], view: BodyView) -> Iden
     """
     header = headers.get(WORKLOAD_HEADER)
     system, user = opening_of(view)
+    tools = bytes(view.tools)
+    workload = workload_of(header=header, system=system, tools=tools)
+    told_by = Wording(system, tools, b"" if workload else user)
     return Identity(
         tenant,
         session_of(cache_key=view.cache_key, headers=headers, opening=(system, user)),
-        workload_of(header=header, system=system, tools=bytes(view.tools)),
+        workload,
         tenant.record and may_record(headers.get(RECORD_HEADER)),
+        told_by if told_by.num_bytes and workload != header else None,
     )
 
 
