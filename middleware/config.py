@@ -110,7 +110,7 @@ class WorkloadsConfig(BaseModel):
     """Kinds of work found by the wording of requests, where no header names them.
 
     Attributes:
-        clusters: whether they are; left out, where a Redis is named here or for the capture.
+        clusters: whether they are; left out, where a Redis is named here.
         redis_url: Redis that proxies share the names through; left out, the capture's.
         near_prompts: whether a system prompt that differs from a known one in details only counts
             as the same workload. False leaves each prompt its fingerprint; requests without system

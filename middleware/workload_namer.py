@@ -45,6 +45,7 @@ MAX_ALIASES: Final = 4096
 MAX_QUEUED: Final = 256
 MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
 CLOSE_SECONDS: Final = 2.0
+PAUSE_SECONDS: Final = 20e-6
 SECONDS_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
 TextKey = tuple[str, str]
@@ -235,7 +236,7 @@ class WorkloadNamer:
 
     def _placed(self, features: TextFeatures, job: _Job) -> str:
         try:
-            vectors = features.vectors(job.wording.parts())
+            vectors = features.vectors(job.wording.parts(), pause=_let_others_run)
             return self._keeper.name(job.place, job.key[1], vectors, begun_at=job.begun_at)
         except Exception as error:  # noqa: BLE001  counted: one text must not end the naming of others
             self._metrics.dropped.labels("failed").inc()
@@ -317,6 +318,11 @@ def text_name(scope: str, opening: bytes) -> str:
     return f"kind-{fingerprint((scope.encode(), opening))}"
 
 
+def _let_others_run() -> None:
+    """Give the interpreter to the event loop, which else waits 5 ms for it."""
+    time.sleep(PAUSE_SECONDS)
+
+
 def namer_of(
     config: ProxyConfig, policy: PolicyFile | None, registry: CollectorRegistry
 ) -> WorkloadNamer | None:
@@ -328,13 +334,7 @@ def namer_of(
     """
     wanted = config.workloads
     redis_url = wanted.redis_url or (config.capture.redis_url if config.capture else None)
-    if not (redis_url is not None if wanted.clusters is None else wanted.clusters):
-        return None
-    if wanted.clusters is None and find_spec("sklearn") is None:
-        logger.warning(
-            "workloads are named by header and fingerprint alone: scikit-learn is not installed "
-            "(pip install 'paceline[proxy]'; workloads.clusters: false says that this is meant)"
-        )
+    if not (wanted.redis_url is not None if wanted.clusters is None else wanted.clusters):
         return None
     return WorkloadNamer(wanted, redis_url, policy, registry)
 

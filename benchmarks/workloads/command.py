@@ -16,7 +16,7 @@ DEFAULTS = WorkloadBenchSettings()
 @click.option(
     "--traces",
     required=True,
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=click.Path(path_type=Path),
     help="Folder of recorded agent traces.",
 )
 @click.option(

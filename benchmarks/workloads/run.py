@@ -268,8 +268,8 @@ def _raw(text: str) -> bytes:
 
 def table(figures: Mapping[str, Any]) -> str:
     """The figures as a Markdown table, a row a wording and way of naming."""
-    columns = ("names", "names_per_kind", "alone", "purity", "ari", "family_purity", "family_ari")
-    columns = (*columns, "agreement_of_orders", "first_names_kept", "place_us_mean")
+    columns = ["names", "names_per_kind", "alone", "purity", "ari", "family_purity", "family_ari"]
+    columns += ["agreement_of_orders", "first_names_kept", "place_us_mean"]
     lines = [f"| wording | named by | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
     for wording in WORDINGS:
         for name in ("fingerprint", "paceline", *peers()):

@@ -266,7 +266,7 @@ def test_redis_that_comes_and_goes_costs_no_request(
 
 
 def test_when_clusters_are_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off without a Redis unless asked for, and without scikit-learn an error only then."""
+    """On where a Redis is named for them, or asked for; an error without scikit-learn then."""
     upstreams = [{"name": "e", "url": "http://127.0.0.1:9"}]
     capture = {"redis_url": "redis://h:1", "model": "m", "tokenizer": "t"}
 
@@ -278,7 +278,7 @@ def test_when_clusters_are_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not is_on(workloads={"clusters": False, "redis_url": "redis://h:1"})
     assert is_on(workloads={"clusters": True})
     assert is_on(workloads={"redis_url": "redis://h:1"})
-    assert is_on(capture=capture)
+    assert not is_on(capture=capture)
     with pytest.raises(JournalError, match="not a Redis URL"):
         is_on(workloads={"redis_url": "http://h"})
     file = tmp_path / "proxy.yaml"
@@ -287,7 +287,7 @@ def test_when_clusters_are_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         load_config(file)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setattr("paceline.middleware.workload_namer.find_spec", lambda _: None)
-    assert not is_on(capture=capture)
+    assert not is_on()
     with pytest.raises(ConfigError, match="scikit-learn"):
         is_on(workloads={"clusters": True})
 

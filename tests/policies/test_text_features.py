@@ -46,6 +46,19 @@ def test_nearness_grows_with_what_is_shared(features: TextFeatures) -> None:
     assert near > 0.8
 
 
+def test_counting_in_pieces_counts_the_same(features: TextFeatures) -> None:
+    """There is a pause every 512 characters, and words in different pieces add up."""
+    pauses: list[int] = []
+    words = "plan route cargo invoice "
+    text = words * 100
+    (vector,) = features.vectors((text,), pause=lambda: pauses.append(1))
+    assert len(pauses) == 5
+    whole = features._hashing.transform([text])
+    dampened = np.sign(whole.data) * np.log1p(np.abs(whole.data))
+    expected = np.bincount(whole.indices % NUM_BUCKETS, dampened, NUM_BUCKETS)
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-6)
+
+
 def test_long_texts_are_cut_in_the_middle(features: TextFeatures) -> None:
     """Beginning and end count, and the time is bounded."""
     text = "a" * MAX_CHARS + "b" * MAX_CHARS + "c" * MAX_CHARS
