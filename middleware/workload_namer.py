@@ -101,6 +101,7 @@ class WorkloadNamer:
         self._requests_lock = threading.Lock()
         self._jobs: queue.Queue[_Job | None] = queue.Queue(MAX_QUEUED)
         self._queued_bytes = 0
+        self._is_off = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failures = FailureLog(logger, "naming a workload")
         ttl = _ttl_by_scope(policy)
@@ -144,7 +145,7 @@ class WorkloadNamer:
         own = identity.workload or text_name(scope, wording.opening)
         key = (scope, own)
         name = self._known(key)
-        if name is None and identity.record:
+        if name is None and identity.record and not self._is_off:
             await self._wait_for(key, Place(scope, identity.tenant.name), wording)
             name = self._known(key)
         if name is None:
@@ -217,7 +218,13 @@ class WorkloadNamer:
             self._loop.call_soon_threadsafe(call, *arguments)
 
     def _run(self) -> None:
-        features = TextFeatures()
+        try:
+            features = TextFeatures()
+        except Exception:  # a broken scikit-learn: what can be named without it still is
+            logger.exception("workloads are named by header and fingerprint alone")
+            self._metrics.dropped.labels("failed").inc()
+            self._is_off = True
+            return
         next_sync = time.monotonic() + SYNC_SECONDS
         while True:
             try:

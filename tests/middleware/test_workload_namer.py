@@ -265,6 +265,25 @@ def test_redis_that_comes_and_goes_costs_no_request(
         assert name in WorkloadStore(client).sync("tenant:local", Position()).put
 
 
+def test_a_broken_scikit_learn_costs_no_request(
+    engines: Engines, proxies: Proxies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy serves on with fingerprints, and says so in its metrics."""
+
+    def broken() -> None:
+        raise ImportError("a library of it is missing")
+
+    monkeypatch.setattr("paceline.middleware.workload_namer.TextFeatures", broken)
+    engine = engines()
+    running = proxies(engine.url, workloads={"clusters": True, **PATIENT})
+    wait_until(lambda: metric(running, 'dropped_total{reason="failed"}') == 1)
+    ask(running, user("hi"))
+    assert named(engine) == ""
+    ask(running, system("You are brief."), user("hi"))
+    assert named(engine) == workload_of(header=None, system=b'"You are brief."', tools=b"")
+    assert metric(running, 'names_total{by="fingerprint"}') == 1
+
+
 def test_when_clusters_are_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On where a Redis is named for them, or asked for; an error without scikit-learn then."""
     upstreams = [{"name": "e", "url": "http://127.0.0.1:9"}]
