@@ -23,7 +23,7 @@ from paceline.errors import ConfigError
 NUM_BUCKETS: Final = 512
 NUM_HASHES: Final = 2**18
 MAX_CHARS: Final = 4096
-PIECE_CHARS: Final = 512
+PIECE_CHARS: Final = 2048
 GRAM: Final = 4
 
 Vectors = npt.NDArray[np.float32]
