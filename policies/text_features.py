@@ -3,8 +3,8 @@
 A text becomes counts of its four-letter sequences within words, each hashed to one of 2**18 places
 with a sign (feature hashing: Weinberger et al., ICML 2009; scikit-learn's `HashingVectorizer`), the
 counts dampened by a logarithm and folded to `NUM_BUCKETS` numbers of length one. Numbers are all
-read as ``0``, so that dates, ports and ids hardly count. Four letters rather than words because a
-question asked twice is asked in other forms; `paceline bench workloads` compares.
+read as ``0``, so that dates, ports and ids hardly count. Four letters rather than words:
+on recorded first messages they told kinds apart better, at twice the time.
 
 scikit-learn is imported when a `TextFeatures` is made and at no other time.
 """
