@@ -19,6 +19,7 @@ from paceline.caches.records import ModelFingerprint, SequenceRecord
 from paceline.caches.shelf_editing import add_sizes, remove_from_shelf
 from paceline.caches.shelf_reading import RecordDecoder, records_after
 from paceline.caches.tombstones import Forgotten, Tombstone, subject_of, subjects
+from paceline.caches.workload_store import WorkloadStore
 from paceline.errors import JournalError
 
 CLOCK_SLACK_SECONDS: Final = 5.0
@@ -53,11 +54,13 @@ class ForgetReceipt:
             Redis knows of no model.
         num_models: models whose memory was looked through.
         removed: records, tokens and bytes removed from Redis; what cannot be read is among them.
+        num_kinds: kinds of work dropped.
     """
 
     before: float
     num_models: int
     removed: Sizes
+    num_kinds: int
 
 
 class MemoryGovernor:
@@ -114,6 +117,7 @@ class MemoryGovernor:
 
         A tombstone comes first: from then on nothing that had begun before it is taken in, and
         engines drop what they hold. Then the records are removed. A second call does no harm.
+        Kinds of work cannot be told apart by session and time: all of the scopes concerned go.
 
         Args:
             tenant: whose records; or
@@ -146,7 +150,12 @@ class MemoryGovernor:
             doomed = partial(_is_doomed, Tombstone(subject, reaches_to), by_entry=before is None)
             for shelf in _shelves(store, tenant, scope):
                 removed = add_sizes(removed, remove_from_shelf(store, shelf, doomed))
-        return ForgetReceipt(before=time or 0.0, num_models=num_models, removed=removed)
+        return ForgetReceipt(
+            before=time or 0.0,
+            num_models=num_models,
+            removed=removed,
+            num_kinds=WorkloadStore(self._client).forget(tenant=tenant, scope=scope),
+        )
 
     def _stores(self) -> Iterator[tuple[JournalStore, ModelFingerprint]]:
         """Every model's journal, those included that only an older Paceline has written to.

@@ -41,12 +41,14 @@ class RedisAddress:
     Args:
         url: redis://, rediss:// (TLS) or unix://; redis+cluster:// or rediss+cluster:// for a node
             of a Redis Cluster. A node of a cluster is also recognised by itself.
+        socket_seconds: longest wait for a connection or an answer.
 
     Raises:
         JournalError: the URL cannot be understood.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, socket_seconds: float = SOCKET_SECONDS) -> None:
+        self._socket_seconds = socket_seconds
         scheme, colon, rest = url.partition("://")
         self.shown = redact_url(url)
         self._is_cluster = scheme in CLUSTER_SCHEMES
@@ -58,8 +60,8 @@ class RedisAddress:
         try:
             return redis.Redis.from_url(
                 self._url,
-                socket_timeout=SOCKET_SECONDS,
-                socket_connect_timeout=SOCKET_SECONDS,
+                socket_timeout=self._socket_seconds,
+                socket_connect_timeout=self._socket_seconds,
                 # we retry ourselves, with the batch or the position in hand
                 retry=None,
             )
@@ -86,8 +88,8 @@ class RedisAddress:
         node.close()
         return redis.RedisCluster.from_url(
             self._url,
-            socket_timeout=SOCKET_SECONDS,
-            socket_connect_timeout=SOCKET_SECONDS,
+            socket_timeout=self._socket_seconds,
+            socket_connect_timeout=self._socket_seconds,
             # a slot that moves is followed at once; a node that dies is waited for by ourselves
             retry=Retry(NoBackoff(), 3),
             # our keys share one slot: the other nodes may be away

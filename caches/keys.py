@@ -19,10 +19,21 @@
     paceline:2:{NAMESPACE}:control             stream  tombstones as they come
     paceline:2:{NAMESPACE}:forgotten           hash    subject of a tombstone -> time it reaches to
 
+    paceline:2:kinds                           set     SHELF that has kinds of work
+    paceline:2:{kinds:SCOPE}:state             hash    generation, version, time of forgetting
+    paceline:2:{kinds:SCOPE}:clusters          hash    NAME -> cluster, as `policies` encodes it
+    paceline:2:{kinds:SCOPE}:changed           zset    NAME by the version that changed it last
+    paceline:2:{kinds:SCOPE}:aliases           hash    NAME of a merged kind -> name it goes by
+    paceline:2:{kinds:SCOPE}:texts             hash    digest of a text -> NAME
+    paceline:2:{kinds:SCOPE}:recent            zset    digests of texts by time, ms
+    paceline:2:{kinds:SCOPE}:requests          hash    NAME -> requests counted
+    paceline:2:{kinds:SCOPE}:seen              zset    NAME by time of its last request, ms
+
 ``2`` is the schema of the layout. NAMESPACE is a digest of model and tokenizer, in braces so that a
 Redis Cluster keeps one model's keys in one slot: every change of them is one script. SHELF is
 ``SCOPE:TENANT``: what one tenant has said into one sharing scope. Names are percent-encoded: they
-are free text and must not reach into other keys.
+are free text and must not reach into other keys. Kinds of work are the same for all models, so they
+have a namespace for each sharing scope, a digest of its name.
 """
 
 from __future__ import annotations
@@ -41,6 +52,7 @@ TOKENS_FIELD: Final = b"n"
 ORIGIN_FIELD: Final = b"o"
 SHELF_FIELD: Final = b"s"
 MODELS_KEY: Final = f"paceline:{LAYOUT}:models"
+KINDS_KEY: Final = f"paceline:{LAYOUT}:kinds"
 DIGEST_BYTES: Final = 8
 
 
@@ -128,6 +140,30 @@ class JournalKeys:
     def seen(self, shelf: Shelf, request_id: str) -> str:
         """Mark of a request that has been recorded; holds no readable name."""
         return f"{self._prefix}:seen:{digest(shelf.scope, shelf.tenant, request_id)}"
+
+
+class KindKeys:
+    """Keys of the kinds of work in one sharing scope, all in one slot.
+
+    Args:
+        scope: its name; the keys hold a digest of it.
+    """
+
+    def __init__(self, scope: str) -> None:
+        prefix = f"paceline:{LAYOUT}:{{kinds:{digest(scope)}}}"
+        self.state = f"{prefix}:state"
+        self.clusters = f"{prefix}:clusters"
+        self.changed = f"{prefix}:changed"
+        self.aliases = f"{prefix}:aliases"
+        self.texts = f"{prefix}:texts"
+        self.recent = f"{prefix}:recent"
+        self.requests = f"{prefix}:requests"
+        self.seen = f"{prefix}:seen"
+
+    def all(self) -> list[str]:
+        """Every key, the state first, in the order that the scripts take them."""
+        names = (self.state, self.clusters, self.changed, self.aliases)
+        return [*names, self.texts, self.recent, self.requests, self.seen]
 
 
 class LegacyKeys:

@@ -39,6 +39,7 @@ from paceline.middleware.upstream import (
     UpstreamResponse,
     open_session,
 )
+from paceline.middleware.workload_namer import namer_of
 from paceline.policies.tenants import PolicyFile, Tenant
 
 logger = logging.getLogger("paceline.proxy")
@@ -98,6 +99,7 @@ class Proxy:
         self._capture: Capture | None = None
         if config.capture is not None:
             self._capture = Capture(config.capture, policy, self.metrics.registry)
+        self._namer = namer_of(config, policy, self.metrics.registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -120,6 +122,8 @@ class Proxy:
         """Connect to the engines and start watching them."""
         if self._capture is not None and not await asyncio.to_thread(self._capture.open):
             self._capture = None
+        if self._namer is not None:
+            await self._namer.open()
         session = open_session(connect_timeout_seconds=self.config.connect_timeout_seconds)
         self._session = session
         self._replicas = ReplicaSet(
@@ -139,6 +143,8 @@ class Proxy:
         self._policy = policy
         if self._capture is not None:
             self._capture.set_policy(policy)
+        if self._namer is not None:
+            self._namer.set_policy(policy)
 
     def _way_to(self, upstream: UpstreamConfig, session: aiohttp.ClientSession) -> AiohttpUpstream:
         return AiohttpUpstream(
@@ -158,6 +164,8 @@ class Proxy:
             await self._session.close()
         if self._capture is not None:
             await asyncio.to_thread(self._capture.close)
+        if self._namer is not None:
+            await asyncio.to_thread(self._namer.close)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -248,6 +256,8 @@ class Proxy:
         view = view_body(body)
         tenant = caller.tenant
         identity = identify(caller.policy, tenant, exchange.headers, view)
+        if self._namer is not None:
+            identity = await self._namer.named(identity)
         if identity.policy.side_channel != "open":
             exchange.shape(shaper_of(identity, view, self.config.shaping, self.metrics.shaping))
         exchange.request_id = new_request_id()

@@ -18,6 +18,7 @@ from paceline.errors import PacelineError
 from paceline.middleware.corpus import corpus
 from paceline.middleware.drafter import drafter as drafter_commands
 from paceline.middleware.memory import memory
+from paceline.middleware.workload import workload
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
@@ -271,6 +272,7 @@ def new_key() -> None:
 cli.add_command(corpus)
 cli.add_command(drafter_commands)
 cli.add_command(memory)
+cli.add_command(workload)
 
 
 @cli.group(cls=BenchmarkGroup)

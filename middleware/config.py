@@ -131,6 +131,29 @@ class ShapingConfig(BaseModel):
         return size
 
 
+class WorkloadsConfig(BaseModel):
+    """Kinds of work found by the wording of requests, where no header names them.
+
+    Attributes:
+        clusters: whether they are; left out, where a Redis is named here.
+        redis_url: Redis that proxies share the names through; left out, the capture's.
+        near_prompts: whether a system prompt that differs from a known one in details only counts
+            as the same workload. False leaves each prompt its fingerprint; requests without system
+            prompt and tools are named either way.
+        wait_milliseconds: longest that a request waits for the name of a text never seen before; 0
+            sends it on at once, named from its next turn on.
+        max_clusters: most kinds of a sharing scope; beyond, the one asked for least makes room.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clusters: bool | None = None
+    redis_url: Annotated[str, Field(min_length=1)] | None = None
+    near_prompts: bool = True
+    wait_milliseconds: Annotated[float, Field(ge=0, le=1000)] = 20.0
+    max_clusters: Annotated[int, Field(ge=1, le=4096)] = 256
+
+
 class ProxyConfig(BaseModel):
     """The whole configuration file.
 
@@ -145,6 +168,7 @@ class ProxyConfig(BaseModel):
         priority_scheduling: engines schedule by priority (vLLM's ``--scheduling-policy priority``)
             and are told that of each request's policy; others refuse a request that has one.
         shaping: how answers are written that shall not tell by sizes and times what is in them.
+        workloads: how kinds of work are found that no header names.
         max_body_bytes: longest request body.
         connect_timeout_seconds: longest wait for a connection to an engine.
         read_timeout_seconds: longest silence of an engine within a reply.
@@ -159,6 +183,7 @@ class ProxyConfig(BaseModel):
     capture: CaptureConfig | None = None
     priority_scheduling: bool = False
     shaping: ShapingConfig = ShapingConfig()
+    workloads: WorkloadsConfig = WorkloadsConfig()
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final
 
 from paceline.api_errors import ApiError
 from paceline.middleware.config import is_loopback
-from paceline.middleware.request_body import BodyView, opening_of
+from paceline.middleware.request_body import BodyView, opening_of, text_of
 from paceline.policies.rules import (
     DRAFT_SOURCES,
     FIELDS,
@@ -34,6 +34,31 @@ LOCAL_POLICY: Final = resolved(LOCAL_TENANT)
 
 
 @dataclass(frozen=True, slots=True)
+class Wording:
+    """What tells the kind of work where no header does, as it stands in the body.
+
+    Attributes:
+        system: the system prompt.
+        tools: the tool schemas.
+        opening: the first user message, where there is neither.
+    """
+
+    system: bytes
+    tools: bytes
+    opening: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of it all."""
+        return len(self.system) + len(self.tools) + len(self.opening)
+
+    def parts(self) -> tuple[str, str, str]:
+        """The same as text. O(bytes)."""
+        tools = self.tools.decode("utf-8", "replace")
+        return text_of(self.system), tools, text_of(self.opening)
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Whose request it is, and what holds for it.
 
@@ -42,17 +67,25 @@ class Identity:
         session: id of the conversation, "" if nothing tells.
         workload: name of the kind of work, "" if nothing tells.
         resolved: its policy, and where that comes from.
+        holding: what would hold under another name of the workload.
+        wording: what its workload can be found by; None where a header names it, or nothing tells.
     """
 
     tenant: Tenant
     session: str
     workload: str
     resolved: Resolved
+    holding: Callable[[str], Resolved] = field(repr=False, compare=False)
+    wording: Wording | None = field(default=None, repr=False, compare=False)
 
     @property
     def policy(self) -> EffectivePolicy:
         """What holds for the request."""
         return self.resolved.policy
+
+    def renamed(self, workload: str) -> Identity:
+        """The same request under another name of its kind of work."""
+        return replace(self, workload=workload, resolved=self.holding(workload))
 
     def xargs(self) -> dict[str, str | int | float]:
         """The identity as flat extra arguments for the engine's worker."""
@@ -169,18 +202,22 @@ def identify(
         ApiError: 400, a header of ours cannot be understood.
     """
     system, user = opening_of(view)
-    workload = workload_of(
-        header=headers.get(WORKLOAD_HEADER), system=system, tools=bytes(view.tools)
-    )
-    configured = LOCAL_POLICY if policy is None else policy.resolved(tenant, workload)
+    header, tools = headers.get(WORKLOAD_HEADER), bytes(view.tools)
+    workload = workload_of(header=header, system=system, tools=tools)
+    told_by = Wording(system, tools, b"" if workload else user)
     said = said_by(headers)
-    if said:
-        configured = configured.narrowed([Layer("the request", said)])
+
+    def holding(name: str) -> Resolved:
+        configured = LOCAL_POLICY if policy is None else policy.resolved(tenant, name)
+        return configured.narrowed([Layer("the request", said)]) if said else configured
+
     return Identity(
         tenant,
         session_of(cache_key=view.cache_key, headers=headers, opening=(system, user)),
         workload,
-        configured,
+        holding(workload),
+        holding,
+        told_by if told_by.num_bytes and workload != header else None,
     )
 
 
@@ -203,17 +240,17 @@ def said_by(headers: Mapping[str, str]) -> dict[str, Any]:
                 f"{known}",
                 code="unknown_header",
             )
-        field, parse, wanted = SAYABLE[name]
+        said_of, parse, wanted = SAYABLE[name]
         try:
             read = parse(value.strip().lower())
         except (KeyError, ValueError):
             raise ApiError(
                 400, f"the header {header} is {value!r:.80}; give {wanted}", code="invalid_header"
             ) from None
-        if read is not None and field not in said:
-            said[field] = read
+        if read is not None and said_of not in said:
+            said[said_of] = read
         elif read is not None:
-            said[field] = FIELDS[field](said[field], read)
+            said[said_of] = FIELDS[said_of](said[said_of], read)
     return said
 
 

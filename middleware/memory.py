@@ -16,17 +16,18 @@ from paceline.errors import JournalError
 if TYPE_CHECKING:
     from paceline.caches.embedded_store import EmbeddedStore
     from paceline.caches.governance import MemoryGovernor, ModelMemory
+    from paceline.caches.journal_client import Client
     from paceline.caches.records import SequenceRecord
 
 _tenant = click.option("--tenant", required=True, help="Whose memory.")
 _session = click.option("--session", default="", help="Only this session of it.")
-_redis = click.option(
+redis_option = click.option(
     "--redis",
     "redis_url",
     envvar="PACELINE_REDIS_URL",
     help="Redis that holds the memory.  [default: the embedded Valkey]",
 )
-_data = click.option(
+data_option = click.option(
     "--data",
     "data_folder",
     type=click.Path(path_type=Path),
@@ -42,8 +43,8 @@ def memory() -> None:
 @memory.command()
 @_tenant
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_redis
-@_data
+@redis_option
+@data_option
 def stats(tenant: str, as_json: bool, redis_url: str | None, data_folder: Path | None) -> None:
     """Show how much a tenant has, model by model."""
     with _governor(redis_url, data_folder) as governor:
@@ -73,8 +74,8 @@ def stats(tenant: str, as_json: bool, redis_url: str | None, data_folder: Path |
 @click.option(
     "--tokenizer", help="Hugging Face folder or name: adds the text where the model had it."
 )
-@_redis
-@_data
+@redis_option
+@data_option
 def export(
     tenant: str,
     session: str,
@@ -104,8 +105,8 @@ def export(
     help="Only what had begun by then (UTC).  [default: now]",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_redis
-@_data
+@redis_option
+@data_option
 def forget(
     tenant: str,
     session: str,
@@ -129,7 +130,7 @@ def forget(
     click.echo(
         f"forgot {what} up to {datetime.fromtimestamp(receipt.before, UTC):%Y-%m-%d %H:%M:%S} UTC: "
         f"{receipt.removed.num_tokens:,} tokens of {receipt.removed.num_records:,} requests, "
-        f"{receipt.num_models} model(s) looked through"
+        f"{receipt.num_kinds} kind(s) of work; {receipt.num_models} model(s) looked through"
     )
 
 
@@ -143,6 +144,18 @@ def _embedded(data_folder: Path | None) -> EmbeddedStore:
 @contextmanager
 def _governor(redis_url: str | None, data_folder: Path | None) -> Iterator[MemoryGovernor]:
     from paceline.caches.governance import MemoryGovernor
+
+    with connected(redis_url, data_folder) as client:
+        yield MemoryGovernor(client)
+
+
+@contextmanager
+def connected(redis_url: str | None, data_folder: Path | None) -> Iterator[Client]:
+    """A client of the Redis that holds the memory, or of the embedded Valkey in its place.
+
+    Raises:
+        JournalError: it cannot be reached, or goes away while it is used.
+    """
     from paceline.caches.journal_client import UNREACHABLE, RedisAddress
     from paceline.middleware.serve import memory as open_memory
     from paceline.middleware.serve import user_data_folder
@@ -153,7 +166,7 @@ def _governor(redis_url: str | None, data_folder: Path | None) -> Iterator[Memor
         address.check_access()
         try:
             with closing(address.connect()) as client:
-                yield MemoryGovernor(client)
+                yield client
         except UNREACHABLE as error:
             raise JournalError(
                 f"{address.shown} cannot be used ({error}); check that it runs and may be reached"

@@ -161,6 +161,20 @@ def opening_of(view: BodyView) -> tuple[bytes, bytes]:
     return system, user
 
 
+def text_of(content: bytes) -> str:
+    """The text of a message's content, a string or parts of which some are text."""
+    try:
+        decoded = msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return ""
+    if isinstance(decoded, str):
+        return decoded
+    if not isinstance(decoded, list):
+        return ""
+    texts = (part.get("text") for part in decoded if isinstance(part, dict))
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
 def with_fields(
     body: bytes,
     view: BodyView,

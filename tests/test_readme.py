@@ -27,6 +27,7 @@ PAGES = (
     "docs/drafter.md",
     "docs/journal.md",
     "docs/replay.md",
+    "docs/workloads.md",
 )
 DEFAULT_URL = "http://127.0.0.1:8080/v1"
 
@@ -102,8 +103,9 @@ def test_configuration_files_load(tmp_path: Path) -> None:
         name, _, text = block.partition("\n")
         files[name.removeprefix("# ")] = text
         (tmp_path / name.removeprefix("# ")).write_text(text, encoding="utf-8")
-    assert set(files) == {"proxy.yaml", "policy.yaml", "capturing.yaml"}
+    assert set(files) == {"proxy.yaml", "policy.yaml", "capturing.yaml", "naming.yaml"}
     assert load_config(tmp_path / "capturing.yaml").capture is not None
+    assert load_config(tmp_path / "naming.yaml").workloads.redis_url
     assert len(load_config(tmp_path / "proxy.yaml").upstreams) == 2
     policy = parse_policy(files["policy.yaml"], name="policy.yaml")
     assert [tenant.name for tenant in policy.tenants] == [
@@ -127,6 +129,15 @@ def test_every_setting_of_the_capture_is_described() -> None:
 
     text = (ROOT / "docs" / "capture.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(CaptureConfig.model_fields)
+
+
+def test_every_setting_of_the_workloads_is_described() -> None:
+    """The table's settings are those that there are."""
+    from paceline.middleware.config import WorkloadsConfig
+
+    text = (ROOT / "docs" / "workloads.md").read_text(encoding="utf-8")
+    settings = set(WorkloadsConfig.model_fields)
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == settings
 
 
 def test_tables_are_those_of_the_measured_files() -> None:

@@ -1,0 +1,1 @@
+"""`paceline bench workloads`: how well kinds of work are told apart, beside other ways."""
