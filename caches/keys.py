@@ -14,7 +14,7 @@
     paceline:2:{NAMESPACE}:phrases:SHELF:H:WORKLOAD  zset  phrases by log2 of their count, which
                                                        halves every H seconds
     paceline:2:{NAMESPACE}:policies            set     kinds of policies that have states
-    paceline:2:{NAMESPACE}:policy:KIND         hash    replica -> what its policy of that kind has seen
+    paceline:2:{NAMESPACE}:policy:KIND         hash    replica -> what its policy has seen
     paceline:2:{NAMESPACE}:lease:NAME          string  who seals a shelf or sweeps, for a while
     paceline:2:{NAMESPACE}:seen:REQUEST        string  a request that has been recorded, for a while
     paceline:2:{NAMESPACE}:bell                stream  shelves that got something new

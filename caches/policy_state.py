@@ -1,9 +1,9 @@
 """What policies have seen, in Redis: shared by the replicas of a model, there after a restart.
 
-Each replica writes its own evidence into its own field, and reads all others'. Nobody adds another's
-to its own, so that nothing is counted twice. States are opaque here, but for their keys: a state is
-a msgpack map whose ``keys`` are arrays that begin with a key, so that a forgotten tenant can be taken
-out of it.
+Each replica writes its own evidence into its own field, and reads all others'. Nobody adds
+another's to its own, so that nothing is counted twice. States are opaque here, but for their keys:
+a state is a msgpack map whose ``keys`` are arrays that begin with a key, so that a forgotten tenant
+can be taken out of it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ SCHEMA: Final = 1
 INTERVAL_SECONDS: Final = 5.0
 STALE_SECONDS: Final = 7 * 86_400.0
 """What a replica has not written for so long is of other times, and goes."""
+STALE_CHECK_SECONDS: Final = 3600.0
 MAX_STATE_BYTES: Final = 8_388_608
 TENANT_SCOPE: Final = "tenant:"
 COUNTERS: Final = (
@@ -43,7 +44,7 @@ Key = int | str
 Subjects = Callable[[Key], tuple[str, ...]]
 """The subjects of tombstones that a key falls under, at most two."""
 StateT = TypeVar("StateT")
-MergedT = TypeVar("MergedT", contravariant=True)
+StateT_contra = TypeVar("StateT_contra", contravariant=True)
 
 
 def scope_subjects(key: Key) -> tuple[str, ...]:
@@ -77,7 +78,9 @@ class StoredPolicy(msgspec.Struct, frozen=True, array_like=True):
     def forgotten(self, tombstones: Mapping[str, float], subjects_of: Subjects) -> list[Key]:
         """Keys whose evidence began before a tombstone of theirs. O(keys)."""
         return [
-            key for key, begun_at in self.begun if is_covered(key, begun_at, tombstones, subjects_of)
+            key
+            for key, begun_at in self.begun
+            if is_covered(key, begun_at, tombstones, subjects_of)
         ]
 
     def without(self, keys: Collection[Key]) -> StoredPolicy:
@@ -213,7 +216,7 @@ def forget_policies(store: JournalStore, tombstone: Tombstone) -> int:
     return sum(PolicyStore(store, kind).forget(forgotten) for kind in kinds)
 
 
-class SharedPolicy(Protocol[MergedT]):
+class SharedPolicy(Protocol[StateT_contra]):
     """What is shared of a policy (`paceline.policies.bandits.Policy` is one)."""
 
     @property
@@ -226,7 +229,7 @@ class SharedPolicy(Protocol[MergedT]):
     def load(self, state: bytes) -> None:
         """Add own evidence from before; raises ConfigError where it cannot be used."""
 
-    def merge(self, others: Mapping[str, MergedT], /) -> None:
+    def merge(self, others: Mapping[str, StateT_contra], /) -> None:
         """Take others' evidence in place of what they had."""
 
     def forget(self, key: Key) -> None:
@@ -235,9 +238,17 @@ class SharedPolicy(Protocol[MergedT]):
 
 @dataclass(slots=True)
 class _Inbox(Generic[StateT]):
-    """What the thread has read, for the policy's owner to take in."""
+    """What the thread has read, for the policy's owner to take in.
+
+    Attributes:
+        own: state from before a restart, empty for none.
+        number: of the last act of forgetting in it.
+        forgotten: keys to drop.
+        others: replica to its state.
+    """
 
     own: bytes = b""
+    number: int = 0
     forgotten: list[Key] = field(default_factory=list)
     others: dict[str, StateT] = field(default_factory=dict)
 
@@ -250,18 +261,20 @@ class _Outbox:
         state: the policy's.
         since: monotonic time of the state before: new keys began after it.
         cleared: key to the monotonic time at which it was last forgotten here.
+        number: of the last act of forgetting before it was taken.
     """
 
     state: bytes
     since: float
     cleared: dict[Key, float]
+    number: int
 
 
 class PolicySync(Generic[StateT]):
     """Keeps one policy's state in Redis and brings it what other replicas have seen.
 
-    The policy stays its owner's: only `exchange` and `close` touch it. A thread of its own waits for
-    Redis; while Redis is away the policy goes on with what it has.
+    The policy stays its owner's: only `exchange` and `close` touch it. A thread of its own waits
+    for Redis; while Redis is away the policy goes on with what it has.
 
     Args:
         url: as for `Journal`.
@@ -310,11 +323,15 @@ class PolicySync(Generic[StateT]):
         self._taken_at = self._began_at
         self._next_taking = self._began_at
         self._cleared: dict[Key, float] = {}
+        self._cleared_number = 0
         self._has_loaded = False
         # the thread's own
         self._has_read = False
         self._begun: dict[Key, float] = {}
+        self._doomed: dict[Key, int] = {}
+        self._num_forgets = 0
         self._last_written = b""
+        self._last_read: tuple[dict[str, bytes], dict[str, float], int] | None = None
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(
@@ -372,6 +389,7 @@ class PolicySync(Generic[StateT]):
         for key in inbox.forgotten:
             self._policy.forget(key)
             self._cleared[key] = self._clock()
+        self._cleared_number = max(self._cleared_number, inbox.number)
         self._policy.merge(inbox.others)
         self._has_loaded = True
 
@@ -385,7 +403,9 @@ class PolicySync(Generic[StateT]):
             self._count("loaded")
 
     def _hand_over(self, now: float) -> None:
-        outbox = _Outbox(self._policy.state(), self._taken_at, dict(self._cleared))
+        outbox = _Outbox(
+            self._policy.state(), self._taken_at, dict(self._cleared), self._cleared_number
+        )
         with self._lock:
             if self._outbox is not None:  # not written yet: keys of either began after its start
                 outbox.since = self._outbox.since
@@ -426,6 +446,18 @@ class PolicySync(Generic[StateT]):
     def _read(self, policies: PolicyStore, offset: float) -> None:
         tombstones = policies.tombstones()
         fields = policies.read()
+        if self._replica not in fields:
+            self._last_written = b""  # somebody took it away: write it again
+        hour = int((self._clock() + offset) // STALE_CHECK_SECONDS)
+        found = {name: data for name, data in fields.items() if name != self._replica}
+        forgotten = [
+            key
+            for key, begun_at in self._begun.items()
+            if is_covered(key, begun_at, tombstones, self._subjects_of)
+        ]
+        if not forgotten and self._last_read == (found, tombstones, hour):
+            return
+        self._last_read = (found, tombstones, hour)
         others: dict[str, StateT] = {}
         own = b""
         for replica, data in fields.items():
@@ -437,16 +469,11 @@ class PolicySync(Generic[StateT]):
             elif not self._has_read:
                 own = stored.state
                 self._begun = dict(stored.begun)
-        if self._replica not in fields:
-            self._last_written = b""  # somebody took it away: write it again
         self._has_read = True
-        forgotten = [
-            key
-            for key, begun_at in self._begun.items()
-            if is_covered(key, begun_at, tombstones, self._subjects_of)
-        ]
+        self._num_forgets += bool(forgotten)
         for key in forgotten:
             del self._begun[key]
+            self._doomed[key] = self._num_forgets  # until a state comes that is without it
         self._deliver(own, forgotten, others)
 
     def _usable(
@@ -485,21 +512,25 @@ class PolicySync(Generic[StateT]):
                 forgotten = [*self._inbox.forgotten, *forgotten]
             forgotten = list(forgotten)
             self._counts["forgotten"] += len(forgotten)
-            self._inbox = _Inbox(own, forgotten, others)
+            self._inbox = _Inbox(own, self._num_forgets, forgotten, others)
 
     def _write(self, policies: PolicyStore, offset: float) -> None:
         with self._lock:
             outbox, self._outbox = self._outbox, None
-        if outbox is None or outbox.state == self._last_written:
+        if outbox is None:
             return
-        if len(outbox.state) > MAX_STATE_BYTES:
+        self._doomed = {k: n for k, n in self._doomed.items() if n > outbox.number}
+        state = state_without(outbox.state, self._doomed) if self._doomed else outbox.state
+        if state == self._last_written:
+            return
+        if len(state) > MAX_STATE_BYTES:
             self._count("too_large")
             return
         begun: dict[Key, float] = {}
-        for key in keys_in(outbox.state):
+        for key in keys_in(state):
             cleared = outbox.cleared.get(key, outbox.since)
             begun[key] = self._begun.get(key, max(cleared, outbox.since) + offset)
-        record = StoredPolicy(SCHEMA, self._clock() + offset, list(begun.items()), outbox.state)
+        record = StoredPolicy(SCHEMA, self._clock() + offset, list(begun.items()), state)
         try:
             is_written = policies.write(self._replica, record)
         except UNREACHABLE:
@@ -511,7 +542,7 @@ class PolicySync(Generic[StateT]):
         self._begun = begun
         self._count("written" if is_written else "refused_forgotten")
         if is_written:
-            self._last_written = outbox.state
+            self._last_written = state
 
     def _count(self, name: str) -> None:
         with self._lock:

@@ -36,6 +36,8 @@ from paceline.errors import ConfigError
 BATCH: Final = 32
 """Requests in the round whose pulls and updates are timed."""
 
+SOON: Final = 50
+"""Requests within which a policy shall be back after a change."""
 TIMED_CONTEXTS: Final = (1, 4, 32)
 """Contexts that the round's requests are in."""
 
@@ -134,7 +136,7 @@ def summary(scores: Sequence[Score]) -> dict[str, float]:
     if back := [requests for each in scores for requests in each.back]:
         figures["back_median"] = float(np.median(back))
         figures["back_p90"] = float(np.quantile(back, 0.9))
-        figures["back_within_50"] = float(np.mean(np.array(back) <= 50))
+        figures["back_within_50"] = float(np.mean(np.array(back) <= SOON))
     return figures
 
 

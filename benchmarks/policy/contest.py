@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import mean, median
 from time import perf_counter_ns
 from typing import Final
@@ -13,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from paceline.benchmarks.policy.scenario import Scenario
+from paceline.benchmarks.policy.scenario import Scenario, Seconds
 from paceline.policies.bandits import (
     Arm,
     DiscountedLinUCB,
@@ -27,6 +28,7 @@ from paceline.policies.bandits import (
     default_policy,
 )
 
+Shares = npt.NDArray[np.float64]
 Maker = Callable[[tuple[Arm, ...], random.Random], Policy]
 
 CONTESTANTS: Final[dict[str, Maker]] = {
@@ -49,10 +51,15 @@ CONTESTANTS: Final[dict[str, Maker]] = {
         )
     ),
     "exp3": lambda arms, rng: Steady(Exp3S(arms, rng=rng), burn_in=0.0),
-    "exp3-bold": lambda arms, rng: Steady(Exp3S(arms, rng=rng, explore=0.3), burn_in=0.0),
+    "exp3-paper": lambda arms, rng: Steady(
+        Exp3S(arms, rng=rng, explore=0.3, learning_rate=0.3 / len(arms)), burn_in=0.0
+    ),
     "linear": lambda arms, rng: Steady(DiscountedLinUCB(arms, rng=rng)),
     "linear-fast": lambda arms, rng: Steady(DiscountedLinUCB(arms, rng=rng, discount=0.95)),
 }
+CHUNK_ROUNDS: Final = 16.0
+"""Rounds of a request between two pulls."""
+LEAST_LEFT: Final = 1e-9
 GOOD_SHARE: Final = 0.95
 WINDOW: Final = 20
 """Requests over which a policy must be good to count as back."""
@@ -70,7 +77,7 @@ class Score:
         regret_segments: to the best arm of each segment and context.
         back: requests until it is back at `GOOD_SHARE` of the best, one for each change; as many
             as the segment has where it is never.
-        num_switches: times that an arm followed another in the same context, a hundred requests.
+        num_switches: times that another arm followed in the same context, of a hundred pulls.
     """
 
     share_fixed: float
@@ -82,36 +89,71 @@ class Score:
     num_switches: float
 
 
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What a policy pulled.
+
+    Attributes:
+        shares: part of each request that was answered with each arm, (requests, arms).
+        num_switches: times that another arm followed in the same context.
+        num_pulls: pulls, one for `CHUNK_ROUNDS` rounds of a request or for its rest.
+    """
+
+    shares: Shares
+    num_switches: int
+    num_pulls: int
+
+
 def play(
     policy: Policy, scenario: Scenario, *, in_flight: int = 1, with_aside: bool = True
-) -> npt.NDArray[np.int64]:
-    """Number of the arm that each request was given, (requests,).
+) -> Played:
+    """Answer all requests, `CHUNK_ROUNDS` rounds at a time, each time with what is pulled.
+
+    A request's rounds with an arm are taken to be alike: where arms change, so much of it is done
+    at the rate of one, and so much at that of the other.
 
     Args:
         policy: has the scenario's arms.
         scenario: what is played.
-        in_flight: requests that are pulled for before any of them is learned from.
+        in_flight: requests that are answered at once: all are pulled for, then all are learned
+            from.
         with_aside: whether it is told what its rounds reveal of other arms.
     """
     numbers = {arm: number for number, arm in enumerate(scenario.arms)}
-    pulled = np.empty(len(scenario.requests), np.int64)
-    for begin in range(0, len(scenario.requests), in_flight):
-        group = scenario.requests[begin : begin + in_flight]
-        arms = [policy.pull(request.context) for request in group]
-        for i, (request, arm) in enumerate(zip(group, arms, strict=True)):
-            number = pulled[begin + i] = numbers[arm]
-            aside = request.aside.get(arm) if with_aside else None
-            policy.update(request.context, arm, request.outcomes[number], aside)
-    return pulled
+    shares = np.zeros((len(scenario.requests), len(numbers)))
+    last: dict[PolicyContext, Arm] = {}
+    num_switches = num_pulls = 0
+    waiting = iter(range(len(scenario.requests)))
+    active = [[i, 1.0] for i in islice(waiting, in_flight)]
+    while active:
+        arms = [policy.pull(scenario.requests[int(i)].context) for i, _ in active]
+        for place, arm in zip(active, arms, strict=True):
+            request, number = scenario.requests[int(place[0])], numbers[arm]
+            num_pulls += 1
+            num_switches += last.get(request.context, arm) != arm
+            last[request.context] = arm
+            outcome = request.outcomes[number]
+            part = min(place[1], CHUNK_ROUNDS / outcome.num_rounds)
+            place[1] -= part
+            shares[int(place[0]), number] += part
+            aside = request.aside.get(arm, {}) if with_aside else {}
+            told = {other: _part_of(seen, part) for other, seen in aside.items()}
+            policy.update(request.context, arm, _part_of(outcome, part), told)
+        active = [place for place in active if place[1] > LEAST_LEFT]
+        active += [[i, 1.0] for i in islice(waiting, in_flight - len(active))]
+    return Played(shares, num_switches, num_pulls)
 
 
-def score(scenario: Scenario, pulled: npt.NDArray[np.int64]) -> Score:
-    """What those arms were worth."""
+def _part_of(outcome: Outcome, part: float) -> Outcome:
+    return Outcome(outcome.num_tokens * part, outcome.seconds * part, outcome.num_rounds * part)
+
+
+def score(scenario: Scenario, played: Played) -> Score:
+    """What was pulled was worth."""
     expected = scenario.seconds_a_token()
-    rows = np.arange(len(pulled))
     tokens = np.array([each.outcomes[0].num_tokens for each in scenario.requests])
     seconds = expected * tokens[:, None]
-    taken, none = float(seconds[rows, pulled].sum()), float(seconds[:, 0].sum())
+    taken, none = float((seconds * played.shares).sum()), float(seconds[:, 0].sum())
     fixed, by_segment = float(seconds.sum(axis=0).min()), float(seconds.min(axis=1).sum())
     return Score(
         share_fixed=fixed / taken,
@@ -119,17 +161,13 @@ def score(scenario: Scenario, pulled: npt.NDArray[np.int64]) -> Score:
         share_none=none / taken,
         regret_fixed=100.0 * (taken - fixed) / none,
         regret_segments=100.0 * (taken - by_segment) / none,
-        back=tuple(_back(expected, pulled, scenario)),
-        num_switches=_num_switches(scenario, pulled),
+        back=tuple(_back((expected * played.shares).sum(axis=1), expected.min(axis=1), scenario)),
+        num_switches=100.0 * played.num_switches / played.num_pulls,
     )
 
 
-def _back(
-    expected: npt.NDArray[np.float64], pulled: npt.NDArray[np.int64], scenario: Scenario
-) -> Iterable[int]:
+def _back(taken: Seconds, best: Seconds, scenario: Scenario) -> Iterable[int]:
     """After each change: the first request from which on the window's rate is good."""
-    taken = expected[np.arange(len(pulled)), pulled]
-    best = expected.min(axis=1)
     for begin, end in scenario.bounds()[1:]:
         last = max(end - WINDOW, begin)
         for first in range(begin, last + 1):
@@ -142,15 +180,6 @@ def _back(
                 break
         else:
             yield end - begin
-
-
-def _num_switches(scenario: Scenario, pulled: npt.NDArray[np.int64]) -> float:
-    last: dict[PolicyContext, int] = {}
-    num_switches = 0
-    for request, arm in zip(scenario.requests, pulled.tolist(), strict=True):
-        num_switches += last.get(request.context, arm) != arm
-        last[request.context] = arm
-    return 100.0 * num_switches / len(pulled)
 
 
 def round_us(
@@ -185,6 +214,6 @@ def contest(
     scores = []
     for seed, scenario in enumerate(scenarios):
         policy = make(scenario.arms, random.Random(seed))  # noqa: S311  not a secret
-        pulled = play(policy, scenario, in_flight=in_flight, with_aside=with_aside)
-        scores.append(score(scenario, pulled))
+        played = play(policy, scenario, in_flight=in_flight, with_aside=with_aside)
+        scores.append(score(scenario, played))
     return scores

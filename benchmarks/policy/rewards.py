@@ -7,10 +7,10 @@
      "arms": {"none": [80, 2.4, 80], "memory-4": [80, 1.1, 31], ...},
      "aside": {"memory-4": {"none": [31, 0.93, 31], ...}, ...}}
 
-An outcome is committed tokens, seconds of round time and rounds of the whole request. ``aside`` says
-what the rounds with one arm told of others, and may be missing. ``batch`` is the requests in the
-batch, ``tokens`` those of the context when the request began. Lines are in the order of arrival; a
-segment ends where the next one begins.
+An outcome is committed tokens, seconds of round time and rounds of the whole request. ``aside``
+says what the rounds with one arm told of others, and may be missing. ``batch`` is the requests in
+the batch, ``tokens`` those of the context when the request began. Lines are in the order of
+arrival; a segment ends where the next one begins.
 """
 
 from __future__ import annotations
@@ -99,9 +99,7 @@ def scenario_of(name: str, rows: Sequence[RewardRow], *, named: bool = True) -> 
                 f"{name}: request {number} has arms {sorted(row.arms)}, the first {sorted(names)}; "
                 "a run has one set of arms"
             )
-    begins = [
-        i for i, row in enumerate(rows) if i == 0 or row.segment != rows[i - 1].segment
-    ]
+    begins = [i for i, row in enumerate(rows) if i == 0 or row.segment != rows[i - 1].segment]
     requests = tuple(_request(row, names, named=named) for row in rows)
     return Scenario(name, arms, requests, tuple(begins))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal, Self, get_args
+from typing import Final, Literal, Self, cast, get_args
 
 import msgspec
 
@@ -12,6 +12,7 @@ from paceline.errors import ConfigError
 Sources = Literal["none", "memory", "model", "both"]
 MOST_TOKENS: Final = 1024
 """Longest cap: no engine verifies more for one request."""
+MOST_DIGITS: Final = 9
 DEFAULT_CAPS: Final = (2, 4, 8, 16)
 
 
@@ -68,9 +69,9 @@ class Arm(msgspec.Struct, frozen=True, cache_hash=True):
             ConfigError: it is none.
         """
         sources, dash, cap = name.partition("-")
-        if dash and not cap.isdecimal():
-            raise ConfigError(f"{name!r} names no arm; expected none or SOURCES-TOKENS")
-        return msgspec.convert({"sources": sources, "max_tokens": int(cap or 0)}, cls)
+        if dash and not (cap.isdecimal() and len(cap) <= MOST_DIGITS):
+            raise ConfigError(f"{name!r:.80} names no arm; expected none or SOURCES-TOKENS")
+        return cls(cast("Sources", sources), int(cap or 0))
 
 
 NO_DRAFTS: Final = Arm("none", 0)

@@ -100,7 +100,7 @@ class Bandit(ABC):
             self.num_unusable += 1
             return
         cell = self._evidence.cell(context)
-        if arm is NO_DRAFTS or arm == NO_DRAFTS:
+        if pulled == 0:
             cell.baseline.learn(outcome)
         elif aside and (base := aside.get(NO_DRAFTS)) is not None and base.is_usable:
             cell.baseline.learn(base)

@@ -194,6 +194,9 @@ class Evidence:
             for known in key.known.values():
                 for each in known.values():
                     each.rows = self._without(each.rows, arms)
+            for cell in key.cells.values():
+                cell.notes.clear()
+                cell.expected = None
 
     def export(self) -> list[KeyState]:
         """Its own evidence. O(tables)."""
@@ -328,11 +331,7 @@ class Evidence:
         key.baselines = {at: each for at, each in key.baselines.items() if at in key.cells}
 
     def _named(self, rows: Sequence[Row]) -> dict[str, Row]:
-        return {
-            name: row
-            for name, row in zip(self._arms, rows, strict=True)
-            if row[0] > 0.0  # the weight
-        }
+        return {name: row for name, row in zip(self._arms, rows, strict=True) if any(row)}
 
     def _numbered(self, table: TableState) -> list[Row]:
         """A table's rows by number; those of arms that are none of ours are left out."""
@@ -341,9 +340,7 @@ class Evidence:
         return [list(row) if len(row) == self._width else list(blank) for row in rows]
 
     def _without(self, rows: Sequence[Row], arms: Collection[int]) -> list[Row]:
-        return [
-            [0.0] * self._width if arm in arms else row for arm, row in enumerate(rows)
-        ]
+        return [[0.0] * self._width if arm in arms else row for arm, row in enumerate(rows)]
 
     def names(self) -> Iterator[int | str]:
         """Its keys."""

@@ -16,6 +16,8 @@ from paceline.policies.bandits.state import Row
 
 REWARD_RANGE: Final = 4.0
 """Rewards from here on are the best there are."""
+MOST_STEP: Final = 2.0
+"""What one outcome adds to the logarithm of a weight at most."""
 MOST_GAIN: Final = 50.0
 """Difference of logarithms of weights beyond which one is nothing beside the other."""
 
@@ -33,7 +35,9 @@ class Exp3S(Bandit):
         rng: see `Bandit`.
         drafter: see `Bandit`.
         explore: share of pulls that go to all arms alike, in (0, 1].
-        share: part of the weights that is shared at each outcome, at least 0.
+        share: part of the weights that is shared at each outcome, 0 to 1.
+        learning_rate: what an estimated reward adds to the logarithm of a weight, in (0, 1]; the
+            paper's is ``explore`` over the number of arms, which is slow where few pulls count.
 
     Raises:
         ConfigError: a setting is outside its range.
@@ -49,7 +53,8 @@ class Exp3S(Bandit):
         rng: random.Random,
         drafter: str = "",
         explore: float = 0.1,
-        share: float = 0.005,
+        share: float = 0.001,
+        learning_rate: float = 0.1,
     ) -> None:
         super().__init__(arms, rng=rng, discount=1.0, drafter=drafter)
         if not 0.0 < explore <= 1.0:
@@ -57,7 +62,10 @@ class Exp3S(Bandit):
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"share is {share}; give 0 to 1")
         self._explore = explore
+        if not 0.0 < learning_rate <= 1.0:
+            raise ConfigError(f"learning_rate is {learning_rate}; give more than 0 and at most 1")
         self._share = share
+        self._learning_rate = learning_rate
 
     def _chosen(self, cell: Cell, staying: int | None, margin: float) -> int:
         """A draw; a margin would make its probability another."""
@@ -80,7 +88,7 @@ class Exp3S(Bandit):
         (table,) = cell.tables
         rows = table.own_rows()
         rows[arm][0] = min(rows[arm][0] + weight, 1e6)
-        rows[arm][1] += self._explore / len(rows) * estimate
+        rows[arm][1] += min(self._learning_rate * estimate, MOST_STEP)
         self._share_weights(rows, weight)
         table.set_own(rows)
 

@@ -44,7 +44,7 @@ LEFT_AFTER_CHANGE: Final = 0.02
 """What evidence counts for when rewards have been found to be others than they were."""
 
 Estimate = tuple[float, float, float, float]
-"""Mean of an arm's reward, weight of what it rests on, variance, and the weight seen here itself."""
+"""An arm's mean reward, the weight that it rests on, its variance, and the weight seen here."""
 
 
 class GaussianBandit(Bandit):
@@ -54,8 +54,9 @@ class GaussianBandit(Bandit):
     of the key at that load (empirical Bayes), so that a new context is not explored from nothing.
 
     Where `change_threshold` is finite, a two-sided CUSUM (Page 1954) over the pulled arms' rewards
-    looks for abrupt changes (CUSUM-UCB: Liu, Lee, Shroff, AAAI 2018) and then has the context's
-    evidence count for a tenth.
+    looks for abrupt changes (CUSUM-UCB: Liu, Lee, Shroff, AAAI 2018), and then the context's
+    evidence counts for next to nothing. Arms that have not been seen of late are tried for a share
+    of the time, whatever they were: what they cost is saved for first.
 
     Args:
         arms: see `Bandit`.

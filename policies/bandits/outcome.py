@@ -11,14 +11,14 @@ from paceline.policies.bandits.arms import Arm
 
 FULL_WEIGHT_ROUNDS: Final = 16.0
 """Rounds of an outcome that counts for one; as many as `Steady` teaches together."""
-MOST_OUTCOME_WEIGHT: Final = 4.0
-"""What one outcome counts for at most: what comes together is alike."""
+MOST_OUTCOME_WEIGHT: Final = 64.0
+"""What one outcome counts for at most."""
 FASTEST: Final = 1e-6
 SLOWEST: Final = 1e6
 """Seconds of a round: what lies outside is not believed."""
 MOST: Final = 1e12
 """Tokens, rounds or seconds of one outcome, likewise."""
-BASELINE_DISCOUNT: Final = 0.98
+BASELINE_DISCOUNT: Final = 0.95
 LEAST_DEVIATION: Final = 0.02
 MOST_DEVIATION: Final = 2.0
 CLIP: Final = 2.0

@@ -57,7 +57,7 @@ class Steady:
         bandit: Bandit,
         *,
         hold_rounds: float = 16.0,
-        margin: float = 0.05,
+        margin: float = 0.02,
         burn_in: float = 0.5,
     ) -> None:
         if not hold_rounds >= 1.0:
