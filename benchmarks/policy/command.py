@@ -52,6 +52,7 @@ class PolicyBenchSettings:
         rewards: files of recorded rewards.
         half: of the episodes of recorded rewards, "" for all.
         seeds: runs of each policy on each scenario, with rewards and draws of their own.
+        first_seed: of synthetic rewards: settings were chosen on 0 to 7.
         in_flight: requests that are pulled for before any of them is learned from.
         aside: whether policies are told what a pulled arm's rounds reveal of others.
         timed_rounds: rounds whose median is reported; 0 for no timing.
@@ -62,15 +63,17 @@ class PolicyBenchSettings:
     rewards: tuple[Path, ...] = ()
     half: str = ""
     seeds: int = 5
+    first_seed: int = 0
     in_flight: int = 1
     aside: bool = True
     timed_rounds: int = 2000
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.in_flight) < 1 or self.timed_rounds < 0:
+        if min(self.seeds, self.in_flight) < 1 or min(self.timed_rounds, self.first_seed) < 0:
             raise ConfigError(
-                f"--seeds is {self.seeds}, --in-flight {self.in_flight} and --timed-rounds "
-                f"{self.timed_rounds}; give 1 or more, and 0 or more rounds"
+                f"--seeds is {self.seeds}, --in-flight {self.in_flight}, --timed-rounds "
+                f"{self.timed_rounds} and --first-seed {self.first_seed}; give 1 or more of the "
+                "first two, 0 or more of the others"
             )
 
     def as_json(self) -> dict[str, Any]:
@@ -114,7 +117,8 @@ def _scenarios(settings: PolicyBenchSettings) -> Iterator[tuple[str, Sequence[Sc
     """Name and one scenario for each seed."""
     for name in settings.scenarios:
         make = SCENARIOS[name]
-        yield name, [make(np.random.default_rng(seed)) for seed in range(settings.seeds)]
+        seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
+        yield name, [make(np.random.default_rng(seed)) for seed in seeds]
     for file in settings.rewards:
         rows = [row for row in read_rows(file) if settings.half in ("", row.half)]
         for kind, named in (("named", True), ("unnamed", False)):
@@ -247,6 +251,7 @@ def record_rewards(settings: RecordSettings) -> list[RewardRow]:
 )
 @click.option("--half", type=click.Choice(HALVES), help="Only that half of recorded episodes.")
 @click.option("--seeds", default=5, show_default=True, help="Runs of each policy.")
+@click.option("--first-seed", default=0, show_default=True, help="Of synthetic rewards.")
 @click.option("--in-flight", default=1, show_default=True, help="Pulls before the first update.")
 @click.option("--aside/--no-aside", default=True, help="Tell what long drafts say of shorter ones.")
 @click.option("--timed-rounds", default=2000, show_default=True, help="0 for no timing.")
@@ -288,6 +293,7 @@ def policy(
     rewards: tuple[Path, ...],
     half: str | None,
     seeds: int,
+    first_seed: int,
     in_flight: int,
     aside: bool,
     timed_rounds: int,
@@ -333,6 +339,7 @@ def policy(
             rewards=rewards,
             half=half or "",
             seeds=seeds,
+            first_seed=first_seed,
             in_flight=in_flight,
             aside=aside,
             timed_rounds=timed_rounds,

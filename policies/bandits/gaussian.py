@@ -19,6 +19,7 @@ PRIOR_REWARD: Final = 1.0
 """An arm of which nothing is known is as good as none."""
 PRIOR_WEIGHT: Final = 0.5
 PRIOR_VARIANCE: Final = 0.1
+"""Of rewards of about 1; that of larger ones grows with their square."""
 PRIOR_COUNT: Final = 2.0
 LEAST_VARIANCE: Final = 1e-4
 LENT_WEIGHT: Final = 3.0
@@ -167,7 +168,7 @@ class GaussianBandit(Bandit):
             seen = weight * scale
             held = lent + seen
             mean = (lent * prior + total * scale) / held
-            variance = PRIOR_COUNT * PRIOR_VARIANCE
+            variance = PRIOR_COUNT * PRIOR_VARIANCE * max(mean * mean, 1.0)
             if weight > 0.0:
                 variance += max(squares - total * total / weight, 0.0) * scale
             variance /= PRIOR_COUNT + count * scale

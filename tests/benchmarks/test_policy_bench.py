@@ -249,11 +249,17 @@ def test_synthetic_rewards_are_played(tmp_path: Path) -> None:
 
 
 def test_the_default_comes_back_after_a_change() -> None:
-    """At least nine of ten times within fifty requests to 95 % of the new best arm's rate."""
+    """Within 50 requests at 95 % of the new best arm's rate, mostly; without its CUSUM, mostly not.
+
+    It is not so always: a request's luck is most of what a single one tells.
+    """
     runs = [SCENARIOS["abrupt"](np.random.default_rng(seed)) for seed in range(4)]
-    scores = contest(CONTESTANTS["default"], runs)
-    back = [requests for each in scores for requests in each.back]
-    assert np.mean(np.array(back) <= 50) >= 0.9
+    within = {}
+    for name in ("default", "ucb-no-change"):
+        back = [requests for each in contest(CONTESTANTS[name], runs) for requests in each.back]
+        within[name] = np.mean(np.array(back) <= 50)
+    assert within["default"] >= 0.75
+    assert within["ucb-no-change"] < 0.5
 
 
 def test_bad_settings_are_named() -> None:
