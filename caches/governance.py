@@ -14,6 +14,7 @@ from paceline.caches.journal_migration import migrate
 from paceline.caches.journal_store import BEGINNING, JournalStore, Sizes
 from paceline.caches.keys import MODELS_KEY, JournalKeys, LegacyKeys, Shelf
 from paceline.caches.phrase_store import drop_phrases
+from paceline.caches.policy_state import forget_policies
 from paceline.caches.record_block import StoredRecord
 from paceline.caches.records import ModelFingerprint, SequenceRecord
 from paceline.caches.shelf_editing import add_sizes, remove_from_shelf
@@ -116,8 +117,9 @@ class MemoryGovernor:
         """Forget a tenant or a sharing scope, or one session of it, in Redis and every engine.
 
         A tombstone comes first: from then on nothing that had begun before it is taken in, and
-        engines drop what they hold. Then the records are removed. A second call does no harm.
-        Kinds of work cannot be told apart by session and time: all of the scopes concerned go.
+        engines drop what they hold. Then what policies have seen and the records are removed. Kinds
+        of work cannot be told apart by session and time: all of the scopes concerned go. A second
+        call does no harm.
 
         Args:
             tenant: whose records; or
@@ -147,6 +149,7 @@ class MemoryGovernor:
             for shelf in _shelves(store, tenant, scope):
                 drop_phrases(store, shelf)
             reaches_to = store.entomb(subject, time)
+            forget_policies(store, Tombstone(subject, reaches_to))
             doomed = partial(_is_doomed, Tombstone(subject, reaches_to), by_entry=before is None)
             for shelf in _shelves(store, tenant, scope):
                 removed = add_sizes(removed, remove_from_shelf(store, shelf, doomed))

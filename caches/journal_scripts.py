@@ -253,3 +253,32 @@ redis.call('PEXPIRE', KEYS[1], ARGV[4])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return 1
 """
+
+KEEP_POLICY: Final = """
+-- KEYS: policy, policies, forgotten
+-- ARGV: kind, replica, state, TTL in ms; then of each key in the state: begun at, 2 subjects
+-- Answers 1, or 0 if something in the state has been forgotten.
+for i = 5, #ARGV, 3 do
+  for j = 1, 2 do
+    if ARGV[i + j] ~= '' then
+      local before = redis.call('HGET', KEYS[3], ARGV[i + j])
+      if before and tonumber(before) >= tonumber(ARGV[i]) then return 0 end
+    end
+  end
+end
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+return 1
+"""
+
+SWAP_POLICY: Final = """
+-- KEYS: policy
+-- ARGV: replica, the state that is there, what takes its place ('' for none)
+-- Answers 1, or 0 if another state is there by now.
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+if ARGV[3] == '' then redis.call('HDEL', KEYS[1], ARGV[1])
+else redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end
+return 1
+"""

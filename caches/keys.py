@@ -13,6 +13,8 @@
     paceline:2:{NAMESPACE}:workloads:SHELF     zset    H:WORKLOAD with phrases by time of use, ms
     paceline:2:{NAMESPACE}:phrases:SHELF:H:WORKLOAD  zset  phrases by log2 of their count, which
                                                        halves every H seconds
+    paceline:2:{NAMESPACE}:policies            set     kinds of policies that have states
+    paceline:2:{NAMESPACE}:policy:KIND         hash    replica -> what its policy has seen
     paceline:2:{NAMESPACE}:lease:NAME          string  who seals a shelf or sweeps, for a while
     paceline:2:{NAMESPACE}:seen:REQUEST        string  a request that has been recorded, for a while
     paceline:2:{NAMESPACE}:bell                stream  shelves that got something new
@@ -100,6 +102,7 @@ class JournalKeys:
         self.bell = f"{self._prefix}:bell"
         self.control = f"{self._prefix}:control"
         self.forgotten = f"{self._prefix}:forgotten"
+        self.policies = f"{self._prefix}:policies"
 
     def owned(self, tenant: str) -> str:
         """Set of a tenant's shelves."""
@@ -132,6 +135,10 @@ class JournalKeys:
     def phrases(self, shelf: Shelf, entry: str) -> str:
         """Sorted set of a workload's phrases; entry: half-life in seconds, ``:``, workload."""
         return f"{self._prefix}:phrases:{shelf.name}:{_encoded(entry)}"
+
+    def policy(self, kind: str) -> str:
+        """Hash of replicas' states of one kind of policy."""
+        return f"{self._prefix}:policy:{_encoded(kind)}"
 
     def lease(self, name: str) -> str:
         """Who does some upkeep at the moment."""

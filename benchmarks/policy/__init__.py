@@ -1,0 +1,1 @@
+"""`paceline bench policy`: which policy chooses arms best, on synthetic and recorded rewards."""

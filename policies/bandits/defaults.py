@@ -1,0 +1,24 @@
+"""The policy that is used where nobody names another."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from paceline.policies.bandits.arms import Arm, default_arms
+from paceline.policies.bandits.gaussian import DiscountedUCB
+from paceline.policies.bandits.steady import Steady
+
+
+def default_policy(
+    arms: Iterable[Arm] | None = None, *, rng: random.Random, drafter: str = ""
+) -> Steady:
+    """The default: see docs/bandits.md for what chose it.
+
+    Args:
+        arms: what to choose from; None for `default_arms`, with the model where there is a drafter.
+        rng: source of its draws.
+        drafter: id of the model that drafts, "" without one.
+    """
+    chosen = default_arms(has_model=bool(drafter)) if arms is None else arms
+    return Steady(DiscountedUCB(chosen, rng=rng, drafter=drafter))

@@ -1,0 +1,203 @@
+"""Keeping a policy from jumping: burn-in, arms that stay for a while, a price for leaving one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from paceline.errors import ConfigError
+from paceline.policies.bandits.arms import Arm
+from paceline.policies.bandits.bandit import Bandit
+from paceline.policies.bandits.context import PolicyContext
+from paceline.policies.bandits.outcome import Outcome
+from paceline.policies.bandits.state import PolicyState
+
+MAX_CONTEXTS: Final = 8192
+STAGGER: Final = 16
+"""Contexts that begin one after the other first hold their arms for as many different times."""
+
+Sums = list[float]
+"""Tokens, seconds, rounds."""
+
+
+class _Held:
+    """What a context drafts with, and what came of it so far."""
+
+    __slots__ = ("arm", "aside", "left", "num_changes", "sums", "untried")
+
+    def __init__(self, arm: Arm, untried: list[Arm]) -> None:
+        self.arm = arm
+        self.untried = untried
+        self.left = 0.0
+        self.num_changes = 0
+        self.sums: Sums = [0.0, 0.0, 0.0]
+        self.aside: dict[Arm, Sums] = {}
+
+
+class Steady:
+    """A policy around a bandit; see `Policy`.
+
+    A pulled arm stays for `hold_rounds` rounds of its context, and their outcomes are taught as
+    one: so most pulls and updates are a look-up and three additions.
+
+    Args:
+        bandit: what chooses.
+        hold_rounds: rounds that an arm stays, counted once for each request in them; at least 1.
+        margin: by how much another arm must look better to take its place: the price of switching,
+            in parts of the rate without drafts.
+        burn_in: evidence on an arm, in outcomes of full weight, below which it is pulled in a new
+            context before any other is chosen; 0 for none.
+
+    Raises:
+        ConfigError: a setting is outside its range.
+    """
+
+    def __init__(
+        self,
+        bandit: Bandit,
+        *,
+        hold_rounds: float = 16.0,
+        margin: float = 0.02,
+        burn_in: float = 0.5,
+    ) -> None:
+        if not hold_rounds >= 1.0:
+            raise ConfigError(f"hold_rounds is {hold_rounds}; give at least 1")
+        if not margin >= 0.0 or not burn_in >= 0.0:
+            raise ConfigError(f"margin is {margin} and burn_in {burn_in}; give 0 or more")
+        self._bandit = bandit
+        self._hold_rounds = hold_rounds
+        self._margin = margin
+        self._burn_in = burn_in
+        self._held: dict[PolicyContext, _Held] = {}
+        self._num_unusable = 0
+        self._num_begun = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"Steady({self._bandit!r}, hold_rounds={self._hold_rounds}, margin={self._margin}, "
+            f"burn_in={self._burn_in})"
+        )
+
+    @property
+    def kind(self) -> str:
+        """The bandit's: states of one bandit fit however it is held."""
+        return self._bandit.kind
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """What is chosen from; the first is `NO_DRAFTS`."""
+        return self._bandit.arms
+
+    @property
+    def num_unusable(self) -> int:
+        """Outcomes that nothing could be learned from, since the start."""
+        return self._num_unusable + self._bandit.num_unusable
+
+    def pull(self, context: PolicyContext) -> Arm:
+        """The arm that the context holds, or another when its rounds are over."""
+        held = self._held.get(context)
+        if held is not None and held.left > 0.0:
+            return held.arm
+        return self._pulled(context, held)
+
+    def update(
+        self,
+        context: PolicyContext,
+        arm: Arm,
+        outcome: Outcome,
+        aside: Mapping[Arm, Outcome] | None = None,
+    ) -> None:
+        """See `Policy.update`; the bandit is taught when the arm's rounds are over.
+
+        That is at the next pull, or when the state is asked for.
+        """
+        held = self._held.get(context)
+        if held is None or (held.arm is not arm and held.arm != arm):
+            self._bandit.update(context, arm, outcome, aside)
+            return
+        if not outcome.is_usable:
+            self._num_unusable += 1
+            return
+        sums = held.sums
+        sums[0] += outcome.num_tokens
+        sums[1] += outcome.seconds
+        sums[2] += outcome.num_rounds
+        if aside:
+            self._add_aside(held, aside)
+        held.left -= outcome.num_rounds
+
+    def state(self) -> bytes:
+        """See `Policy.state`; rounds of arms that are still held are not in it yet."""
+        for context, held in self._held.items():
+            if held.left <= 0.0:
+                self._teach(context, held)
+        return self._bandit.state()
+
+    def load(self, state: bytes) -> None:
+        """See `Policy.load`."""
+        self._bandit.load(state)
+
+    def merge(self, others: Mapping[str, PolicyState]) -> None:
+        """See `Policy.merge`."""
+        self._bandit.merge(others)
+
+    def reset(self, drafter: str) -> None:
+        """See `Policy.reset`; every context chooses anew, arms with the model burn in again."""
+        self._bandit.reset(drafter)
+        self._held.clear()
+
+    def forget(self, key: int | str) -> None:
+        """See `Policy.forget`. O(contexts)."""
+        self._bandit.forget(key)
+        for context in [each for each in self._held if each.key == key]:
+            del self._held[context]
+
+    def _pulled(self, context: PolicyContext, held: _Held | None) -> Arm:
+        if held is None:
+            held = self._held[context] = _Held(self.arms[0], self._in_burn_in_order())
+            current = None
+            if len(self._held) > MAX_CONTEXTS:
+                del self._held[next(iter(self._held))]
+        else:
+            current = held.arm
+            self._teach(context, held)
+        held.arm = self._burning(context, held) or self._bandit.choose(
+            context, current, self._margin
+        )
+        held.left = self._hold_rounds
+        if current is None:  # contexts that begin together choose anew one after the other
+            self._num_begun += 1
+            held.left *= 1.0 - self._num_begun % STAGGER / STAGGER
+        return held.arm
+
+    def _burning(self, context: PolicyContext, held: _Held) -> Arm | None:
+        """The first arm that is not known enough yet; all anew when rewards have changed."""
+        num_changes = self._bandit.num_changes(context)
+        if num_changes != held.num_changes:
+            held.num_changes, held.untried = num_changes, self._in_burn_in_order()
+        while held.untried:
+            arm = held.untried[0]
+            if self._bandit.evidence(context, arm) < self._burn_in:
+                return arm
+            held.untried.pop(0)
+        return None
+
+    def _in_burn_in_order(self) -> list[Arm]:
+        """No drafts first, which all rewards are relative to; then long drafts, which tell most."""
+        return sorted(self.arms, key=lambda arm: -arm.max_tokens or -(1 << 20))
+
+    def _add_aside(self, held: _Held, aside: Mapping[Arm, Outcome]) -> None:
+        for arm, seen in aside.items():
+            if seen.is_usable:
+                sums = held.aside.setdefault(arm, [0.0, 0.0, 0.0])
+                sums[0] += seen.num_tokens
+                sums[1] += seen.seconds
+                sums[2] += seen.num_rounds
+
+    def _teach(self, context: PolicyContext, held: _Held) -> None:
+        """Tell the bandit what came of the arm; nothing if no round was finished."""
+        sums, aside = held.sums, held.aside
+        if sums[2] > 0.0:
+            seen = {arm: Outcome(*each) for arm, each in aside.items()} if aside else None
+            held.sums, held.aside = [0.0, 0.0, 0.0], {}
+            self._bandit.update(context, held.arm, Outcome(*sums), seen)
