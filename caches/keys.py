@@ -19,10 +19,15 @@
     paceline:2:{NAMESPACE}:control             stream  tombstones as they come
     paceline:2:{NAMESPACE}:forgotten           hash    subject of a tombstone -> time it reaches to
 
+    paceline:limits:1:{TENANT}:requests:WORKLOAD  hash  a window of requests
+    paceline:limits:1:{TENANT}:tokens:WORKLOAD    hash  a window of tokens
+    paceline:limits:1:{TENANT}:places:WORKLOAD    zset  requests under way by the end of their lease
+
 ``2`` is the schema of the layout. NAMESPACE is a digest of model and tokenizer, in braces so that a
 Redis Cluster keeps one model's keys in one slot: every change of them is one script. SHELF is
 ``SCOPE:TENANT``: what one tenant has said into one sharing scope. Names are percent-encoded: they
-are free text and must not reach into other keys.
+are free text and must not reach into other keys. Limits have a layout of their own, 1, and a slot
+for each tenant; an empty WORKLOAD stands for all of the tenant's.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ from paceline.caches.records import ModelFingerprint
 from paceline.errors import RecordError
 
 LAYOUT: Final = 2
+LIMITS_LAYOUT: Final = 1
 RECORD_FIELD: Final = b"r"
 TOKENS_FIELD: Final = b"n"
 ORIGIN_FIELD: Final = b"o"
@@ -128,6 +134,29 @@ class JournalKeys:
     def seen(self, shelf: Shelf, request_id: str) -> str:
         """Mark of a request that has been recorded; holds no readable name."""
         return f"{self._prefix}:seen:{digest(shelf.scope, shelf.tenant, request_id)}"
+
+
+class LimitKeys:
+    """Keys of one tenant's limits; all in one slot, and all gone when nothing was asked for long.
+
+    Args:
+        tenant: its name.
+    """
+
+    def __init__(self, tenant: str) -> None:
+        self._prefix = f"paceline:limits:{LIMITS_LAYOUT}:{{{_encoded(tenant)}}}"
+
+    def requests(self, workload: str) -> str:
+        """Window of requests; workload: "" for all of the tenant."""
+        return f"{self._prefix}:requests:{_encoded(workload)}"
+
+    def tokens(self, workload: str) -> str:
+        """Window of tokens."""
+        return f"{self._prefix}:tokens:{_encoded(workload)}"
+
+    def places(self, workload: str) -> str:
+        """Sorted set of requests under way."""
+        return f"{self._prefix}:places:{_encoded(workload)}"
 
 
 class LegacyKeys:

@@ -25,10 +25,12 @@ from paceline.middleware.exchange import (
     Scope,
     Send,
 )
-from paceline.middleware.identity import authenticate, identify, key_of
+from paceline.middleware.identity import Identity, authenticate, identify, key_of
+from paceline.middleware.limit_store import Bound
+from paceline.middleware.limiter import Limiter, LimitTiming, Ticket
 from paceline.middleware.metrics import ProxyMetrics
 from paceline.middleware.relay import EventHold
-from paceline.middleware.request_body import view_body, with_fields
+from paceline.middleware.request_body import BodyView, view_body, with_fields
 from paceline.middleware.routing import Replica, ReplicaSet
 from paceline.middleware.upstream import (
     AiohttpUpstream,
@@ -36,6 +38,7 @@ from paceline.middleware.upstream import (
     UpstreamResponse,
     open_session,
 )
+from paceline.middleware.usage_editing import Hold, UsageStream
 from paceline.policies.tenants import PolicyFile, Tenant
 
 logger = logging.getLogger("paceline.proxy")
@@ -51,6 +54,7 @@ NOT_PASSED_ON: Final = frozenset(
     )
 )
 """Response headers that are the connection's, or that we set ourselves."""
+OK: Final = 200
 SERVER_ERROR: Final = 500
 UNAVAILABLE: Final = 503
 
@@ -63,12 +67,19 @@ class Proxy:
     Args:
         config: where the engines are and what is allowed.
         policy: tenants; None for one local tenant.
+        limit_timing: times of the limiter, if not its own.
 
     Raises:
         ConfigError, JournalError: what is to be captured cannot be.
     """
 
-    def __init__(self, config: ProxyConfig, policy: PolicyFile | None) -> None:
+    def __init__(
+        self,
+        config: ProxyConfig,
+        policy: PolicyFile | None,
+        *,
+        limit_timing: LimitTiming | None = None,
+    ) -> None:
         self.config = config
         self.metrics = ProxyMetrics()
         self._policy = policy
@@ -78,6 +89,11 @@ class Proxy:
         self._capture: Capture | None = None
         if config.capture is not None:
             self._capture = Capture(config.capture, policy, self.metrics.registry)
+        self.limiter = Limiter(
+            self.metrics.registry,
+            config.limits_redis_url if _has_limits(policy) else None,
+            timing=limit_timing,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -100,6 +116,7 @@ class Proxy:
         """Connect to the engines and start watching them."""
         if self._capture is not None and not await asyncio.to_thread(self._capture.open):
             self._capture = None
+        await self.limiter.open()
         session = open_session(connect_timeout_seconds=self.config.connect_timeout_seconds)
         self._session = session
         self._replicas = ReplicaSet(
@@ -128,6 +145,7 @@ class Proxy:
                 await self._watcher
         if self._session is not None:
             await self._session.close()
+        await self.limiter.close()
         if self._capture is not None:
             await asyncio.to_thread(self._capture.close)
 
@@ -150,7 +168,7 @@ class Proxy:
             tenant_name = await self._dispatch(exchange)
         except ApiError as error:
             if not exchange.started:
-                await exchange.answer(error.status, error.body())
+                await exchange.answer(error.status, error.body(), [JSON, *error.headers])
         except ClientGoneError:
             pass
         except Exception:  # counted; the client gets an answer instead of a cut connection
@@ -218,6 +236,42 @@ class Proxy:
         view = view_body(body)
         identity = identify(tenant, exchange.headers, view)
         exchange.request_id = new_request_id()
+        ticket = await self._admit(exchange, identity, view, len(body))
+        try:
+            await self._generate_admitted(exchange, identity, body, view, ticket)
+        finally:
+            if ticket is not None:
+                self.limiter.finish(ticket)
+
+    async def _admit(
+        self, exchange: Exchange, identity: Identity, view: BodyView, num_bytes: int
+    ) -> Ticket | None:
+        """Let the request in; None if nothing limits it.
+
+        Raises:
+            ApiError: 429, it has to wait.
+        """
+        bounds = _bounds_of(identity)
+        if not bounds:
+            return None
+        ticket = await self.limiter.admit(
+            exchange.request_id,
+            identity.tenant.name,
+            bounds,
+            num_bytes=num_bytes,
+            most_said=view.most_said,
+        )
+        exchange.more_headers = ticket.headers
+        return ticket
+
+    async def _generate_admitted(
+        self,
+        exchange: Exchange,
+        identity: Identity,
+        body: bytes,
+        view: BodyView,
+        ticket: Ticket | None,
+    ) -> None:
         captured = None
         if self._capture is not None:
             captured = self._capture.request(exchange.request_id, identity, view)
@@ -226,17 +280,19 @@ class Proxy:
             view,
             xargs=identity.xargs(),
             cache_salt=identity.cache_salt(),
-            allow=tenant.allow,
+            allow=identity.tenant.allow,
             ask_token_ids=captured is not None,
+            ask_usage=ticket is not None and ticket.counts_tokens,
         )
         forward = self._forward(
             exchange,
             sent,
             identity.session,
-            seeded_sampling=view.is_seeded_sampling,
+            view=view,
             captured=captured,
+            ticket=ticket,
         )
-        await self._watched(exchange, forward, tenant.name)
+        await self._watched(exchange, forward, identity.tenant.name)
 
     async def _watched(self, exchange: Exchange, work: Awaitable[None], tenant_name: str) -> None:
         """Do the work unless the client leaves first.
@@ -271,11 +327,13 @@ class Proxy:
         body: bytes | None,
         session: str,
         *,
-        seeded_sampling: bool = False,
+        view: BodyView | None = None,
         captured: CaptureRequest | None = None,
+        ticket: Ticket | None = None,
     ) -> None:
         """Send the request to the session's engine, or to the next while nothing has come back."""
         failure = "no engine is configured"
+        seeded_sampling = view is not None and view.is_seeded_sampling
         for replica in self._attempts(session):
             if seeded_sampling and replica.config.refuse_seeded_sampling:
                 raise ApiError(
@@ -286,9 +344,11 @@ class Proxy:
                 )
             replica.outstanding += 1
             try:
-                if await self._try(exchange, replica, body, captured):
+                if await self._try(exchange, replica, body, view, captured, ticket):
                     return
             except UpstreamError as error:
+                if ticket is not None:
+                    ticket.failed()
                 failure = f"{replica.name}: {error}"
                 replica.failed(str(error))
                 self.metrics.upstream_failures.labels(replica.name).inc()
@@ -309,7 +369,9 @@ class Proxy:
         exchange: Exchange,
         replica: Replica,
         body: bytes | None,
+        view: BodyView | None,
         captured: CaptureRequest | None,
+        ticket: Ticket | None,
     ) -> bool:
         """Forward to one engine; True if the client has been answered.
 
@@ -319,15 +381,20 @@ class Proxy:
         headers = {"accept-encoding": "identity", "x-request-id": exchange.request_id}
         if body is not None:
             headers["content-type"] = "application/json"
+        if ticket is not None:
+            ticket.asking()
         response = await replica.upstream.send(exchange.method, exchange.path, headers, body)
         taking = None
         if self._capture is not None and captured is not None:
             taking = self._capture.taking(captured, response.status)
+        if ticket is not None and response.status != OK:
+            ticket.failed()
         try:
             if _is_event_stream(response.headers):
-                await self._relay_stream(exchange, replica, response, taking)
+                hold = _hold_of(taking, view, ticket)
+                await self._relay_stream(exchange, replica, response, hold)
             else:
-                await _relay_whole(exchange, response, taking)
+                await _relay_whole(exchange, response, taking, ticket)
         finally:
             response.abort()
             if self._capture is not None and taking is not None:
@@ -339,13 +406,12 @@ class Proxy:
         exchange: Exchange,
         replica: Replica,
         response: UpstreamResponse,
-        taking: CapturedIds | None,
+        hold: Hold,
     ) -> None:
         """Pass a stream on as it comes.
 
         An engine that dies in it leaves whole events and one error event.
         """
-        hold = EventHold() if taking is None else taking.stream()
         try:
             async for chunk in response.chunks():
                 ready = hold.push(chunk)
@@ -359,7 +425,8 @@ class Proxy:
                 raise
             replica.failed(str(error))
             self.metrics.upstream_failures.labels(replica.name).inc()
-            await exchange.end(upstream_failed(f"{replica.name}: {error}").event())
+            failed = upstream_failed(f"{replica.name}: {error}").event()
+            await exchange.end(hold.broken_off() + failed)
             return
         rest = hold.rest()
         if not exchange.started:
@@ -367,14 +434,37 @@ class Proxy:
         await exchange.end(rest)
 
 
+def _has_limits(policy: PolicyFile | None) -> bool:
+    return policy is not None and any(not tenant.limits.is_none for tenant in policy.tenants)
+
+
+def _bounds_of(identity: Identity) -> tuple[Bound, ...]:
+    """All limits that bind a request."""
+    limits = identity.tenant.limits
+    return () if limits.is_none else (Bound("", limits),)
+
+
+def _hold_of(taking: CapturedIds | None, view: BodyView | None, ticket: Ticket | None) -> Hold:
+    """What a stream goes through on its way to the client."""
+    hold: Hold = EventHold() if taking is None else taking.stream()
+    if ticket is None or view is None or not ticket.counts_tokens:
+        return hold
+    return UsageStream(ticket.meter, view, None if taking is None else hold)
+
+
 async def _relay_whole(
-    exchange: Exchange, response: UpstreamResponse, taking: CapturedIds | None
+    exchange: Exchange,
+    response: UpstreamResponse,
+    taking: CapturedIds | None,
+    ticket: Ticket | None,
 ) -> None:
     """Pass a whole answer on, once all of it has come.
 
     Until then another engine could still give it.
     """
     body = b"".join([chunk async for chunk in response.chunks()])
+    if ticket is not None and ticket.counts_tokens:
+        ticket.meter.read_whole(body)
     if taking is not None:
         body = taking.whole(body)
     await exchange.answer(response.status, body, _passed_on(response.headers))

@@ -106,6 +106,19 @@ class CaptureConfig(BaseModel):
         return max_bytes
 
 
+class LimitsConfig(BaseModel):
+    """Where tenants' limits are counted.
+
+    Attributes:
+        redis_url: Redis that all proxies share the limits through; None takes the capture's, and
+            where there is none each process counts by itself.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    redis_url: Annotated[str, Field(min_length=1)] | None = None
+
+
 class ProxyConfig(BaseModel):
     """The whole configuration file.
 
@@ -117,6 +130,7 @@ class ProxyConfig(BaseModel):
             only.
         capture: how the proxy itself records what engines serve; None leaves it to engines that
             have our worker.
+        limits: where tenants' limits are counted.
         max_body_bytes: longest request body.
         connect_timeout_seconds: longest wait for a connection to an engine.
         read_timeout_seconds: longest silence of an engine within a reply.
@@ -129,6 +143,7 @@ class ProxyConfig(BaseModel):
     upstreams: Annotated[list[UpstreamConfig], Field(min_length=1)]
     policy_file: Path | None = None
     capture: CaptureConfig | None = None
+    limits: LimitsConfig = LimitsConfig()
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
@@ -146,6 +161,12 @@ class ProxyConfig(BaseModel):
                 "policy file with tenants and keys"
             )
         return self
+
+    @property
+    def limits_redis_url(self) -> str | None:
+        """Redis that limits are shared through; None if each process counts by itself."""
+        shared = None if self.capture is None else self.capture.redis_url
+        return self.limits.redis_url or shared
 
     def load_policy(self) -> PolicyFile | None:
         """Read the policy file; None if there is none.

@@ -41,6 +41,7 @@ class Exchange:
         self.client_host: str = (scope.get("client") or ("",))[0]
         self.status = 0
         self.request_id = ""
+        self.more_headers: RawHeaders = ()
         self._receive = receive
         self._send = send
 
@@ -89,7 +90,11 @@ class Exchange:
         if theirs:
             ids.append((b"x-client-request-id", theirs.encode("latin-1")))
         await self._send(
-            {"type": "http.response.start", "status": status, "headers": [*headers, *ids]}
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [*headers, *self.more_headers, *ids],
+            }
         )
 
     async def write(self, data: bytes) -> None:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from paceline.errors import ConfigError
+from paceline.policies.limits import LimitsPolicy
 
 KEY_PREFIX: Final = "pace-"
 KEY_BYTES: Final = 32
@@ -67,6 +68,7 @@ class Tenant(BaseModel):
         memory: what its draft memory is kept to.
         speculation: ``off`` has the target answer without drafts.
         allow: protected request fields that its clients may set themselves.
+        limits: how much it may ask for.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,6 +81,7 @@ class Tenant(BaseModel):
     memory: MemoryPolicy = MemoryPolicy()
     speculation: Literal["auto", "off"] = "auto"
     allow: tuple[ProtectedField, ...] = ()
+    limits: LimitsPolicy = LimitsPolicy()
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,243 @@
+"""How much a tenant may ask for: the rule, and the sliding window that keeps it exactly.
+
+The same window is kept in Redis by a script (`paceline.middleware.limit_scripts`); a test drives
+both with the same calls.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+WINDOW_MS: Final = 60_000
+PARTS: Final = 240
+"""Entries that a full window is kept in, at least: an entry holds this part of the limit."""
+FORGIVEN_WINDOWS: Final = 60
+"""A debt above so many times the limit is not paid back."""
+PRIOR_TOKENS_PER_BYTE: Final = 0.25
+PRIOR_SAID: Final = 256.0
+LEARNING: Final = 1 / 32
+
+Positive = Annotated[int, Field(ge=1, le=10**12)]
+
+
+class LimitsPolicy(BaseModel):
+    """What a tenant, or one kind of its work, may ask for; None is no limit.
+
+    Attributes:
+        requests_per_minute: most requests in any 60 seconds.
+        tokens_per_minute: most tokens in any 60 seconds, read and said together.
+        concurrency: most requests at a time.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    concurrency: Positive | None = None
+
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing is limited."""
+        limits = (self.requests_per_minute, self.tokens_per_minute, self.concurrency)
+        return limits == (None, None, None)
+
+
+def narrower(a: LimitsPolicy, b: LimitsPolicy) -> LimitsPolicy:
+    """Of each limit the smaller one."""
+    return LimitsPolicy(
+        requests_per_minute=_smaller(a.requests_per_minute, b.requests_per_minute),
+        tokens_per_minute=_smaller(a.tokens_per_minute, b.tokens_per_minute),
+        concurrency=_smaller(a.concurrency, b.concurrency),
+    )
+
+
+def _smaller(a: int | None, b: int | None) -> int | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return min(a, b)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowState:
+    """What a window says of itself.
+
+    Attributes:
+        limit: most in the window.
+        remaining: what may be taken now, 0 if nothing.
+        reset_ms: time until the window is empty if nothing more is taken.
+        wait_ms: time until something may be taken, 0 for now.
+    """
+
+    limit: int
+    remaining: int
+    reset_ms: int
+    wait_ms: int
+
+
+class SlidingWindow:
+    """Counts what was taken in the last 60 seconds, and what is owed beyond the limit.
+
+    What was taken is kept in entries of at most a 240th of the limit (or of one larger amount), in
+    the order of time; an entry leaves when the last of what is in it is a window old. So:
+
+    - Of what `take` was told, never more than the limit counts in a half-open window of 60 s.
+    - While there is always somebody who takes, at least 239/240 of the limit count in every window
+      of 60 s; with a limit of at most 240, all of it.
+    - What is taken beyond the limit is owed. It counts as soon as there is room, before anything
+      new is let in: `remaining` is 0 while something is owed. Over any time it counts exactly
+      once, so that the mean stays the limit however far a window was overdrawn; a debt above 60
+      times the limit is cut to that.
+
+    O(1) amortised; at most about 480 entries while nothing is larger than a 240th of the limit,
+    and never more than two for each taken amount.
+
+    Args:
+        limit: most in a window, at least 1.
+        window_ms: its length.
+    """
+
+    def __init__(self, limit: int, *, window_ms: int = WINDOW_MS) -> None:
+        self.limit = limit
+        self.window_ms = window_ms
+        self.total = 0
+        self.debt = 0
+        self._part = -(-limit // PARTS)
+        self._first = 1  # number of the oldest entry
+        self._entries: deque[list[int]] = deque()  # [time of the last taken in ms, amount]
+
+    @property
+    def num_entries(self) -> int:
+        """Entries at the moment."""
+        return len(self._entries)
+
+    def change_limit(self, limit: int) -> None:
+        """Keep to another limit from now on; what was taken still counts."""
+        self.limit = limit
+        self._part = -(-limit // PARTS)
+
+    def state(self, now_ms: int) -> WindowState:
+        """What may be taken, and when more; O(entries) if nothing may."""
+        self._advance(now_ms)
+        remaining = 0 if self.debt else max(self.limit - self.total, 0)
+        wait = 0 if remaining else max(self._wait_ms(now_ms), 1)
+        return WindowState(self.limit, remaining, self._reset_ms(now_ms), wait)
+
+    def take(self, now_ms: int, amount: int) -> int:
+        """Count `amount`, whether or not it fits; returns its place, for `give_back`.
+
+        Args:
+            now_ms: at least that of the call before.
+            amount: 0 or more.
+        """
+        self._advance(now_ms)
+        fits = min(amount, 0 if self.debt else max(self.limit - self.total, 0))
+        if fits or not self._entries:
+            self._add(now_ms, fits)
+        most = self.limit * FORGIVEN_WINDOWS
+        self.debt = min(self.debt + amount - fits, most)
+        return self._first + len(self._entries) - 1
+
+    def give_back(self, now_ms: int, place: int, amount: int) -> None:
+        """Count `amount` less of what was taken at `place` and since.
+
+        What is owed is cancelled first. Nothing happens if the place has left the window: then its
+        room was used by nobody, or has been given to others.
+        """
+        self._advance(now_ms)
+        cancelled = min(self.debt, amount)
+        self.debt -= cancelled
+        amount -= cancelled
+        if place < self._first:
+            return
+        for number in range(place - self._first, len(self._entries)):
+            if amount == 0:
+                return
+            entry = self._entries[number]
+            less = min(entry[1], amount)
+            entry[1] -= less
+            self.total -= less
+            amount -= less
+
+    def _advance(self, now_ms: int) -> None:
+        while self._entries and now_ms - self._entries[0][0] >= self.window_ms:
+            time_ms, amount = self._entries.popleft()
+            self._first += 1
+            self.total -= amount
+            # what is owed counts from the moment that there was room
+            paid = min(self.debt, amount)
+            if paid:
+                self.debt -= paid
+                self._add(time_ms + self.window_ms, paid)
+
+    def _add(self, time_ms: int, amount: int) -> None:
+        self.total += amount
+        if self._entries and self._entries[-1][1] + amount <= self._part:
+            self._entries[-1][0] = time_ms
+            self._entries[-1][1] += amount
+        else:
+            self._entries.append([time_ms, amount])
+
+    def _wait_ms(self, now_ms: int) -> int:
+        if self.total == 0:
+            return 0
+        return self._left_at(self.debt + self.total - self.limit + 1) - now_ms
+
+    def _reset_ms(self, now_ms: int) -> int:
+        if self.total == 0:
+            return 0
+        last = self._left_at(self.debt) if self.debt else self._entries[-1][0]
+        return last + self.window_ms - now_ms
+
+    def _left_at(self, amount: int) -> int:
+        """When so much will have left the window, what is owed included."""
+        cycles = (amount - 1) // self.total
+        rest = amount - cycles * self.total
+        held_until = accumulate(amount for _, amount in self._entries)
+        number = next(i for i, held in enumerate(held_until) if held >= rest)
+        return self._entries[number][0] + (cycles + 1) * self.window_ms
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless the counts are what the entries say; for tests."""
+        times = [time_ms for time_ms, _ in self._entries]
+        assert times == sorted(times)
+        assert all(amount >= 0 for _, amount in self._entries)
+        assert self.total == sum(amount for _, amount in self._entries) <= self.limit
+        assert 0 <= self.debt <= self.limit * FORGIVEN_WINDOWS
+        assert len(self._entries) <= 2 * PARTS + 2 or self.limit < PARTS
+
+
+class TokenEstimate:
+    """What a tenant's next request will read and say, learned from those before it.
+
+    A request is charged with this when it is admitted, and what it was wrong by when that is
+    known: requests that come at once don't all find the same room. The expectation of a mean is
+    right on the average, so that room is neither wasted nor promised twice, as it is with
+    ``max_tokens``; `paceline bench limits --simulate` compares them.
+    """
+
+    def __init__(self) -> None:
+        self._tokens_per_byte = PRIOR_TOKENS_PER_BYTE
+        self._said = PRIOR_SAID
+        self._num_learned = 0
+
+    def expect(self, num_bytes: int, most_said: int | None) -> int:
+        """Tokens, at least 1.
+
+        Args:
+            num_bytes: length of the request's body.
+            most_said: most tokens it may say; None if it does not tell.
+        """
+        said = self._said if most_said is None else min(self._said, most_said)
+        return max(round(num_bytes * self._tokens_per_byte + said), 1)
+
+    def learn(self, num_bytes: int, num_read: int, num_said: int) -> None:
+        """What a request read, and said within its first minute."""
+        self._num_learned += 1
+        weight = max(LEARNING, 1 / self._num_learned)
+        self._said += weight * (num_said - self._said)
+        self._tokens_per_byte += weight * (num_read / max(num_bytes, 1) - self._tokens_per_byte)
