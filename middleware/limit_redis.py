@@ -177,7 +177,7 @@ class RedisLimits:
             raise ConnectionError("Redis is not connected")
         pipeline = self._client.pipeline(transaction=False)
         for call in batch:
-            # by name: a pipeline of a cluster refuses the method, as scripts may touch several slots
+            # by name: a cluster's pipeline refuses the method, as scripts may reach many slots
             name, script = ("EVALSHA", _digest(call.script)) if by_digest else ("EVAL", call.script)
             pipeline.execute_command(name, script, len(call.keys), *call.keys, *call.arguments)
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
