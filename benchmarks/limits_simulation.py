@@ -1,4 +1,4 @@
-"""When tokens are charged: four rules at a clock of their own, against what is really said.
+"""When tokens are charged: five rules at a clock of their own, against what is really said.
 
 A tenant has more work than its limit lets in. Prompts, replies and speeds are drawn at random; the
 clock goes in steps, so that hours take seconds. Compared are, over all windows of 60 s after the
@@ -7,8 +7,10 @@ first three minutes, the tokens that were read and said in them.
 - ``end``: nothing is charged before the end.
 - ``reserve``: the expected tokens are set aside until they have been said.
 - ``most``: ``max_tokens`` is charged at the beginning, and corrected at the end.
-- ``mean``: what requests used on the average is charged at the beginning, corrected while they run
-  (`paceline.middleware.limiter`).
+- ``mean``: what requests used on the average is charged at the beginning, corrected while they
+  run.
+- ``paced``: the same, let in at an even pace after the first rush: what
+  `paceline.middleware.limiter` does.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from typing import Final, Literal
 
 from paceline.policies.limits import WINDOW_MS, SlidingWindow, TokenEstimate
 
-Rule = Literal["end", "reserve", "most", "mean"]
-RULES: Final[tuple[Rule, ...]] = ("end", "reserve", "most", "mean")
+Rule = Literal["end", "reserve", "most", "mean", "paced"]
+RULES: Final[tuple[Rule, ...]] = ("end", "reserve", "most", "mean", "paced")
 
 STEP_MS: Final = 100
 BOOK_MS: Final = 1_000
@@ -81,7 +83,7 @@ class _Simulation:
         self._rule = rule
         self._work = work
         self._rng = rng
-        self._window = SlidingWindow(work.limit)
+        self._window = SlidingWindow(work.limit, paced=rule == "paced")
         self._estimate = TokenEstimate()
         self._running: list[_Request] = []
 
@@ -108,6 +110,8 @@ class _Simulation:
         remaining = self._window.state(now).remaining
         if self._rule == "reserve":
             remaining -= sum(max(r.charged - r.num_read - int(r.said), 0) for r in self._running)
+        if remaining <= 0:
+            self._window.turned_away(now)
         return remaining > 0
 
     def _begin(self, now: int) -> int:
@@ -120,6 +124,7 @@ class _Simulation:
             "reserve": num_read,
             "most": num_read + MAX_TOKENS,
             "mean": expected,
+            "paced": expected,
         }[self._rule]
         charged = expected if self._rule == "reserve" else taken
         place = self._window.take(now, taken)
@@ -132,7 +137,7 @@ class _Simulation:
             # what it has said since the last booking moves from what is set aside to the window
             self._window.take(now, int(request.said) - request.booked)
             request.booked = int(request.said)
-        elif self._rule == "mean" or ended:
+        elif self._rule in ("mean", "paced") or ended:
             self._correct(request, now, so_far - request.charged, ended=ended)
         if ended:
             self._estimate.learn(

@@ -14,12 +14,12 @@ from redis.exceptions import NoScriptError
 
 from paceline.caches.journal_client import UNREACHABLE, Client, RedisAddress
 from paceline.caches.keys import LimitKeys
-from paceline.middleware.limit_scripts import ADMIT, BOOK
+from paceline.middleware.limit_scripts import ADMIT, ADOPT, BOOK
 from paceline.middleware.limit_store import Ask, Booking, BoundState, Decision
 from paceline.policies.limits import WINDOW_MS, LimitsPolicy, WindowState
 
 LEASE_MS: Final = 15_000
-WAIT_SECONDS: Final = 0.1
+WAIT_SECONDS: Final = 0.25
 BATCH_CALLS: Final = 256
 VALUES_PER_BOUND: Final = 8
 
@@ -89,6 +89,22 @@ class RedisLimits:
         Raises:
             RedisError, RedisClusterException, OSError: Redis did not answer. It may have counted.
         """
+        admitted, *values = await self._call(ADMIT, *self._asked(ask))
+        states = (
+            _state(ask.bounds[i].limits, values[VALUES_PER_BOUND * i : VALUES_PER_BOUND * (i + 1)])
+            for i in range(len(ask.bounds))
+        )
+        return Decision(admitted == 1, tuple(states))
+
+    async def adopt(self, ask: Ask) -> tuple[int, ...]:
+        """Count a request that was let in elsewhere; returns the places of its tokens.
+
+        One round trip. Raises as `admit`.
+        """
+        return tuple(await self._call(ADOPT, *self._asked(ask)))
+
+    def _asked(self, ask: Ask) -> tuple[list[str], list[Any]]:
+        """Keys and arguments of a script about a request."""
         keys = LimitKeys(ask.tenant)
         names = [
             name
@@ -107,12 +123,7 @@ class RedisLimits:
                 limits.tokens_per_minute or 0,
                 limits.concurrency or 0,
             )
-        admitted, *values = await self._call(ADMIT, names, arguments)
-        states = (
-            _state(ask.bounds[i].limits, values[VALUES_PER_BOUND * i : VALUES_PER_BOUND * (i + 1)])
-            for i in range(len(ask.bounds))
-        )
-        return Decision(admitted == 1, tuple(states))
+        return names, arguments
 
     async def book(self, booking: Booking) -> None:
         """Count what is known now; one round trip. Raises as `admit`."""

@@ -2,7 +2,8 @@
 
 They keep `paceline.policies.limits.SlidingWindow`, number for number. A window is a hash: ``h`` and
 ``t``, numbers of its oldest and newest entry; ``s``, its total; ``d``, its debt; and each entry
-under its number, as ``TIME AMOUNT``. Places are a sorted set of requests by the time their lease
+under its number, as ``TIME AMOUNT``; of a paced window ``c``, its credit times its length, and
+``a``, until when that is refilled. Places are a sorted set of requests by the time their lease
 ends. Times are milliseconds of Redis' own clock. All keys of a call are of one tenant, hence of one
 slot.
 """
@@ -43,11 +44,15 @@ local function add(w, time, amount)
 end
 
 -- The window at `key` with what has left it gone.
-local function open(key, limit, length, now)
-  local held = redis.call('HMGET', key, 'h', 't', 's', 'd')
+local function open(key, limit, length, now, paced)
+  local held = redis.call('HMGET', key, 'h', 't', 's', 'd', 'c', 'a')
   local w = {key = key, limit = limit, length = length, now = now, part = math.ceil(limit / 240),
     h = tonumber(held[1] or 1), t = tonumber(held[2] or 0), s = tonumber(held[3] or 0),
-    d = tonumber(held[4] or 0)}
+    d = tonumber(held[4] or 0), paced = paced, full = limit * length}
+  if paced then
+    local passed = math.min(now - tonumber(held[6] or 0), 2 * length)
+    w.c = math.min(tonumber(held[5] or w.full) + passed * limit, w.full)
+  end
   while w.t >= w.h do
     local time, amount = read(w, w.h)
     if now - time < length then break end
@@ -65,26 +70,38 @@ end
 
 local function close(w)
   redis.call('HSET', w.key, 'h', text(w.h), 't', text(w.t), 's', text(w.s), 'd', text(w.d))
+  if w.paced then redis.call('HSET', w.key, 'c', text(w.c), 'a', text(w.now)) end
   redis.call('PEXPIRE', w.key, text(w.length * (2 + math.ceil(w.d / w.limit))))
 end
 
-local function room(w)
+local function space(w)
   if w.d > 0 then return 0 end
   return math.max(w.limit - w.s, 0)
 end
 
+local function room(w)
+  if not w.paced then return space(w) end
+  return math.max(math.min(space(w), math.floor(w.c / w.length)), 0)
+end
+
+local function turned_away(w)
+  if w.paced and space(w) == 0 then w.c = math.min(w.c, math.floor(w.full / 20)) end
+end
+
 local function take(w, amount)
-  local fits = math.min(amount, room(w))
+  local fits = math.min(amount, space(w))
   if fits > 0 or w.t < w.h then add(w, w.now, fits) end
   w.d = math.min(w.d + amount - fits, w.limit * 60)
+  if w.paced then w.c = math.max(w.c - amount * w.length, -w.full) end
   return w.t
 end
 
 local function give_back(w, place, amount)
   local cancelled = math.min(w.d, amount)
   w.d = w.d - cancelled
-  amount = amount - cancelled
   if place < w.h then return end
+  if w.paced then w.c = math.min(w.c + amount * w.length, w.full) end
+  amount = amount - cancelled
   while place <= w.t and amount > 0 do
     local time, there = read(w, place)
     local less = math.min(there, amount)
@@ -108,17 +125,26 @@ local function left_at(w, amount)
   return time + (cycles + 1) * w.length
 end
 
+local function credit_after(w, credit)
+  if not w.paced then return 0 end
+  return math.ceil((credit - w.c) / w.limit)
+end
+
 local function reset(w)
-  if w.s == 0 then return 0 end
-  local last
-  if w.d > 0 then last = left_at(w, w.d) else last = read(w, w.t) end
-  return last + w.length - w.now
+  local ms = 0
+  if w.s > 0 then
+    local last
+    if w.d > 0 then last = left_at(w, w.d) else last = read(w, w.t) end
+    ms = last + w.length - w.now
+  end
+  return math.max(ms, credit_after(w, w.full))
 end
 
 local function wait(w)
   if room(w) > 0 then return 0 end
-  if w.s == 0 then return 1 end
-  return math.max(left_at(w, w.d + w.s - w.limit + 1) - w.now, 1)
+  local ms = 1
+  if w.s > 0 and space(w) == 0 then ms = left_at(w, w.d + w.s - w.limit + 1) - w.now end
+  return math.max(ms, credit_after(w, w.length), 1)
 end
 """
 
@@ -140,11 +166,11 @@ for i = 1, #KEYS / 3 do
   local b = {places = KEYS[3 * i], most = tonumber(ARGV[arg + 3]), active = -1}
   local requests, tokens = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
   if requests > 0 then
-    b.requests = open(KEYS[3 * i - 2], requests, length, now)
+    b.requests = open(KEYS[3 * i - 2], requests, length, now, false)
     if room(b.requests) < 1 then admitted = 0 end
   end
   if tokens > 0 then
-    b.tokens = open(KEYS[3 * i - 1], tokens, length, now)
+    b.tokens = open(KEYS[3 * i - 1], tokens, length, now, true)
     if room(b.tokens) < 1 then admitted = 0 end
   end
   if b.most > 0 then
@@ -170,6 +196,8 @@ for _, b in ipairs(bounds) do
       redis.call('PEXPIRE', b.places, text(lease * 2))
       b.active = b.active + 1
     end
+  elseif b.tokens then
+    turned_away(b.tokens)
   end
   say(b.requests)
   say(b.tokens)
@@ -177,6 +205,37 @@ for _, b in ipairs(bounds) do
   answer[#answer + 1] = b.active
   if b.requests then close(b.requests) end
   if b.tokens then close(b.tokens) end
+end
+return answer
+"""
+)
+
+ADOPT: Final = (
+    _WINDOW
+    + """
+-- KEYS, ARGV: as of the script that admits, with the tokens charged so far
+-- Counts a request that was let in elsewhere, whether or not there is room; answers the place of
+-- its tokens for each bound.
+local now, length, lease = now_of(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local answer = {}
+for i = 1, #KEYS / 3 do
+  local arg = 5 + 3 * (i - 1)
+  local requests, tokens = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
+  answer[i] = -1
+  if requests > 0 then
+    local w = open(KEYS[3 * i - 2], requests, length, now, false)
+    take(w, 1)
+    close(w)
+  end
+  if tokens > 0 then
+    local w = open(KEYS[3 * i - 1], tokens, length, now, true)
+    answer[i] = take(w, tonumber(ARGV[5]))
+    close(w)
+  end
+  if tonumber(ARGV[arg + 3]) > 0 then
+    redis.call('ZADD', KEYS[3 * i], text(now + lease), ARGV[4])
+    redis.call('PEXPIRE', KEYS[3 * i], text(lease * 2))
+  end
 end
 return answer
 """
@@ -195,7 +254,7 @@ for i = 1, #KEYS / 2 do
   local arg = 6 + 3 * (i - 1)
   local tokens, most, place = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2]), ARGV[arg + 3]
   if tokens > 0 and amount ~= 0 then
-    local w = open(KEYS[2 * i - 1], tokens, length, now)
+    local w = open(KEYS[2 * i - 1], tokens, length, now, true)
     if amount > 0 then take(w, amount) else give_back(w, tonumber(place), -amount) end
     close(w)
   end

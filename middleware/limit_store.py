@@ -9,6 +9,8 @@ from typing import Final, Protocol
 from paceline.policies.limits import WINDOW_MS, LimitsPolicy, SlidingWindow, WindowState
 
 NO_PLACE: Final = -1
+REQUESTS: Final = "requests"
+TOKENS: Final = "tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class LocalLimits:
         """Decide, and count the request if it is admitted. O(bounds)."""
         now = self._clock_ms()
         admitted = all(self._has_room(ask.tenant, bound, now) for bound in ask.bounds)
-        places = self.count(ask) if admitted else (NO_PLACE,) * len(ask.bounds)
+        places = self.count(ask) if admitted else self._turn_away(ask, now)
         states = [
             BoundState(
                 None if requests is None else requests.state(now),
@@ -167,6 +169,13 @@ class LocalLimits:
             if booking.ended and bound.limits.concurrency is not None:
                 self._places(booking.ask.tenant, bound).discard(booking.ask.request_id)
 
+    def _turn_away(self, ask: Ask, now: int) -> tuple[int, ...]:
+        for bound in ask.bounds:
+            _, tokens = self._windows_of(ask.tenant, bound)
+            if tokens is not None:
+                tokens.turned_away(now)
+        return (NO_PLACE,) * len(ask.bounds)
+
     def _has_room(self, tenant: str, bound: Bound, now: int) -> bool:
         windows = self._windows_of(tenant, bound)
         if any(w is not None and not w.state(now).remaining for w in windows):
@@ -179,8 +188,8 @@ class LocalLimits:
     ) -> tuple[SlidingWindow | None, SlidingWindow | None]:
         limits = bound.limits
         return (
-            self._window((tenant, bound.workload, "requests"), limits.requests_per_minute),
-            self._window((tenant, bound.workload, "tokens"), limits.tokens_per_minute),
+            self._window((tenant, bound.workload, REQUESTS), limits.requests_per_minute),
+            self._window((tenant, bound.workload, TOKENS), limits.tokens_per_minute),
         )
 
     def _window(self, key: tuple[str, str, str], limit: int | None) -> SlidingWindow | None:
@@ -188,7 +197,9 @@ class LocalLimits:
             return None
         window = self._windows.get(key)
         if window is None:
-            window = self._windows[key] = SlidingWindow(limit, window_ms=self._window_ms)
+            window = self._windows[key] = SlidingWindow(
+                limit, window_ms=self._window_ms, paced=key[2] == TOKENS
+            )
         elif window.limit != limit:
             window.change_limit(limit)
         return window

@@ -6,7 +6,8 @@ before its first minute is over. So many requests at once do not find the same r
 long reply says after its first minute counts when it is said.
 
 Counted is in Redis, if one is named, and in this process besides: when Redis is away, each proxy
-goes on from what it has let in itself, and keeps the whole limit alone.
+goes on from what it has let in itself, and keeps the whole limit alone. What it has let in within
+the last minute is counted in Redis when that is back.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ CORRECTED_AT: Final = 0.75
 LEASE_PARTS: Final = 3
 """A place is kept by a sign of life in each third of its lease."""
 MAX_PENDING: Final = 4096
-"""Bookings kept while Redis is away; beyond it the oldest are dropped and their leases run out."""
+"""Bookings, and requests let in, that are kept while Redis is away; the oldest are dropped."""
 FAILURES: Final = (*UNREACHABLE, TimeoutError)
 
 
@@ -152,6 +153,7 @@ class Limiter:
         self._lost = asyncio.Event()
         self._running: set[Ticket] = set()
         self._pending: deque[Booking] = deque(maxlen=MAX_PENDING)
+        self._alone: deque[Ticket] = deque(maxlen=MAX_PENDING)
         self._estimates: dict[str, TokenEstimate] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -224,6 +226,8 @@ class Limiter:
             renewed_ms=now,
         )
         self._running.add(ticket)
+        if self._redis is not None and not is_shared:
+            self._alone.append(ticket)
         self._metrics.admitted.labels(tenant).inc()
         return ticket
 
@@ -323,11 +327,26 @@ class Limiter:
         while self._pending:
             await self._redis.book(self._pending[0])
             self._pending.popleft()
+        while self._alone:
+            await self._adopt(self._alone[0])
+            self._alone.popleft()
         if self._metrics.is_degraded:
             logger.warning("%s is back; the limits are shared again", self._shown)
         self._is_shared = True
         self._metrics.is_degraded = False
         self._lost.clear()
+
+    async def _adopt(self, ticket: Ticket) -> None:
+        """Count in Redis what was let in without it, unless that is more than a minute ago."""
+        assert self._redis is not None
+        if self._now_ms() - ticket.began_ms > self._timing.window_ms:
+            return
+        charged = ticket.charged
+        ticket.shared = await self._redis.adopt(replace(ticket.ask, num_tokens=charged))
+        ended = ticket not in self._running
+        if ended or ticket.charged != charged:
+            more = ticket.charged - charged
+            await self._redis.book(Booking(ticket.ask, ticket.shared, more, ended))
 
     async def _reconnect_forever(self) -> None:
         backoff = Backoff()

@@ -186,7 +186,7 @@ def test_two_proxies_under_a_rush_let_in_the_limit(
 def test_overload_for_several_windows_lets_in_the_limit_in_each(
     engines: Engines, proxies: Proxies, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """With a window of a second: by the engine's clock, no window has more, and none is left out."""
+    """With a window of a second: what the engine sees is the limit for each second of the rush."""
     times: list[float] = []
 
     async def note(request: Any, reader: Any, writer: Any) -> None:
@@ -205,8 +205,8 @@ def test_overload_for_several_windows_lets_in_the_limit_in_each(
         num_admitted = sum(pool.map(overload, range(8)))
     elapsed = max(times) - min(times)
     assert num_admitted == len(times)
-    # a request travels on behind its decision: what came late for one window is early for the next
-    assert 40 * int(elapsed) <= num_admitted <= 40 * (int(elapsed) + 1)
+    # a request travels on behind its decision, one longer than the other
+    assert 40 * int(elapsed - 0.3) <= num_admitted <= 40 * (int(elapsed + 0.3) + 1)
     assert sum(metric(proxy, "paceline_proxy_limit_degraded") for proxy in pair) == 0
 
 
@@ -367,8 +367,11 @@ def test_without_redis_each_proxy_keeps_the_limit_alone_and_comes_back(
     assert len(away) == 2
     redis_server.start()
     wait_until(lambda: not sum(metric(p, "paceline_proxy_limit_degraded") for p in pair))
-    assert counted(redis_server, "requests") == 4
-    assert [ask(pair[1].url).status for _ in range(7)] == [200] * 6 + [429]
+    # 4 before, 16 meanwhile: what is beyond the limit counts in the next minute
+    assert counted(redis_server, "requests") == 10
+    with redis_server.client() as client:
+        assert client.hget("paceline:limits:1:{shop}:requests:", "d") == b"10"
+    assert ask(pair[1].url).status == 429
 
 
 def test_what_ended_while_redis_was_away_is_booked_when_it_is_back(
@@ -378,8 +381,7 @@ def test_what_ended_while_redis_was_away_is_booked_when_it_is_back(
     gate = threading.Event()
 
     async def wait(request: Any, reader: Any, writer: Any) -> None:
-        while not gate.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(gate.wait)
         await answer(request, reader, writer)
 
     engine = engines(wait)
@@ -406,8 +408,8 @@ def test_a_proxy_that_starts_without_redis_serves(
     assert [ask(proxy.url).status for _ in range(3)] == [200, 200, 429]
     redis_server.start()
     wait_until(lambda: not metric(proxy, "paceline_proxy_limit_degraded"))
-    assert ask(proxy.url).status == 200
-    assert counted(redis_server, "requests") == 1
+    assert counted(redis_server, "requests") == 2
+    assert ask(proxy.url).status == 429
 
 
 def test_a_redis_that_stands_still_holds_nobody_up(

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from paceline.policies.limits import (
     FORGIVEN_WINDOWS,
+    PACE_SLACK,
     PARTS,
     LimitsPolicy,
     SlidingWindow,
@@ -109,14 +110,15 @@ def test_all_that_was_taken_counts_once_and_then_is_gone(
     st.integers(1, 1_000),
     st.lists(st.tuples(st.integers(0, 9_000), st.integers(0, 900)), max_size=30),
     st.integers(1, 3_000),
+    st.booleans(),
 )
 def test_who_comes_back_when_told_to_is_let_in_and_a_moment_before_is_not(
-    limit: int, takes: Sequence[tuple[int, int]], last: int
+    limit: int, takes: Sequence[tuple[int, int]], last: int, paced: bool
 ) -> None:
     """The time to wait is exact, with and without a debt."""
 
     def taken() -> tuple[SlidingWindow, int]:
-        window, now = SlidingWindow(limit), 0
+        window, now = SlidingWindow(limit, paced=paced), 0
         for gap, amount in [*takes, (0, last)]:
             now += gap
             window.take(now, amount)
@@ -169,6 +171,30 @@ def test_another_limit_holds_from_now_on() -> None:
     assert window.state(1).remaining == 0
     window.change_limit(1_000)
     assert window.state(1).remaining == 940
+
+
+def test_who_always_asks_for_more_is_let_in_evenly_after_the_first_rush() -> None:
+    """All at once first, then no rush that is more than a twentieth; each minute the limit."""
+    window, seconds = SlidingWindow(600, paced=True), [0] * 300
+    for now in range(0, 300_000, 20):
+        if window.state(now).remaining:
+            window.take(now, 1)
+            seconds[now // 1_000] += 1
+        else:
+            window.turned_away(now)
+        window.check_integrity()
+    assert sum(seconds[:13]) == 600
+    assert max(seconds[60:]) <= 600 / PACE_SLACK + 11
+    for start in range(120, 240):
+        assert 594 <= sum(seconds[start : start + 60]) <= 600
+
+
+def test_who_waits_may_rush_again_in_a_paced_window() -> None:
+    """Without having been turned away, all of the limit is there each minute."""
+    window = SlidingWindow(600, paced=True)
+    for minute in range(5):
+        assert window.state(minute * MINUTE).remaining == 600
+        window.take(minute * MINUTE, 600)
 
 
 def test_a_window_stays_small() -> None:
