@@ -44,7 +44,9 @@ START_SECONDS: Final = 30.0
 WINDOW_SECONDS: Final = 60.0
 WARM_SECONDS: Final = 120.0
 LOOK_SECONDS: Final = 0.25
-REFUSED_WAIT_SECONDS: Final = 0.5
+LEAST_WAIT_SECONDS: Final = 0.2
+MOST_WAIT_SECONDS: Final = 0.5
+"""Who was refused comes back when told to, but within these."""
 OK: Final = 200
 TOO_MANY_REQUESTS: Final = 429
 NEVER_MET: Final = 10**9
@@ -116,8 +118,8 @@ async def _measure(
             for work in (_ask_requests, _ask_tokens)
         ]
         await asyncio.gather(*askers)
-        name = "paceline_proxy_limit_redis_failures_total"
-        figures["redis_failures"] = sum([await _metric(session, url, name) for url in urls])
+        name = "paceline_proxy_limit_redis_lost_total"
+        figures["redis_lost"] = sum([await _metric(session, url, name) for url in urls])
     return figures | _exactness(settings, heard, started)
 
 
@@ -236,7 +238,8 @@ async def _ask_tokens(
                 wait = 0.0
                 await _listen(response, heard)
         if wait:
-            await asyncio.sleep(min(wait, REFUSED_WAIT_SECONDS * rng.uniform(0.5, 1.0)))
+            most = max(wait, LEAST_WAIT_SECONDS)
+            await asyncio.sleep(min(most, MOST_WAIT_SECONDS) * rng.uniform(0.5, 1.0))
 
 
 async def _listen(response: aiohttp.ClientResponse, heard: Heard) -> None:

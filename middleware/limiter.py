@@ -308,8 +308,8 @@ class Limiter:
             self._pending.append(booking)
 
     def _degrade(self, error: BaseException) -> None:
-        self._metrics.failures.inc()
         if self._is_shared or not self._metrics.is_degraded:
+            self._metrics.lost.inc()
             logger.warning(
                 "%s is away (%s: %s); this proxy keeps the limits alone until it is back",
                 self._shown,
@@ -357,7 +357,7 @@ class Limiter:
                 await self._connect()
                 backoff.reset()
             except FAILURES:
-                self._metrics.failures.inc()
+                continue
 
     async def _tick_forever(self) -> None:
         while True:
@@ -404,9 +404,9 @@ class LimitMetrics:
             ["tenant"],
             registry=registry,
         )
-        self.failures = Counter(
-            "paceline_proxy_limit_redis_failures",
-            "Calls that the limits' Redis did not answer, or not in time.",
+        self.lost = Counter(
+            "paceline_proxy_limit_redis_lost",
+            "Times that the limits' Redis did not answer, or not in time, after it had before.",
             registry=registry,
         )
         self._degraded = Gauge(

@@ -28,7 +28,6 @@ def test_a_small_run_measures_every_figure() -> None:
     figures = report["figures"]
     assert report["bench"] == "limits"
     assert figures["redis_calls_per_request"] == 2
-    assert figures["requests_refused"] > 0
     assert figures["tokens_refused"] > 0
     assert {"added_p50_ms", "added_p99_ms", "requests_mean_minute"} <= figures.keys()
 

@@ -362,7 +362,7 @@ def test_without_redis_each_proxy_keeps_the_limit_alone_and_comes_back(
     assert [ask(pair[1].url).status for _ in range(11)] == [200] * 10 + [429]
     for proxy in pair:
         assert metric(proxy, "paceline_proxy_limit_degraded") == 1
-        assert metric(proxy, "paceline_proxy_limit_redis_failures_total") >= 1
+        assert metric(proxy, "paceline_proxy_limit_redis_lost_total") >= 1
     away = [record for record in caplog.records if "keeps the limits alone" in record.message]
     assert len(away) == 2
     redis_server.start()
