@@ -19,7 +19,7 @@ from paceline.middleware.limit_store import Ask, Booking, BoundState, Decision
 from paceline.policies.limits import WINDOW_MS, LimitsPolicy, WindowState
 
 LEASE_MS: Final = 15_000
-WAIT_SECONDS: Final = 0.25
+LOST_SECONDS: Final = 2.0
 BATCH_CALLS: Final = 256
 VALUES_PER_BOUND: Final = 8
 
@@ -42,7 +42,7 @@ class RedisLimits:
         address: of the Redis.
         window_ms: length of a minute.
         lease_ms: time after which the place of a request is free that nobody speaks for any more.
-        wait_seconds: longest round trip; a call lasts at most two.
+        lost_seconds: a round trip that takes longer has failed; a call lasts at most two.
         now_ms: a clock to decide by instead of Redis' own.
     """
 
@@ -52,27 +52,32 @@ class RedisLimits:
         *,
         window_ms: int = WINDOW_MS,
         lease_ms: int = LEASE_MS,
-        wait_seconds: float = WAIT_SECONDS,
+        lost_seconds: float = LOST_SECONDS,
         now_ms: Callable[[], int] | None = None,
     ) -> None:
         self._address = address
         self._window_ms = window_ms
         self._lease_ms = lease_ms
-        self._wait_seconds = wait_seconds
+        self._lost_seconds = lost_seconds
+        self._is_answering = False
         self._now_ms = now_ms
         self._client: Client | None = None
         self._waiting: list[_Call] = []
         self._sender: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
-        """Make sure that Redis answers; connect anew if it did not before.
+        """Make sure that Redis answers: hear what is under way, connect anew if that fails.
 
         Raises:
-            RedisError, RedisClusterException, OSError: it does not.
+            RedisError, RedisClusterException, OSError, TimeoutError: it does not.
         """
+        if self._sender is not None and not self._sender.done():
+            await asyncio.wait({self._sender})
+        if self._client is not None and self._is_answering:
+            return
         await self._disconnect()
-        async with asyncio.timeout(2 * self._wait_seconds):
-            self._client = await self._address.connect_async(socket_seconds=self._wait_seconds)
+        async with asyncio.timeout(2 * self._lost_seconds):
+            self._client = await self._address.connect_async(socket_seconds=self._lost_seconds)
 
     async def close(self) -> None:
         """Fail what is under way, and disconnect."""
@@ -87,7 +92,8 @@ class RedisLimits:
         """Decide, and count the request if it is admitted; one round trip.
 
         Raises:
-            RedisError, RedisClusterException, OSError: Redis did not answer. It may have counted.
+            RedisError, RedisClusterException, OSError, TimeoutError: Redis did not answer. It may
+                have counted.
         """
         admitted, *values = await self._call(ADMIT, *self._asked(ask))
         states = (
@@ -155,9 +161,11 @@ class RedisLimits:
         while self._waiting:
             batch, self._waiting = self._waiting[:BATCH_CALLS], self._waiting[BATCH_CALLS:]
             try:
-                async with asyncio.timeout(self._wait_seconds):
+                async with asyncio.timeout(self._lost_seconds):
                     answers = await self._round_trip(batch)
+                self._is_answering = True
             except (*UNREACHABLE, TimeoutError) as error:
+                self._is_answering = False
                 self._fail(batch, error)
                 self._fail(self._waiting, error)
                 self._waiting.clear()

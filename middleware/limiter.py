@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -25,7 +26,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from paceline.caches.journal_client import UNREACHABLE, Backoff, RedisAddress
 from paceline.middleware.limit_answers import Headers, limit_headers, refusal_of
-from paceline.middleware.limit_redis import LEASE_MS, WAIT_SECONDS, RedisLimits
+from paceline.middleware.limit_redis import LEASE_MS, LOST_SECONDS, RedisLimits
 from paceline.middleware.limit_store import Ask, Booking, Bound, Decision, LocalLimits
 from paceline.middleware.usage_editing import UsageMeter
 from paceline.policies.limits import WINDOW_MS, TokenEstimate
@@ -33,6 +34,9 @@ from paceline.policies.limits import WINDOW_MS, TokenEstimate
 logger = logging.getLogger("paceline.limits")
 
 TICK_SECONDS: Final = 1.0
+WAIT_SECONDS: Final = 0.25
+STABLE_SECONDS: Final = 60.0
+"""A Redis that was lost less long ago than this is tried again more and more seldom, unsaid."""
 CORRECTED_AT: Final = 0.75
 """Part of a window after which a running request gives back what it was charged too much."""
 LEASE_PARTS: Final = 3
@@ -50,13 +54,15 @@ class LimitTiming:
         window_ms: length of a minute.
         lease_ms: how long a place stays taken when its proxy is gone.
         tick_seconds: time between two bookings of what running requests have said.
-        wait_seconds: longest round trip to Redis; a request waits for at most two.
+        wait_seconds: longest that a request waits for Redis.
+        lost_seconds: a call that takes longer has failed; until then its answer is heard.
     """
 
     window_ms: int = WINDOW_MS
     lease_ms: int = LEASE_MS
     tick_seconds: float = TICK_SECONDS
     wait_seconds: float = WAIT_SECONDS
+    lost_seconds: float = LOST_SECONDS
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +76,7 @@ class Ticket:
         began_ms: when it was let in.
         local: its places within this process.
         shared: its places in Redis; None if it was let in without.
+        late: what Redis was asked, if the request did not wait for the answer.
         charged: tokens counted for it so far.
         meter: what its answer tells.
         is_asked: whether an engine works on it, or has answered it.
@@ -83,6 +90,7 @@ class Ticket:
     shared: tuple[int, ...] | None
     charged: int
     renewed_ms: int
+    late: asyncio.Task[Decision] | None = None
     meter: UsageMeter = field(default_factory=UsageMeter)
     is_asked: bool = False
     is_corrected: bool = False
@@ -147,10 +155,11 @@ class Limiter:
                 address,
                 window_ms=self._timing.window_ms,
                 lease_ms=self._timing.lease_ms,
-                wait_seconds=self._timing.wait_seconds,
+                lost_seconds=self._timing.lost_seconds,
             )
         self._is_shared = False
         self._lost = asyncio.Event()
+        self._lost_at = -math.inf
         self._running: set[Ticket] = set()
         self._pending: deque[Booking] = deque(maxlen=MAX_PENDING)
         self._alone: deque[Ticket] = deque(maxlen=MAX_PENDING)
@@ -207,9 +216,11 @@ class Limiter:
         """
         expected = self._estimate(tenant).expect(num_bytes, most_said)
         ask = Ask(request_id, tenant, bounds, expected)
-        decision, is_shared = await self._decide(ask)
+        decision, is_shared, late = await self._decide(ask)
         headers = limit_headers(decision)
         if not decision.admitted:
+            if late is not None:
+                self._spawn(self._undo(ask, late))
             refusal = refusal_of(ask, decision)
             self._metrics.refused.labels(tenant, refusal.kind).inc()
             raise refusal.error(tenant, headers)
@@ -224,6 +235,7 @@ class Limiter:
             shared=decision.places if is_shared else None,
             charged=expected,
             renewed_ms=now,
+            late=late,
         )
         self._running.add(ticket)
         if self._redis is not None and not is_shared:
@@ -279,14 +291,30 @@ class Limiter:
             found = self._estimates[tenant] = TokenEstimate()
         return found
 
-    async def _decide(self, ask: Ask) -> tuple[Decision, bool]:
-        """The decision, and whether it is Redis'."""
+    async def _decide(self, ask: Ask) -> tuple[Decision, bool, asyncio.Task[Decision] | None]:
+        """The decision, whether it is Redis', and Redis' own where that is too late."""
+        late = None
         if self._redis is not None and self._is_shared:
-            try:
-                return await self._redis.admit(ask), True
-            except FAILURES as error:
-                self._degrade(error)
-        return await self._local.admit(ask), False
+            asked = asyncio.create_task(self._redis.admit(ask))
+            await asyncio.wait({asked}, timeout=self._timing.wait_seconds)
+            if not asked.done():  # perhaps it was we who were held up: what has come is heard first
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            if asked.done():
+                try:
+                    return asked.result(), True, None
+                except FAILURES as error:
+                    self._degrade(error)
+            else:
+                late = asked
+                self._degrade(TimeoutError(f"no answer for {self._timing.wait_seconds:g} s"))
+        return await self._local.admit(ask), False, late
+
+    async def _undo(self, ask: Ask, late: asyncio.Task[Decision]) -> None:
+        """Give back what Redis counted for a request that was refused meanwhile."""
+        decision = await _heard(late)
+        if decision is not None and decision.admitted:
+            await self._book_shared(Booking(ask, decision.places, -ask.num_tokens, ended=True))
 
     def _book(self, ticket: Ticket, num_tokens: int, *, ended: bool) -> None:
         ticket.charged += num_tokens
@@ -310,12 +338,14 @@ class Limiter:
     def _degrade(self, error: BaseException) -> None:
         if self._is_shared or not self._metrics.is_degraded:
             self._metrics.lost.inc()
-            logger.warning(
-                "%s is away (%s: %s); this proxy keeps the limits alone until it is back",
-                self._shown,
-                type(error).__name__,
-                error,
-            )
+            if self._clock() - self._lost_at > STABLE_SECONDS:
+                logger.warning(
+                    "%s is away (%s: %s); this proxy keeps the limits alone until it is back",
+                    self._shown,
+                    type(error).__name__,
+                    error,
+                )
+            self._lost_at = self._clock()
         self._is_shared = False
         self._metrics.is_degraded = True
         self._lost.set()
@@ -331,7 +361,7 @@ class Limiter:
             await self._adopt(self._alone[0])
             self._alone.popleft()
         if self._metrics.is_degraded:
-            logger.warning("%s is back; the limits are shared again", self._shown)
+            logger.info("%s is back; the limits are shared again", self._shown)
         self._is_shared = True
         self._metrics.is_degraded = False
         self._lost.clear()
@@ -339,10 +369,15 @@ class Limiter:
     async def _adopt(self, ticket: Ticket) -> None:
         """Count in Redis what was let in without it, unless that is more than a minute ago."""
         assert self._redis is not None
-        if self._now_ms() - ticket.began_ms > self._timing.window_ms:
+        decision = None if ticket.late is None else await _heard(ticket.late)
+        charged = ticket.ask.num_tokens
+        if decision is not None and decision.admitted:
+            ticket.shared = decision.places
+        elif self._now_ms() - ticket.began_ms > self._timing.window_ms:
             return
-        charged = ticket.charged
-        ticket.shared = await self._redis.adopt(replace(ticket.ask, num_tokens=charged))
+        else:
+            charged = ticket.charged
+            ticket.shared = await self._redis.adopt(replace(ticket.ask, num_tokens=charged))
         ended = ticket not in self._running
         if ended or ticket.charged != charged:
             more = ticket.charged - charged
@@ -351,13 +386,13 @@ class Limiter:
     async def _reconnect_forever(self) -> None:
         backoff = Backoff()
         while True:
+            stable_since = self._clock()
             await self._lost.wait()
-            await asyncio.sleep(backoff.next_seconds())
-            try:
-                await self._connect()
+            if self._clock() - stable_since > STABLE_SECONDS:
                 backoff.reset()
-            except FAILURES:
-                continue
+            await asyncio.sleep(backoff.next_seconds())
+            with suppress(*FAILURES):
+                await self._connect()
 
     async def _tick_forever(self) -> None:
         while True:
@@ -374,6 +409,14 @@ class Limiter:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _heard(late: asyncio.Task[Decision]) -> Decision | None:
+    """An answer that was not waited for; None if it never came."""
+    try:
+        return await late
+    except FAILURES:
+        return None
 
 
 class LimitMetrics:

@@ -37,7 +37,7 @@ class Clock:
 
 @asynccontextmanager
 async def connected(url: str, **options: Any) -> Any:
-    store = RedisLimits(RedisAddress(url), wait_seconds=5, **options)
+    store = RedisLimits(RedisAddress(url), lost_seconds=5, **options)
     await store.connect()
     try:
         yield store
@@ -262,7 +262,7 @@ def test_a_redis_that_stands_still_is_not_waited_for(redis_server: RedisServer) 
     other = Bound("", LimitsPolicy(tokens_per_minute=77))
 
     async def run() -> None:
-        store = RedisLimits(RedisAddress(redis_server.url), wait_seconds=0.1)
+        store = RedisLimits(RedisAddress(redis_server.url), lost_seconds=0.1)
         await store.connect()
         assert (await store.admit(ask(0, bound))).admitted
         redis_server.freeze()

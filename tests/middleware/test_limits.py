@@ -30,7 +30,7 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 OK = b"HTTP/1.1 200 OK\r\n"
 STREAM_HEAD = OK + b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 NUM_READ, NUM_SAID = 90, 10
-FAST = LimitTiming(lease_ms=1_500, tick_seconds=0.05, wait_seconds=0.5)
+FAST = LimitTiming(lease_ms=1_500, tick_seconds=0.05, wait_seconds=0.5, lost_seconds=1)
 
 Engines = Callable[..., Any]
 Proxies = Callable[..., Any]
@@ -426,6 +426,26 @@ def test_a_redis_that_stands_still_holds_nobody_up(
         redis_server.thaw()
     wait_until(lambda: not metric(proxy, "paceline_proxy_limit_degraded"))
     assert ask(proxy.url).status == 200
+
+
+def test_an_answer_that_comes_late_counts_once(
+    engines: Engines, proxies: Proxies, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Redis has counted the request that did not wait for it; it is not counted again."""
+    settings = shared(redis_server, tmp_path, requests_per_minute=100, tokens_per_minute=9_000)
+    settings["limit_timing"] = LimitTiming(wait_seconds=0.1, lost_seconds=20)
+    proxy = proxies(engines(answer).url, **settings)
+    redis_server.freeze()
+    try:
+        assert ask(proxy.url).status == 200
+        assert metric(proxy, "paceline_proxy_limit_degraded") == 1
+    finally:
+        redis_server.thaw()
+    wait_until(lambda: not metric(proxy, "paceline_proxy_limit_degraded"))
+    wait_until(lambda: counted(redis_server) == NUM_READ + NUM_SAID)
+    assert counted(redis_server, "requests") == 1
+    assert ask(proxy.url).status == 200
+    assert counted(redis_server, "requests") == 2
 
 
 def test_tenants_without_limits_cost_redis_nothing(
