@@ -1,11 +1,10 @@
 """The limits' windows and places in Redis, as Lua scripts: one a decision.
 
-They keep `paceline.policies.limits.SlidingWindow`, number for number. A window is a hash: ``h`` and
-``t``, numbers of its oldest and newest entry; ``s``, its total; ``d``, its debt; and each entry
-under its number, as ``TIME AMOUNT``; of a paced window ``c``, its credit times its length, and
-``a``, until when that is refilled. Places are a sorted set of requests by the time their lease
-ends. Times are milliseconds of Redis' own clock. All keys of a call are of one tenant, hence of one
-slot.
+They keep `paceline.policies.limits.SlidingWindow`, paced, number for number. A window is a hash:
+``h`` and ``t``, numbers of its oldest and newest entry; ``s``, its total; ``d``, its debt; each
+entry under its number, as ``TIME AMOUNT``; ``c``, its credit times its length, refilled until
+``a``. Places are a sorted set of requests by the time their lease ends. Times are milliseconds of
+Redis' own clock. All keys of a call are of one tenant, hence of one slot.
 """
 
 from __future__ import annotations
@@ -44,15 +43,13 @@ local function add(w, time, amount)
 end
 
 -- The window at `key` with what has left it gone.
-local function open(key, limit, length, now, paced)
+local function open(key, limit, length, now)
   local held = redis.call('HMGET', key, 'h', 't', 's', 'd', 'c', 'a')
   local w = {key = key, limit = limit, length = length, now = now, part = math.ceil(limit / 240),
     h = tonumber(held[1] or 1), t = tonumber(held[2] or 0), s = tonumber(held[3] or 0),
-    d = tonumber(held[4] or 0), paced = paced, full = limit * length}
-  if paced then
-    local passed = math.min(now - tonumber(held[6] or 0), 2 * length)
-    w.c = math.min(tonumber(held[5] or w.full) + passed * limit, w.full)
-  end
+    d = tonumber(held[4] or 0), full = limit * length}
+  local passed = math.min(now - tonumber(held[6] or 0), 2 * length)
+  w.c = math.min(tonumber(held[5] or w.full) + passed * limit, w.full)
   while w.t >= w.h do
     local time, amount = read(w, w.h)
     if now - time < length then break end
@@ -69,8 +66,8 @@ local function open(key, limit, length, now, paced)
 end
 
 local function close(w)
-  redis.call('HSET', w.key, 'h', text(w.h), 't', text(w.t), 's', text(w.s), 'd', text(w.d))
-  if w.paced then redis.call('HSET', w.key, 'c', text(w.c), 'a', text(w.now)) end
+  redis.call('HSET', w.key, 'h', text(w.h), 't', text(w.t), 's', text(w.s), 'd', text(w.d),
+    'c', text(w.c), 'a', text(w.now))
   redis.call('PEXPIRE', w.key, text(w.length * (2 + math.ceil(w.d / w.limit))))
 end
 
@@ -80,19 +77,20 @@ local function space(w)
 end
 
 local function room(w)
-  if not w.paced then return space(w) end
   return math.max(math.min(space(w), math.floor(w.c / w.length)), 0)
 end
 
 local function turned_away(w)
-  if w.paced and space(w) == 0 then w.c = math.min(w.c, math.floor(w.full / 20)) end
+  if space(w) == 0 then
+    w.c = math.min(w.c, math.max(math.floor(w.limit / 20), 1) * w.length)
+  end
 end
 
 local function take(w, amount)
   local fits = math.min(amount, space(w))
   if fits > 0 or w.t < w.h then add(w, w.now, fits) end
   w.d = math.min(w.d + amount - fits, w.limit * 60)
-  if w.paced then w.c = math.max(w.c - amount * w.length, -w.full) end
+  w.c = math.max(w.c - amount * w.length, -w.full)
   return w.t
 end
 
@@ -100,7 +98,7 @@ local function give_back(w, place, amount)
   local cancelled = math.min(w.d, amount)
   w.d = w.d - cancelled
   if place < w.h then return end
-  if w.paced then w.c = math.min(w.c + amount * w.length, w.full) end
+  w.c = math.min(w.c + amount * w.length, w.full)
   amount = amount - cancelled
   while place <= w.t and amount > 0 do
     local time, there = read(w, place)
@@ -126,7 +124,6 @@ local function left_at(w, amount)
 end
 
 local function credit_after(w, credit)
-  if not w.paced then return 0 end
   return math.ceil((credit - w.c) / w.limit)
 end
 
@@ -166,11 +163,11 @@ for i = 1, #KEYS / 3 do
   local b = {places = KEYS[3 * i], most = tonumber(ARGV[arg + 3]), active = -1}
   local requests, tokens = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
   if requests > 0 then
-    b.requests = open(KEYS[3 * i - 2], requests, length, now, false)
+    b.requests = open(KEYS[3 * i - 2], requests, length, now)
     if room(b.requests) < 1 then admitted = 0 end
   end
   if tokens > 0 then
-    b.tokens = open(KEYS[3 * i - 1], tokens, length, now, true)
+    b.tokens = open(KEYS[3 * i - 1], tokens, length, now)
     if room(b.tokens) < 1 then admitted = 0 end
   end
   if b.most > 0 then
@@ -196,8 +193,9 @@ for _, b in ipairs(bounds) do
       redis.call('PEXPIRE', b.places, text(lease * 2))
       b.active = b.active + 1
     end
-  elseif b.tokens then
-    turned_away(b.tokens)
+  else
+    if b.requests then turned_away(b.requests) end
+    if b.tokens then turned_away(b.tokens) end
   end
   say(b.requests)
   say(b.tokens)
@@ -223,12 +221,12 @@ for i = 1, #KEYS / 3 do
   local requests, tokens = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
   answer[i] = -1
   if requests > 0 then
-    local w = open(KEYS[3 * i - 2], requests, length, now, false)
+    local w = open(KEYS[3 * i - 2], requests, length, now)
     take(w, 1)
     close(w)
   end
   if tokens > 0 then
-    local w = open(KEYS[3 * i - 1], tokens, length, now, true)
+    local w = open(KEYS[3 * i - 1], tokens, length, now)
     answer[i] = take(w, tonumber(ARGV[5]))
     close(w)
   end
@@ -254,7 +252,7 @@ for i = 1, #KEYS / 2 do
   local arg = 6 + 3 * (i - 1)
   local tokens, most, place = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2]), ARGV[arg + 3]
   if tokens > 0 and amount ~= 0 then
-    local w = open(KEYS[2 * i - 1], tokens, length, now, true)
+    local w = open(KEYS[2 * i - 1], tokens, length, now)
     if amount > 0 then take(w, amount) else give_back(w, tonumber(place), -amount) end
     close(w)
   end

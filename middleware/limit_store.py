@@ -9,8 +9,6 @@ from typing import Final, Protocol
 from paceline.policies.limits import WINDOW_MS, LimitsPolicy, SlidingWindow, WindowState
 
 NO_PLACE: Final = -1
-REQUESTS: Final = "requests"
-TOKENS: Final = "tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +169,9 @@ class LocalLimits:
 
     def _turn_away(self, ask: Ask, now: int) -> tuple[int, ...]:
         for bound in ask.bounds:
-            _, tokens = self._windows_of(ask.tenant, bound)
-            if tokens is not None:
-                tokens.turned_away(now)
+            for window in self._windows_of(ask.tenant, bound):
+                if window is not None:
+                    window.turned_away(now)
         return (NO_PLACE,) * len(ask.bounds)
 
     def _has_room(self, tenant: str, bound: Bound, now: int) -> bool:
@@ -188,8 +186,8 @@ class LocalLimits:
     ) -> tuple[SlidingWindow | None, SlidingWindow | None]:
         limits = bound.limits
         return (
-            self._window((tenant, bound.workload, REQUESTS), limits.requests_per_minute),
-            self._window((tenant, bound.workload, TOKENS), limits.tokens_per_minute),
+            self._window((tenant, bound.workload, "requests"), limits.requests_per_minute),
+            self._window((tenant, bound.workload, "tokens"), limits.tokens_per_minute),
         )
 
     def _window(self, key: tuple[str, str, str], limit: int | None) -> SlidingWindow | None:
@@ -198,7 +196,7 @@ class LocalLimits:
         window = self._windows.get(key)
         if window is None:
             window = self._windows[key] = SlidingWindow(
-                limit, window_ms=self._window_ms, paced=key[2] == TOKENS
+                limit, window_ms=self._window_ms, paced=True
             )
         elif window.limit != limit:
             window.change_limit(limit)

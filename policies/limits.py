@@ -19,7 +19,7 @@ PARTS: Final = 240
 FORGIVEN_WINDOWS: Final = 60
 """A debt above so many times the limit is not paid back."""
 PACE_SLACK: Final = 20
-"""Who is turned away from a full window keeps this part of the limit as credit, at most."""
+"""Who is turned away from a full window keeps this part of the limit as credit, or 1, at most."""
 PRIOR_TOKENS_PER_BYTE: Final = 0.25
 PRIOR_SAID: Final = 256.0
 LEARNING: Final = 1 / 32
@@ -97,10 +97,12 @@ class SlidingWindow:
 
     A paced window lets in no more than its credit besides: the limit at the beginning, refilled
     evenly with a limit a minute, at most to the limit. Whoever is turned away from a full window
-    loses his credit but for a twentieth of the limit. So a tenant that waits a minute may ask for
+    loses the credit but for a twentieth of the limit. So a tenant that waits a minute may ask for
     all of it at once, as in any window; one that always asks for more gets it at an even pace after
-    the first rush, instead of the same rush each minute. That matters for tokens, which are said
-    long after they were let in: `paceline bench limits --simulate`.
+    the first rush, instead of the same rush each minute: from the third minute on, what comes at
+    random finds the limit in every window, and tokens, which are said long after they were let in,
+    are said evenly (`paceline bench limits --simulate`). In the second minute windows that begin
+    within the rush's minute have less.
 
     O(1) amortised; at most about 480 entries while nothing is larger than a 240th of the limit,
     and never more than two for each taken amount.
@@ -147,7 +149,8 @@ class SlidingWindow:
         """Somebody came while there was nothing left."""
         self._advance(now_ms)
         if self._space() == 0:
-            self._credit = min(self._credit, self.limit * self.window_ms // PACE_SLACK)
+            kept = max(self.limit // PACE_SLACK, 1)
+            self._credit = min(self._credit, kept * self.window_ms)
 
     def take(self, now_ms: int, amount: int) -> int:
         """Count `amount`, whether or not it fits; returns its place, for `give_back`.

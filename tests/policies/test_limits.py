@@ -189,6 +189,43 @@ def test_who_always_asks_for_more_is_let_in_evenly_after_the_first_rush() -> Non
         assert 594 <= sum(seconds[start : start + 60]) <= 600
 
 
+@pytest.mark.parametrize("limit", [1, 2, 7, 19, 20, 45, 1_000])
+def test_pacing_loses_nothing_of_small_limits(limit: int) -> None:
+    """Who never stops asking gets the limit in each minute, however small it is."""
+    window, times = SlidingWindow(limit, paced=True), []
+    for now in range(0, 10 * MINUTE, 10):
+        if window.state(now).remaining:
+            window.take(now, 1)
+            times.append(now)
+        else:
+            window.turned_away(now)
+    assert most_in_a_minute(times) == limit
+    for minute in range(10):
+        held = sum(minute * MINUTE <= t < (minute + 1) * MINUTE for t in times)
+        assert held >= min(0.99 * limit, limit - 1)
+    assert len(times) >= 0.99 * 10 * limit - 1
+
+
+@given(
+    st.integers(1, 60),
+    st.lists(st.tuples(st.integers(0, 4_000), st.integers(1, 30)), max_size=40),
+)
+def test_no_minute_of_a_paced_window_holds_more_than_the_limit(
+    limit: int, bursts: Sequence[tuple[int, int]]
+) -> None:
+    """Pacing only ever lets in less."""
+    window, now, times = SlidingWindow(limit, paced=True), 0, []
+    for gap, count in bursts:
+        now += gap
+        for _ in range(count):
+            if window.state(now).remaining:
+                window.take(now, 1)
+                times.append(now)
+            else:
+                window.turned_away(now)
+    assert most_in_a_minute(times) <= limit
+
+
 def test_who_waits_may_rush_again_in_a_paced_window() -> None:
     """Without having been turned away, all of the limit is there each minute."""
     window = SlidingWindow(600, paced=True)
