@@ -6,6 +6,8 @@ import random
 from typing import Any, Final, TypeAlias
 
 import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -96,6 +98,36 @@ class RedisAddress:
             require_full_coverage=False,
         )
 
+    async def connect_async(self, *, socket_seconds: float) -> Client:
+        """A client for an event loop that has reached the server, or the cluster it belongs to.
+
+        Args:
+            socket_seconds: longest wait for a connection or an answer.
+
+        Raises:
+            RedisError, RedisClusterException, OSError: it cannot be reached.
+        """
+        options: dict[str, Any] = {
+            "socket_timeout": socket_seconds,
+            "socket_connect_timeout": socket_seconds,
+        }
+        never: Any = AsyncRetry(NoBackoff(), 0)
+        node: Client = redis.asyncio.Redis.from_url(self._url, retry=never, **options)
+        try:
+            await node.ping()
+            if not self._is_cluster and not await _in_cluster_async(node):
+                return node
+        except BaseException:
+            await node.aclose()
+            raise
+        await node.aclose()
+        return redis.asyncio.RedisCluster.from_url(
+            self._url,
+            retry=AsyncRetry(NoBackoff(), 3),
+            require_full_coverage=False,
+            **options,
+        )
+
     def check_access(self) -> None:
         """Make sure the server, if it can be reached at all, lets us in.
 
@@ -126,6 +158,14 @@ def _in_cluster(node: Client) -> bool:
     try:
         answer = node.info("cluster")
     except ResponseError:  # a proxy or a user that may not ask: as one server
+        return False
+    return bool(answer.get("cluster_enabled"))
+
+
+async def _in_cluster_async(node: Client) -> bool:
+    try:
+        answer = await node.info("cluster")
+    except ResponseError:
         return False
     return bool(answer.get("cluster_enabled"))
 

@@ -31,11 +31,16 @@
     paceline:2:{kinds:SCOPE}:requests          hash    NAME -> requests counted
     paceline:2:{kinds:SCOPE}:seen              zset    NAME by time of its last request, ms
 
+    paceline:limits:1:{TENANT}:requests:WORKLOAD  hash  a window of requests
+    paceline:limits:1:{TENANT}:tokens:WORKLOAD    hash  a window of tokens
+    paceline:limits:1:{TENANT}:places:WORKLOAD    zset  requests under way by the end of their lease
+
 ``2`` is the schema of the layout. NAMESPACE is a digest of model and tokenizer, in braces so that a
 Redis Cluster keeps one model's keys in one slot: every change of them is one script. SHELF is
 ``SCOPE:TENANT``: what one tenant has said into one sharing scope. Names are percent-encoded: they
 are free text and must not reach into other keys. Kinds of work are the same for all models, so they
-have a namespace for each sharing scope, a digest of its name.
+have a namespace for each sharing scope, a digest of its name. Limits have a layout of their own, 1,
+and a slot for each tenant; an empty WORKLOAD stands for all of the tenant's.
 """
 
 from __future__ import annotations
@@ -49,6 +54,7 @@ from paceline.caches.records import ModelFingerprint
 from paceline.errors import RecordError
 
 LAYOUT: Final = 2
+LIMITS_LAYOUT: Final = 1
 RECORD_FIELD: Final = b"r"
 TOKENS_FIELD: Final = b"n"
 ORIGIN_FIELD: Final = b"o"
@@ -171,6 +177,29 @@ class KindKeys:
         """Every key, the state first, in the order that the scripts take them."""
         names = (self.state, self.clusters, self.changed, self.aliases)
         return [*names, self.texts, self.recent, self.requests, self.seen]
+
+
+class LimitKeys:
+    """Keys of one tenant's limits; all in one slot, and all gone when nothing was asked for long.
+
+    Args:
+        tenant: its name.
+    """
+
+    def __init__(self, tenant: str) -> None:
+        self._prefix = f"paceline:limits:{LIMITS_LAYOUT}:{{{_encoded(tenant)}}}"
+
+    def requests(self, workload: str) -> str:
+        """Window of requests; workload: "" for all of the tenant."""
+        return f"{self._prefix}:requests:{_encoded(workload)}"
+
+    def tokens(self, workload: str) -> str:
+        """Window of tokens."""
+        return f"{self._prefix}:tokens:{_encoded(workload)}"
+
+    def places(self, workload: str) -> str:
+        """Sorted set of requests under way."""
+        return f"{self._prefix}:places:{_encoded(workload)}"
 
 
 class LegacyKeys:

@@ -26,11 +26,19 @@ from paceline.middleware.exchange import (
     Scope,
     Send,
 )
-from paceline.middleware.identity import EXPLAIN_HEADER, authenticate, identify, key_of
+from paceline.middleware.identity import (
+    EXPLAIN_HEADER,
+    Identity,
+    authenticate,
+    identify,
+    key_of,
+)
+from paceline.middleware.limit_store import Bound
+from paceline.middleware.limiter import Limiter, LimitTiming, Ticket
 from paceline.middleware.metrics import ProxyMetrics
 from paceline.middleware.policy_follower import PolicyFollower
 from paceline.middleware.relay import EventHold
-from paceline.middleware.request_body import view_body, with_fields
+from paceline.middleware.request_body import BodyView, view_body, with_fields
 from paceline.middleware.routing import Replica, ReplicaSet
 from paceline.middleware.shaped_send import shaper_of
 from paceline.middleware.upstream import (
@@ -39,6 +47,7 @@ from paceline.middleware.upstream import (
     UpstreamResponse,
     open_session,
 )
+from paceline.middleware.usage_editing import Hold, UsageStream
 from paceline.middleware.workload_namer import namer_of
 from paceline.policies.tenants import PolicyFile, Tenant
 
@@ -55,6 +64,7 @@ NOT_PASSED_ON: Final = frozenset(
     )
 )
 """Response headers that are the connection's, or that we set ourselves."""
+OK: Final = 200
 SERVER_ERROR: Final = 500
 UNAVAILABLE: Final = 503
 
@@ -81,12 +91,19 @@ class Proxy:
     Args:
         config: where the engines are and what is allowed.
         policy: tenants, as they are at first; the file is followed. None for one local tenant.
+        limit_timing: times of the limiter, if not its own.
 
     Raises:
         ConfigError, JournalError: what is to be captured cannot be.
     """
 
-    def __init__(self, config: ProxyConfig, policy: PolicyFile | None) -> None:
+    def __init__(
+        self,
+        config: ProxyConfig,
+        policy: PolicyFile | None,
+        *,
+        limit_timing: LimitTiming | None = None,
+    ) -> None:
         self.config = config
         self.metrics = ProxyMetrics()
         self._policies: PolicyFollower | None = None
@@ -100,6 +117,11 @@ class Proxy:
         if config.capture is not None:
             self._capture = Capture(config.capture, policy, self.metrics.registry)
         self._namer = namer_of(config, policy, self.metrics.registry)
+        self.limiter = Limiter(
+            self.metrics.registry,
+            None if policy is None else config.limits_redis_url,
+            timing=limit_timing,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -124,6 +146,7 @@ class Proxy:
             self._capture = None
         if self._namer is not None:
             await self._namer.open()
+        await self.limiter.open()
         session = open_session(connect_timeout_seconds=self.config.connect_timeout_seconds)
         self._session = session
         self._replicas = ReplicaSet(
@@ -162,6 +185,7 @@ class Proxy:
                 await watcher
         if self._session is not None:
             await self._session.close()
+        await self.limiter.close()
         if self._capture is not None:
             await asyncio.to_thread(self._capture.close)
         if self._namer is not None:
@@ -186,7 +210,7 @@ class Proxy:
             tenant_name = await self._dispatch(exchange)
         except ApiError as error:
             if not exchange.started:
-                await exchange.answer(error.status, error.body())
+                await exchange.answer(error.status, error.body(), [JSON, *error.headers])
         except ClientGoneError:
             pass
         except Exception:  # counted; the client gets an answer instead of a cut connection
@@ -254,8 +278,7 @@ class Proxy:
     async def _generate(self, exchange: Exchange, caller: Caller) -> None:
         body = await exchange.read_body(max_bytes=self.config.max_body_bytes)
         view = view_body(body)
-        tenant = caller.tenant
-        identity = identify(caller.policy, tenant, exchange.headers, view)
+        identity = identify(caller.policy, caller.tenant, exchange.headers, view)
         if self._namer is not None:
             identity = await self._namer.named(identity)
         if identity.policy.side_channel != "open":
@@ -263,6 +286,47 @@ class Proxy:
         exchange.request_id = new_request_id()
         if exchange.headers.get(EXPLAIN_HEADER, "").strip().lower() == "on":
             exchange.own_headers = identity.explained()
+        ticket = await self._admit(exchange, caller, identity, view, len(body))
+        try:
+            await self._generate_admitted(exchange, identity, body, view, ticket)
+        finally:
+            if ticket is not None:
+                self.limiter.finish(ticket)
+
+    async def _admit(
+        self,
+        exchange: Exchange,
+        caller: Caller,
+        identity: Identity,
+        view: BodyView,
+        num_bytes: int,
+    ) -> Ticket | None:
+        """Let the request in; None if nothing limits it.
+
+        Raises:
+            ApiError: 429, it has to wait.
+        """
+        bounds = _bounds_of(caller, identity)
+        if not bounds:
+            return None
+        ticket = await self.limiter.admit(
+            exchange.request_id,
+            identity.tenant.name,
+            bounds,
+            num_bytes=num_bytes,
+            most_said=view.most_said,
+        )
+        exchange.own_headers = [*exchange.own_headers, *ticket.headers]
+        return ticket
+
+    async def _generate_admitted(
+        self,
+        exchange: Exchange,
+        identity: Identity,
+        body: bytes,
+        view: BodyView,
+        ticket: Ticket | None,
+    ) -> None:
         captured = None
         if self._capture is not None:
             captured = self._capture.request(exchange.request_id, identity, view)
@@ -271,18 +335,20 @@ class Proxy:
             view,
             xargs=identity.xargs(),
             cache_salt=identity.cache_salt(),
-            allow=tenant.allow,
+            allow=identity.tenant.allow,
             ask_token_ids=captured is not None,
             priority=identity.policy.priority if self.config.priority_scheduling else 0,
+            ask_usage=ticket is not None and ticket.counts_tokens,
         )
         forward = self._forward(
             exchange,
             sent,
             identity.session,
-            seeded_sampling=view.is_seeded_sampling,
+            view=view,
             captured=captured,
+            ticket=ticket,
         )
-        await self._watched(exchange, forward, tenant.name)
+        await self._watched(exchange, forward, identity.tenant.name)
 
     async def _watched(self, exchange: Exchange, work: Awaitable[None], tenant_name: str) -> None:
         """Do the work unless the client leaves first.
@@ -317,11 +383,13 @@ class Proxy:
         body: bytes | None,
         session: str,
         *,
-        seeded_sampling: bool = False,
+        view: BodyView | None = None,
         captured: CaptureRequest | None = None,
+        ticket: Ticket | None = None,
     ) -> None:
         """Send the request to the session's engine, or to the next while nothing has come back."""
         failure = "no engine is configured"
+        seeded_sampling = view is not None and view.is_seeded_sampling
         for replica in self._attempts(session):
             if seeded_sampling and replica.config.refuse_seeded_sampling:
                 raise ApiError(
@@ -332,9 +400,11 @@ class Proxy:
                 )
             replica.outstanding += 1
             try:
-                if await self._try(exchange, replica, body, captured):
+                if await self._try(exchange, replica, body, view, captured, ticket):
                     return
             except UpstreamError as error:
+                if ticket is not None:
+                    ticket.failed()
                 failure = f"{replica.name}: {error}"
                 replica.failed(str(error))
                 self.metrics.upstream_failures.labels(replica.name).inc()
@@ -355,7 +425,9 @@ class Proxy:
         exchange: Exchange,
         replica: Replica,
         body: bytes | None,
+        view: BodyView | None,
         captured: CaptureRequest | None,
+        ticket: Ticket | None,
     ) -> bool:
         """Forward to one engine; True if the client has been answered.
 
@@ -365,15 +437,20 @@ class Proxy:
         headers = {"accept-encoding": "identity", "x-request-id": exchange.request_id}
         if body is not None:
             headers["content-type"] = "application/json"
+        if ticket is not None:
+            ticket.asking()
         response = await replica.upstream.send(exchange.method, exchange.path, headers, body)
         taking = None
         if self._capture is not None and captured is not None:
             taking = self._capture.taking(captured, response.status)
+        if ticket is not None and response.status != OK:
+            ticket.failed()
         try:
             if _is_event_stream(response.headers):
-                await self._relay_stream(exchange, replica, response, taking)
+                hold = _hold_of(taking, view, ticket)
+                await self._relay_stream(exchange, replica, response, hold)
             else:
-                await _relay_whole(exchange, response, taking)
+                await _relay_whole(exchange, response, taking, ticket)
         finally:
             response.abort()
             if self._capture is not None and taking is not None:
@@ -385,14 +462,13 @@ class Proxy:
         exchange: Exchange,
         replica: Replica,
         response: UpstreamResponse,
-        taking: CapturedIds | None,
+        hold: Hold,
     ) -> None:
         """Pass a stream on as it comes.
 
         An engine that dies in it leaves whole events and one error event.
         """
         exchange.promise(response.status, _passed_on(response.headers))
-        hold = EventHold() if taking is None else taking.stream()
         try:
             async for chunk in response.chunks():
                 ready = hold.push(chunk)
@@ -406,7 +482,8 @@ class Proxy:
                 raise
             replica.failed(str(error))
             self.metrics.upstream_failures.labels(replica.name).inc()
-            await exchange.end(upstream_failed(f"{replica.name}: {error}").event())
+            failed = upstream_failed(f"{replica.name}: {error}").event()
+            await exchange.end(hold.broken_off() + failed)
             return
         rest = hold.rest()
         if not exchange.started:
@@ -414,14 +491,35 @@ class Proxy:
         await exchange.end(rest)
 
 
+def _bounds_of(caller: Caller, identity: Identity) -> tuple[Bound, ...]:
+    """All limits that bind a request: the tenant's, and those of its workload."""
+    if caller.policy is None:
+        return ()
+    limits = caller.policy.limits_of(caller.tenant, identity.workload)
+    return tuple(Bound(workload, each) for workload, each in limits)
+
+
+def _hold_of(taking: CapturedIds | None, view: BodyView | None, ticket: Ticket | None) -> Hold:
+    """What a stream goes through on its way to the client."""
+    hold: Hold = EventHold() if taking is None else taking.stream()
+    if ticket is None or view is None or not ticket.counts_tokens:
+        return hold
+    return UsageStream(ticket.meter, view, None if taking is None else hold)
+
+
 async def _relay_whole(
-    exchange: Exchange, response: UpstreamResponse, taking: CapturedIds | None
+    exchange: Exchange,
+    response: UpstreamResponse,
+    taking: CapturedIds | None,
+    ticket: Ticket | None,
 ) -> None:
     """Pass a whole answer on, once all of it has come.
 
     Until then another engine could still give it.
     """
     body = b"".join([chunk async for chunk in response.chunks()])
+    if ticket is not None and ticket.counts_tokens:
+        ticket.meter.read_whole(body)
     if taking is not None:
         body = taking.whole(body)
     await exchange.answer(response.status, body, _passed_on(response.headers))

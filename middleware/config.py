@@ -154,6 +154,19 @@ class WorkloadsConfig(BaseModel):
     max_clusters: Annotated[int, Field(ge=1, le=4096)] = 256
 
 
+class LimitsConfig(BaseModel):
+    """Where tenants' limits are counted.
+
+    Attributes:
+        redis_url: Redis that all proxies share the limits through; None takes the capture's, and
+            where there is none each process counts by itself.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    redis_url: Annotated[str, Field(min_length=1)] | None = None
+
+
 class ProxyConfig(BaseModel):
     """The whole configuration file.
 
@@ -169,6 +182,7 @@ class ProxyConfig(BaseModel):
             and are told that of each request's policy; others refuse a request that has one.
         shaping: how answers are written that shall not tell by sizes and times what is in them.
         workloads: how kinds of work are found that no header names.
+        limits: where tenants' limits are counted.
         max_body_bytes: longest request body.
         connect_timeout_seconds: longest wait for a connection to an engine.
         read_timeout_seconds: longest silence of an engine within a reply.
@@ -184,6 +198,7 @@ class ProxyConfig(BaseModel):
     priority_scheduling: bool = False
     shaping: ShapingConfig = ShapingConfig()
     workloads: WorkloadsConfig = WorkloadsConfig()
+    limits: LimitsConfig = LimitsConfig()
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
@@ -201,6 +216,12 @@ class ProxyConfig(BaseModel):
                 "policy file with tenants and keys"
             )
         return self
+
+    @property
+    def limits_redis_url(self) -> str | None:
+        """Redis that limits are shared through; None if each process counts by itself."""
+        shared = None if self.capture is None else self.capture.redis_url
+        return self.limits.redis_url or shared
 
     def load_policy(self) -> PolicyFile | None:
         """Read the policy file; None if there is none.

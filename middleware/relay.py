@@ -41,6 +41,10 @@ class EventHold:
         held, self._held = self._held, b""
         return held
 
+    def broken_off(self) -> bytes:
+        """Whole events that are still held when the engine broke off: none."""
+        return b""
+
 
 def _end_of(pending: bytes, border: bytes) -> int:
     position = pending.rfind(border)

@@ -24,6 +24,8 @@ PROTECTED: Final = (
 """Fields with which a client could reach beyond its own request."""
 XARGS: Final = "vllm_xargs"
 ASK_IDS: Final = "return_token_ids"
+STREAM_OPTIONS: Final = "stream_options"
+ASKED_USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
 OWN_PREFIX: Final = "paceline_"
 ABSENT: Final = msgspec.Raw(b"")
 UNSET: Final = (b"", b"null")
@@ -33,7 +35,10 @@ class BodyView(msgspec.Struct):
     """The fields of a chat or completion request that concern us, undecoded; empty if absent."""
 
     stream: msgspec.Raw = ABSENT
+    stream_options: msgspec.Raw = ABSENT
     n: msgspec.Raw = ABSENT
+    max_tokens: msgspec.Raw = ABSENT
+    max_completion_tokens: msgspec.Raw = ABSENT
     echo: msgspec.Raw = ABSENT
     use_beam_search: msgspec.Raw = ABSENT
     logprobs: msgspec.Raw = ABSENT
@@ -85,6 +90,29 @@ class BodyView(msgspec.Struct):
             return 0
 
     @property
+    def most_said(self) -> int | None:
+        """Most tokens that it may be answered with, over all choices; None if it does not tell."""
+        for value in (self.max_completion_tokens, self.max_tokens):
+            if bytes(value) not in UNSET:
+                try:
+                    return max(msgspec.json.decode(value, type=int), 0) * max(self.num_choices, 1)
+                except msgspec.DecodeError:
+                    return None
+        return None
+
+    @property
+    def asks_usage(self) -> tuple[bool, bool]:
+        """Whether the client asks for a stream's usage itself: at its end, and in each chunk."""
+        if bytes(self.stream_options) in UNSET:
+            return False, False
+        try:
+            options = _options.decode(self.stream_options)
+        except msgspec.DecodeError:
+            return False, False
+        at_end = options.include_usage is True
+        return at_end, at_end and options.continuous_usage_stats is True
+
+    @property
     def asks_token_ids(self) -> bool:
         """Whether the client asks for token ids itself."""
         return bytes(self.return_token_ids) == b"true"
@@ -124,12 +152,18 @@ class BodyView(msgspec.Struct):
             return False
 
 
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
 class _MessageView(msgspec.Struct):
     role: str = ""
     content: msgspec.Raw = ABSENT
 
 
 _view = msgspec.json.Decoder(BodyView)
+_options = msgspec.json.Decoder(_StreamOptions)
 _messages = msgspec.json.Decoder(list[_MessageView])
 
 
@@ -184,6 +218,7 @@ def with_fields(
     allow: Collection[str] = (),
     ask_token_ids: bool = False,
     priority: int = 0,
+    ask_usage: bool = False,
 ) -> bytes:
     """The body with our identity in it and without what the client may not set.
 
@@ -195,6 +230,7 @@ def with_fields(
         allow: protected fields that the client may set.
         ask_token_ids: have the engine say the ids of prompt and reply.
         priority: for an engine that schedules by it, unless the client may set its own; 0 for none.
+        ask_usage: have it say in each chunk of a stream how many tokens that makes.
     """
     forbidden = [name for name in PROTECTED if view.has(name) and name not in allow]
     own: dict[str, Any] = {XARGS: dict(xargs)}
@@ -206,9 +242,17 @@ def with_fields(
     if ask_token_ids and not view.asks_token_ids:
         own[ASK_IDS] = True
         is_set = is_set or view.has(ASK_IDS)
+    if ask_usage and view.is_stream and not all(view.asks_usage):
+        own[STREAM_OPTIONS] = dict(ASKED_USAGE)
+        is_set = is_set or view.has(STREAM_OPTIONS)
     if not forbidden and not is_set:
         return _splice(body, own)
     fields: dict[str, Any] = msgspec.json.decode(body)
+    options = fields.get(STREAM_OPTIONS)
+    if STREAM_OPTIONS in own and isinstance(options, dict):
+        own[STREAM_OPTIONS] = options | own[STREAM_OPTIONS]
+    elif options is not None:  # the engine says what is wrong with it
+        own.pop(STREAM_OPTIONS, None)
     for name in forbidden:
         fields.pop(name, None)
     theirs = fields.get(XARGS)

@@ -15,6 +15,7 @@ import uvicorn
 from paceline.errors import ConfigError, PacelineError
 from paceline.middleware.app import Proxy
 from paceline.middleware.config import ProxyConfig
+from paceline.middleware.limiter import LimitTiming
 
 GRACE_SECONDS: Final = 10
 START_SECONDS: Final = 30.0
@@ -43,13 +44,19 @@ def run_proxy(config: ProxyConfig) -> None:
 
 
 @contextmanager
-def running_proxy(config: ProxyConfig) -> Iterator[RunningProxy]:
+def running_proxy(
+    config: ProxyConfig, *, limit_timing: LimitTiming | None = None
+) -> Iterator[RunningProxy]:
     """A proxy in a thread of its own, listening when the body begins, stopped when it ends.
+
+    Args:
+        config: its configuration.
+        limit_timing: times of its limiter, if not its own.
 
     Raises:
         ConfigError: the policy file is wrong, or the address cannot be listened on.
     """
-    proxy = Proxy(config, config.load_policy())
+    proxy = Proxy(config, config.load_policy(), limit_timing=limit_timing)
     with _listening(config) as listener:
         server = uvicorn.Server(_server_config(proxy))
         thread = threading.Thread(

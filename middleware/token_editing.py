@@ -100,13 +100,12 @@ def edit_answer(body: bytes) -> tuple[bytes, Taken]:
 
 def edit_events(events: bytes) -> Iterator[tuple[bytes, Taken | None]]:
     """Each event as the client may see it, and what was found in it. O(bytes)."""
-    for event in _split(events):
+    for event in split_events(events):
         if MARK not in event:
             yield event, None
             continue
-        start = event.find(_DATA)
-        payload = event[start + len(_DATA) :].strip(_SPACE)
-        if start < 0 or event[:start].strip(_LINE_ENDS) or b"\n" in payload or b"\r" in payload:
+        payload = payload_of(event)
+        if payload is None:
             yield event, ODD
             continue
         edited, taken = edit_answer(payload)
@@ -116,10 +115,19 @@ def edit_events(events: bytes) -> Iterator[tuple[bytes, Taken | None]]:
             end = event.rindex(payload)
             yield event[:end] + edited + event[end + len(payload) :], taken
         else:  # line ends before it belong to what came earlier
-            yield event[:start], taken
+            yield event[: event.find(_DATA)], taken
 
 
-def _split(events: bytes) -> Iterator[bytes]:
+def payload_of(event: bytes) -> bytes | None:
+    """What an event says if it is one line of data and nothing else; else None. O(bytes)."""
+    start = event.find(_DATA)
+    payload = event[start + len(_DATA) :].strip(_SPACE)
+    if start < 0 or event[:start].strip(_LINE_ENDS) or b"\n" in payload or b"\r" in payload:
+        return None
+    return payload
+
+
+def split_events(events: bytes) -> Iterator[bytes]:
     """Events with the empty lines behind them; what is behind the last of those, if anything."""
     start = 0
     if b"\r" in events:
@@ -171,13 +179,14 @@ def _place_of(raw: msgspec.Raw, array: bytes, body: bytes) -> int:
     if body.find(array, place + 1) < 0:
         return place  # it stands there once
     # A `Raw` is a view of the bytes it was decoded from.
-    place = _address(raw) - _address(body)
+    place = address_of(raw) - address_of(body)
     if body[place : place + len(array)] != array:
         raise ValueError("the parser's views do not point into the body")
     return place
 
 
-def _address(data: bytes | msgspec.Raw) -> int:
+def address_of(data: bytes | msgspec.Raw) -> int:
+    """Where in memory it stands: a `Raw` is a view of the bytes that it was decoded from."""
     where: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
     return where
 
@@ -236,6 +245,10 @@ class IdStream:
     def rest(self) -> bytes:
         """What is still held when the engine ended the stream properly."""
         return self._edit(self._hold.rest())
+
+    def broken_off(self) -> bytes:
+        """Whole events that are still held when the engine broke off: none."""
+        return b""
 
     def _edit(self, ready: bytes) -> bytes:
         shown: list[bytes] = []

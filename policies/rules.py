@@ -24,6 +24,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from paceline.policies.limits import LimitsPolicy
+
 Sharing = Literal["private", "group", "global"]
 SideChannel = Literal["open", "aggregate", "padded"]
 DraftSource = Literal["memory", "model"]
@@ -41,27 +43,22 @@ BUILT_IN: Final = "built in"
 Count = Annotated[int, Field(ge=1)]
 
 
-class Block(BaseModel):
-    """A part of a policy: unknown fields are refused, and what was not said is known."""
+def said_in(block: BaseModel) -> dict[str, Any]:
+    """The values of a block that were set, by name; those of one within it as ``BLOCK.NAME``.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def said(self) -> dict[str, Any]:
-        """The values that were set, by name; those of a block within it as ``BLOCK.NAME``.
-
-        None says nothing.
-        """
-        found: dict[str, Any] = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Block):
-                found |= {f"{name}.{inner}": each for inner, each in value.said().items()}
-            elif name in self.model_fields_set and value is not None:
-                found[name] = value
-        return found
+    None says nothing.
+    """
+    found: dict[str, Any] = {}
+    for name in type(block).model_fields:
+        value = getattr(block, name)
+        if isinstance(value, BaseModel):
+            found |= {f"{name}.{inner}": each for inner, each in said_in(value).items()}
+        elif name in block.model_fields_set and value is not None:
+            found[name] = value
+    return found
 
 
-class MemoryPolicy(Block):
+class MemoryPolicy(BaseModel):
     """What a tenant's draft memory is kept to; every setting only narrows the engines' own.
 
     Attributes:
@@ -73,6 +70,8 @@ class MemoryPolicy(Block):
         stored_tokens: most tokens that Redis keeps of the tenant for each model, the newest; None
             for no limit of its own.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     session: bool = True
     workload: bool = True
@@ -87,7 +86,7 @@ class MemoryPolicy(Block):
         return tuple(name for name in ("session", "workload", "tenant") if getattr(self, name))
 
 
-class Speculation(Block):
+class Speculation(BaseModel):
     """Who may draft, and how far.
 
     In a file also ``auto``, everybody as far as the engine goes, and ``off``, nobody.
@@ -96,6 +95,8 @@ class Speculation(Block):
         sources: of ``memory`` and ``model``; none has the target answer without drafts.
         draft_tokens: most tokens drafted a request and round; None for the engine's limit.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sources: tuple[DraftSource, ...] = DRAFT_SOURCES
     draft_tokens: Annotated[int, Field(ge=0, le=MAX_DRAFT_TOKENS)] | None = None
@@ -139,7 +140,7 @@ class Speculation(Block):
         )
 
 
-class Rules(Block):
+class Rules(BaseModel):
     """What defaults, a tenant or one of its workloads may say; None says nothing.
 
     Attributes:
@@ -151,7 +152,10 @@ class Rules(Block):
         speculation: who drafts; ``auto`` or ``off`` for everybody or nobody.
         priority: for engines that schedule by it; 0 comes first, larger numbers later.
         side_channel: what an eavesdropper may tell from the sizes and times of a stream's packets.
+        limits: how much may be asked for. Those of a workload hold for it beside the tenant's.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sharing: Sharing | None = None
     record: bool | None = None
@@ -160,6 +164,7 @@ class Rules(Block):
     speculation: Speculation | None = None
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] | None = None
     side_channel: SideChannel | None = None
+    limits: LimitsPolicy | None = None
 
 
 TENANT_WIDE: Final = ("capacity", "retention_seconds", "stored_tokens")
@@ -191,6 +196,7 @@ class EffectivePolicy:
     speculation: Speculation = field(default_factory=Speculation)
     priority: int = 0
     side_channel: SideChannel = "open"
+    limits: LimitsPolicy = field(default_factory=LimitsPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +205,7 @@ class Layer:
 
     Attributes:
         name: as it is shown to people.
-        said: values by dotted name (`Block.said`).
+        said: values by dotted name (`said_in`).
     """
 
     name: str
@@ -312,9 +318,16 @@ FIELDS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "speculation.draft_tokens": _smaller,
     "priority": max,
     "side_channel": _earlier(SIDE_CHANNEL),
+    "limits.requests_per_minute": _smaller,
+    "limits.tokens_per_minute": _smaller,
+    "limits.concurrency": _smaller,
 }
 """Of each value, which of two is the narrower, by dotted name."""
-BLOCKS: Final[Mapping[str, type[Block]]] = {"memory": MemoryPolicy, "speculation": Speculation}
+BLOCKS: Final[Mapping[str, type[BaseModel]]] = {
+    "memory": MemoryPolicy,
+    "speculation": Speculation,
+    "limits": LimitsPolicy,
+}
 
 
 def _built_in() -> dict[str, Any]:

@@ -22,7 +22,17 @@ from pydantic import (
 )
 
 from paceline.errors import ConfigError
-from paceline.policies.rules import FIELDS, Layer, Resolved, Rules, Sharing, WorkloadRules, resolve
+from paceline.policies.limits import LimitsPolicy
+from paceline.policies.rules import (
+    FIELDS,
+    Layer,
+    Resolved,
+    Rules,
+    Sharing,
+    WorkloadRules,
+    resolve,
+    said_in,
+)
 from paceline.policies.yaml_lines import Lines
 
 KEY_PREFIX: Final = "pace-"
@@ -157,7 +167,24 @@ class PolicyFile(BaseModel):
 
         O(entries of the tenant's workloads); what they resolve to is kept.
         """
+        return self._of(tenant, tenant.pattern_of(workload) if tenant.workloads else None)
+
+    def limits_of(self, tenant: Tenant, workload: str) -> list[tuple[str, LimitsPolicy]]:
+        """Limits that bind a request, each with what it counts: "" for all that the tenant asks.
+
+        Those of a workload hold beside the tenant's, for all under one entry of `Tenant.workloads`.
+        """
+        found = []
+        of_tenant = self._of(tenant, None).policy.limits
+        if not of_tenant.is_none:
+            found.append(("", of_tenant))
         pattern = tenant.pattern_of(workload) if tenant.workloads else None
+        own = None if pattern is None else tenant.workloads[pattern].limits
+        if pattern is not None and own is not None and not own.is_none:
+            found.append((pattern, own))
+        return found
+
+    def _of(self, tenant: Tenant, pattern: str | None) -> Resolved:
         key = tenant.name, pattern
         found = self._resolved.get(key)
         if found is None:
@@ -178,12 +205,12 @@ class PolicyFile(BaseModel):
 
 def resolved(tenant: Tenant, pattern: str | None = None, defaults: Rules | None = None) -> Resolved:
     """What holds for a tenant, or in the workloads under an entry of `Tenant.workloads`."""
-    layers = [] if defaults is None else [Layer("defaults", defaults.said())]
+    layers = [] if defaults is None else [Layer("defaults", said_in(defaults))]
     name = f"tenant {tenant.name}"
-    own = {key: value for key, value in tenant.said().items() if key in FIELDS}
+    own = {key: value for key, value in said_in(tenant).items() if key in FIELDS}
     narrowing = []
     if pattern is not None:
-        said = tenant.workloads[pattern].said()
+        said = said_in(tenant.workloads[pattern])
         narrowing.append(Layer(f"{name}, workload {pattern}", said))
     return resolve([*layers, Layer(name, own)], narrowing)
 

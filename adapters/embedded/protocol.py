@@ -38,6 +38,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class _Request(BaseModel):
@@ -76,6 +77,12 @@ class _Request(BaseModel):
     def includes_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continues_usage(self) -> bool:
+        """Whether every chunk of a stream says the usage so far."""
+        options = self.stream_options
+        return options is not None and options.include_usage and options.continuous_usage_stats
 
 
 class ChatMessage(BaseModel):

@@ -131,7 +131,13 @@ class EngineServer:
             "model": self._model_name,
         }
         if request.stream:
-            events = _events(reply, head, writer, with_usage=request.includes_usage)
+            events = _events(
+                reply,
+                head,
+                writer,
+                with_usage=request.includes_usage,
+                usage_in_each=request.continues_usage,
+            )
             return StreamingResponse(events, media_type="text/event-stream")
         choice = await _whole(http, reply, writer)
         body = {"object": style.whole, "choices": [choice], "usage": reply.usage()}
@@ -258,7 +264,12 @@ async def _abort_when_left(http: Request, reply: _Reply) -> None:
 
 
 async def _events(
-    reply: _Reply, head: dict[str, Any], writer: ChoiceWriter, *, with_usage: bool
+    reply: _Reply,
+    head: dict[str, Any],
+    writer: ChoiceWriter,
+    *,
+    with_usage: bool,
+    usage_in_each: bool,
 ) -> AsyncIterator[bytes]:
     """The reply as server-sent events; closing the iterator aborts the job."""
 
@@ -269,8 +280,11 @@ async def _events(
             + b"\n\n"
         )
 
+    def so_far() -> dict[str, Any]:
+        return {"usage": reply.usage()} if usage_in_each else {}
+
     if writer.style is CHAT:
-        yield event([writer.opening()], **writer.head())
+        yield event([writer.opening()], **writer.head(), **so_far())
     async for progress in reply.steps():
         if progress.error is not None:
             yield ApiError(SERVER_ERROR, progress.error, "api_error").event()
@@ -278,7 +292,7 @@ async def _events(
         writer.say(progress.token_ids)
         if progress.text or progress.finish_reason or progress.logprobs:
             choice = writer.delta(progress.text, progress.finish_reason, progress.logprobs)
-            yield event([choice])
+            yield event([choice], **so_far())
     if with_usage:
         yield event([], usage=reply.usage())
     yield b"data: [DONE]\n\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from paceline.errors import PacelineError
@@ -16,6 +18,7 @@ class ApiError(PacelineError):
         kind: OpenAI's error type.
         code: OpenAI's error code, None if it has none for this.
         param: request field at fault, None if none is.
+        headers: further headers of the answer.
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class ApiError(PacelineError):
         *,
         code: str | None = None,
         param: str | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -33,6 +37,7 @@ class ApiError(PacelineError):
         self.kind = kind
         self.code = code
         self.param = param
+        self.headers = headers
 
     def body(self) -> bytes:
         """The JSON body of the answer."""

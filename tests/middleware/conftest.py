@@ -144,6 +144,7 @@ def proxies() -> Iterator[Callable[..., RunningProxy]]:
                 {"name": f"e{number}", "url": url} | settings.pop(f"e{number}", {})
                 for number, url in enumerate(urls)
             ]
+            timing = settings.pop("limit_timing", None)
             config: ProxyConfig = make_config(
                 **{
                     "listen": {"port": 0},
@@ -152,7 +153,7 @@ def proxies() -> Iterator[Callable[..., RunningProxy]]:
                     **settings,
                 }
             )
-            proxy = stack.enter_context(running_proxy(config))
+            proxy = stack.enter_context(running_proxy(config, limit_timing=timing))
             if wait_for_health:
                 wait_until(lambda: proxy.proxy.ready)
             return proxy

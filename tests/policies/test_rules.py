@@ -18,6 +18,7 @@ from paceline.policies.rules import (
     Rules,
     Speculation,
     resolve,
+    said_in,
 )
 
 limits = st.integers(2, 100)
@@ -52,9 +53,10 @@ said = st.fixed_dictionaries(
         "learn": st.booleans(),
         "priority": st.integers(0, 1000),
         "side_channel": st.sampled_from(SIDE_CHANNEL),
+        "limits": st.fixed_dictionaries({}, optional={"concurrency": limits}),
         **blocks,
     },
-).map(lambda values: Rules.model_validate(values).said())
+).map(lambda values: said_in(Rules.model_validate(values)))
 
 
 def layer(name: str, values: dict[str, Any]) -> Layer:
