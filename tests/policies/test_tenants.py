@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paceline.errors import ConfigError
+from paceline.policies.limits import LimitsPolicy
 from paceline.policies.tenants import PolicyFile, hash_key, new_key, parse_policy
 
 HASH_A, HASH_B = hash_key("a"), hash_key("b")
@@ -170,3 +171,31 @@ def test_a_workload_narrows_what_its_tenant_says() -> None:
     assert parsed.resolved(c).policy.learn
     with pytest.raises(ConfigError, match="no tenant 'd'; the policy file has a, b, c"):
         parsed.named("d")
+
+
+def test_limits_of_a_workload_hold_beside_its_tenants() -> None:
+    """The tenant's are the smaller of the defaults' and its own; a pattern's count all under it."""
+    parsed = parse_policy(
+        """
+        defaults: {limits: {requests_per_minute: 100, concurrency: 8}}
+        tenants:
+          - name: a
+            limits: {requests_per_minute: 500, tokens_per_minute: 9000, concurrency: 4}
+            workloads:
+              sql-*: {limits: {concurrency: 2}}
+              quiet: {record: false}
+          - {name: b}
+        """,
+        name="p.yaml",
+    )
+    a, b = parsed.tenants
+    whole = LimitsPolicy(requests_per_minute=100, tokens_per_minute=9000, concurrency=4)
+    assert parsed.limits_of(a, "") == parsed.limits_of(a, "quiet") == [("", whole)]
+    part = "sql-*", LimitsPolicy(concurrency=2)
+    assert parsed.limits_of(a, "sql-1") == parsed.limits_of(a, "sql-2") == [("", whole), part]
+    assert parsed.limits_of(b, "sql-1") == [
+        ("", LimitsPolicy(requests_per_minute=100, concurrency=8))
+    ]
+    assert parsed.resolved(a, "sql-1").policy.limits.concurrency == 2
+    nothing = parse_policy("tenants: [{name: a}]", name="p.yaml")
+    assert nothing.limits_of(nothing.tenants[0], "w") == []
