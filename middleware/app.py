@@ -13,19 +13,18 @@ from typing import Final
 import aiohttp
 
 from paceline.adapters.identity import new_request_id
-from paceline.api_errors import ApiError, upstream_failed
+from paceline.api_errors import ApiError
 from paceline.middleware.capture import Capture
-from paceline.middleware.captured_ids import CapturedIds, CaptureRequest
 from paceline.middleware.config import ProxyConfig, UpstreamConfig, is_loopback
 from paceline.middleware.exchange import (
     JSON,
     ClientGoneError,
     Exchange,
-    RawHeaders,
     Receive,
     Scope,
     Send,
 )
+from paceline.middleware.forwarding import Forwarder, Sent
 from paceline.middleware.identity import (
     EXPLAIN_HEADER,
     Identity,
@@ -37,17 +36,13 @@ from paceline.middleware.limit_store import Bound
 from paceline.middleware.limiter import Limiter, LimitTiming, Ticket
 from paceline.middleware.metrics import ProxyMetrics
 from paceline.middleware.policy_follower import PolicyFollower
-from paceline.middleware.relay import EventHold
 from paceline.middleware.request_body import BodyView, view_body, with_fields
 from paceline.middleware.routing import Replica, ReplicaSet
 from paceline.middleware.shaped_send import shaper_of
 from paceline.middleware.upstream import (
     AiohttpUpstream,
-    UpstreamError,
-    UpstreamResponse,
     open_session,
 )
-from paceline.middleware.usage_editing import Hold, UsageStream
 from paceline.middleware.workload_namer import namer_of
 from paceline.policies.tenants import PolicyFile, Tenant
 
@@ -56,15 +51,6 @@ logger = logging.getLogger("paceline.proxy")
 GENERATION_PATHS: Final = ("/v1/chat/completions", "/v1/completions")
 MODELS_PATH: Final = "/v1/models"
 TEXT: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-NOT_PASSED_ON: Final = frozenset(
-    (
-        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te"),
-        *(b"trailer", b"transfer-encoding", b"upgrade", b"content-length", b"date", b"server"),
-        *(b"x-request-id", b"set-cookie"),
-    )
-)
-"""Response headers that are the connection's, or that we set ourselves."""
-OK: Final = 200
 SERVER_ERROR: Final = 500
 UNAVAILABLE: Final = 503
 
@@ -111,6 +97,7 @@ class Proxy:
             self._policies = PolicyFollower(config.policy_file, policy, self.metrics.registry)
         self._policy = policy
         self._replicas = ReplicaSet([])
+        self._forwarder = Forwarder(self._replicas, self.metrics, None)
         self._session: aiohttp.ClientSession | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._capture: Capture | None = None
@@ -155,6 +142,7 @@ class Proxy:
                 for upstream in self.config.upstreams
             ]
         )
+        self._forwarder = Forwarder(self._replicas, self.metrics, self._capture)
         self._watchers = [
             asyncio.create_task(self._replicas.watch(self.config.health_interval_seconds))
         ]
@@ -273,7 +261,7 @@ class Proxy:
 
     async def _models(self, exchange: Exchange, _caller: Caller) -> None:
         await exchange.read_body(max_bytes=0)
-        await self._watched(exchange, self._forward(exchange, None, ""), "")
+        await self._watched(exchange, Sent(), "")
 
     async def _generate(self, exchange: Exchange, caller: Caller) -> None:
         body = await exchange.read_body(max_bytes=self.config.max_body_bytes)
@@ -330,7 +318,7 @@ class Proxy:
         captured = None
         if self._capture is not None:
             captured = self._capture.request(exchange.request_id, identity, view)
-        sent = with_fields(
+        outgoing = with_fields(
             body,
             view,
             xargs=identity.xargs(),
@@ -340,18 +328,11 @@ class Proxy:
             priority=identity.policy.priority if self.config.priority_scheduling else 0,
             ask_usage=ticket is not None and ticket.counts_tokens,
         )
-        forward = self._forward(
-            exchange,
-            sent,
-            identity.session,
-            view=view,
-            captured=captured,
-            ticket=ticket,
-        )
-        await self._watched(exchange, forward, identity.tenant.name)
+        sent = Sent(outgoing, identity.session, view, captured, ticket)
+        await self._watched(exchange, sent, identity.tenant.name)
 
-    async def _watched(self, exchange: Exchange, work: Awaitable[None], tenant_name: str) -> None:
-        """Do the work unless the client leaves first.
+    async def _watched(self, exchange: Exchange, sent: Sent, tenant_name: str) -> None:
+        """Forward a request unless its client leaves first.
 
         Then stop it, which closes the engine's connection.
         """
@@ -367,7 +348,7 @@ class Proxy:
 
         watcher = asyncio.create_task(stop_when_left())
         try:
-            await work
+            await self._forwarder.forward(exchange, sent)
         except asyncio.CancelledError:
             if not left:
                 raise
@@ -377,119 +358,6 @@ class Proxy:
         finally:
             watcher.cancel()
 
-    async def _forward(
-        self,
-        exchange: Exchange,
-        body: bytes | None,
-        session: str,
-        *,
-        view: BodyView | None = None,
-        captured: CaptureRequest | None = None,
-        ticket: Ticket | None = None,
-    ) -> None:
-        """Send the request to the session's engine, or to the next while nothing has come back."""
-        failure = "no engine is configured"
-        seeded_sampling = view is not None and view.is_seeded_sampling
-        for replica in self._attempts(session):
-            if seeded_sampling and replica.config.refuse_seeded_sampling:
-                raise ApiError(
-                    400,
-                    "this engine cannot sample with a seed; leave out seed, or set temperature to "
-                    "0",
-                    param="seed",
-                )
-            replica.outstanding += 1
-            try:
-                if await self._try(exchange, replica, body, view, captured, ticket):
-                    return
-            except UpstreamError as error:
-                if ticket is not None:
-                    ticket.failed()
-                failure = f"{replica.name}: {error}"
-                replica.failed(str(error))
-                self.metrics.upstream_failures.labels(replica.name).inc()
-            finally:
-                replica.outstanding -= 1
-        raise upstream_failed(failure)
-
-    def _attempts(self, session: str) -> list[Replica]:
-        """The engines to try, in order.
-
-        A lone one is tried twice: its kept-alive connection may have been stale.
-        """
-        ranked = self._replicas.ranked(session)
-        return ranked * 2 if len(ranked) == 1 else ranked
-
-    async def _try(
-        self,
-        exchange: Exchange,
-        replica: Replica,
-        body: bytes | None,
-        view: BodyView | None,
-        captured: CaptureRequest | None,
-        ticket: Ticket | None,
-    ) -> bool:
-        """Forward to one engine; True if the client has been answered.
-
-        Raises:
-            UpstreamError: the engine failed before anything of its answer was passed on.
-        """
-        headers = {"accept-encoding": "identity", "x-request-id": exchange.request_id}
-        if body is not None:
-            headers["content-type"] = "application/json"
-        if ticket is not None:
-            ticket.asking()
-        response = await replica.upstream.send(exchange.method, exchange.path, headers, body)
-        taking = None
-        if self._capture is not None and captured is not None:
-            taking = self._capture.taking(captured, response.status)
-        if ticket is not None and response.status != OK:
-            ticket.failed()
-        try:
-            if _is_event_stream(response.headers):
-                hold = _hold_of(taking, view, ticket)
-                await self._relay_stream(exchange, replica, response, hold)
-            else:
-                await _relay_whole(exchange, response, taking, ticket)
-        finally:
-            response.abort()
-            if self._capture is not None and taking is not None:
-                self._capture.finish(taking, reached_client=exchange.started)
-        return True
-
-    async def _relay_stream(
-        self,
-        exchange: Exchange,
-        replica: Replica,
-        response: UpstreamResponse,
-        hold: Hold,
-    ) -> None:
-        """Pass a stream on as it comes.
-
-        An engine that dies in it leaves whole events and one error event.
-        """
-        exchange.promise(response.status, _passed_on(response.headers))
-        try:
-            async for chunk in response.chunks():
-                ready = hold.push(chunk)
-                if not ready:
-                    continue
-                if not exchange.started:
-                    await exchange.start(response.status, _passed_on(response.headers))
-                await exchange.write(ready)
-        except UpstreamError as error:
-            if not exchange.started:
-                raise
-            replica.failed(str(error))
-            self.metrics.upstream_failures.labels(replica.name).inc()
-            failed = upstream_failed(f"{replica.name}: {error}").event()
-            await exchange.end(hold.broken_off() + failed)
-            return
-        rest = hold.rest()
-        if not exchange.started:
-            await exchange.start(response.status, _passed_on(response.headers))
-        await exchange.end(rest)
-
 
 def _bounds_of(caller: Caller, identity: Identity) -> tuple[Bound, ...]:
     """All limits that bind a request: the tenant's, and those of its workload."""
@@ -497,32 +365,6 @@ def _bounds_of(caller: Caller, identity: Identity) -> tuple[Bound, ...]:
         return ()
     limits = caller.policy.limits_of(caller.tenant, identity.workload)
     return tuple(Bound(workload, each) for workload, each in limits)
-
-
-def _hold_of(taking: CapturedIds | None, view: BodyView | None, ticket: Ticket | None) -> Hold:
-    """What a stream goes through on its way to the client."""
-    hold: Hold = EventHold() if taking is None else taking.stream()
-    if ticket is None or view is None or not ticket.counts_tokens:
-        return hold
-    return UsageStream(ticket.meter, view, None if taking is None else hold)
-
-
-async def _relay_whole(
-    exchange: Exchange,
-    response: UpstreamResponse,
-    taking: CapturedIds | None,
-    ticket: Ticket | None,
-) -> None:
-    """Pass a whole answer on, once all of it has come.
-
-    Until then another engine could still give it.
-    """
-    body = b"".join([chunk async for chunk in response.chunks()])
-    if ticket is not None and ticket.counts_tokens:
-        ticket.meter.read_whole(body)
-    if taking is not None:
-        body = taking.whole(body)
-    await exchange.answer(response.status, body, _passed_on(response.headers))
 
 
 def _require_method(exchange: Exchange, method: str) -> None:
@@ -537,15 +379,3 @@ def _route_of(path: str) -> str:
     if path in GENERATION_PATHS:
         return path
     return MODELS_PATH if path.startswith(MODELS_PATH) else "other"
-
-
-def _is_event_stream(headers: RawHeaders) -> bool:
-    return any(
-        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-        for name, value in headers
-    )
-
-
-def _passed_on(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
-    kept = [(name.lower(), value) for name, value in headers if name.lower() not in NOT_PASSED_ON]
-    return kept or [JSON]

@@ -1,6 +1,6 @@
 """Bandits: which sources draft, and how many tokens, learned from what committed tokens cost.
 
-Pure, as all policies are: `paceline.caches.policy_state` keeps what they have seen.
+Pure, as all policies are: `paceline.caches.policy_sync` keeps what they have seen.
 """
 
 from paceline.policies.bandits.arms import NO_DRAFTS, Arm, arm_set, default_arms

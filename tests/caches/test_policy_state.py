@@ -16,13 +16,13 @@ from paceline.caches.policy_state import (
     SCHEMA,
     STALE_SECONDS,
     PolicyStore,
-    PolicySync,
     StoredPolicy,
     decode_stored,
     keys_in,
     scope_subjects,
     state_without,
 )
+from paceline.caches.policy_sync import PolicySync
 from paceline.caches.tombstones import Tombstone, subject_of
 from paceline.errors import JournalError, RecordError
 from paceline.policies.bandits import (

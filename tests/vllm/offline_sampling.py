@@ -58,7 +58,7 @@ def main(target: str, cases: dict[str, Any], drafter: str | None) -> dict[str, A
     worker = llm.llm_engine.model_executor.driver_worker.worker
     if drafter:
         # whose turn it is must not depend on the clock
-        worker._proposer.fuser.choice = every_nth(2)
+        worker._proposer.fuser.gate = every_nth(2)
     result: dict[str, Any] = {}
     for name, case in cases.items():
         with planted(rejection_sampler, case["wrong"], unmended):
@@ -138,6 +138,7 @@ if __name__ == "__main__":
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["PACELINE_DRAFTER_TOKENS"] = str(MODEL_TOKENS)
+    os.environ["PACELINE_ALWAYS_DRAFT"] = "1"  # what is drafted must not depend on the clock
     target_folder, cases_file, *drafter_folder = sys.argv[1:]
     chosen = json.loads(Path(cases_file).read_text())
     print("RESULT " + json.dumps(main(target_folder, chosen, *drafter_folder or [None])))
