@@ -9,6 +9,8 @@ import asyncio
 import sys
 from typing import Final
 
+from paceline.benchmarks.plain_http import PlainHttp, serve
+
 REPLY: Final = b'{"id":"x","object":"chat.completion","content":"' + b"y" * 980 + b'"}'
 EVENT: Final = b'data: {"id":"x","choices":[{"index":0,"delta":{"content":" word"}}]}\n\n'
 ASK_IDS: Final = b'"return_token_ids":true'
@@ -34,7 +36,7 @@ EVENT_WITH_IDS: Final = _HEAD + (
 DONE: Final = b"data: [DONE]\n\n"
 
 
-class BenchmarkEngine(asyncio.Protocol):
+class BenchmarkEngine(PlainHttp):
     """Answers every request on a connection; a POST whose body asks for a stream gets one.
 
     Args:
@@ -42,64 +44,26 @@ class BenchmarkEngine(asyncio.Protocol):
     """
 
     def __init__(self, chunks: int) -> None:
+        super().__init__()
         self._chunks = chunks
-        self._buffer = b""
-        self._transport: asyncio.Transport
-        self._streams: set[asyncio.Task[None]] = set()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way back."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Answer as soon as a request is whole."""
-        self._buffer += data
-        head, border, rest = self._buffer.partition(b"\r\n\r\n")
-        if not border:
-            return
-        announced = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-        length = int(announced or 0)
-        if len(rest) < length:
-            return
-        self._buffer = rest[length:]
-        has_ids = ASK_IDS in rest[:length]
-        reply = REPLY_WITH_IDS if has_ids else REPLY
-        if b'"stream":true' in rest[:length]:
-            task = asyncio.ensure_future(self._stream(has_ids=has_ids))
-            self._streams.add(task)
-            task.add_done_callback(self._streams.discard)
+    def answer(self, body: bytes) -> None:
+        """A stream if it is asked for, else a reply of a kilobyte."""
+        has_ids = ASK_IDS in body
+        if b'"stream":true' in body:
+            self.begin_stream(self._events(has_ids=has_ids))
         else:
-            self._transport.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-                % (len(reply), reply)
-            )
+            self.write_whole(REPLY_WITH_IDS if has_ids else REPLY)
 
-    async def _stream(self, *, has_ids: bool) -> None:
-        self._transport.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-            b"transfer-encoding: chunked\r\n\r\n"
-        )
+    async def _events(self, *, has_ids: bool) -> None:
         for number in range(self._chunks):
             if has_ids:
-                self._write_chunk(EVENT_WITH_IDS if number else FIRST_EVENT_WITH_IDS)
+                self.write_event(EVENT_WITH_IDS if number else FIRST_EVENT_WITH_IDS)
             else:
-                self._write_chunk(EVENT)
+                self.write_event(EVENT)
             await asyncio.sleep(0.0005)  # so that events travel one by one, as an engine's do
-        self._write_chunk(DONE)
-        self._transport.write(b"0\r\n\r\n")
-
-    def _write_chunk(self, data: bytes) -> None:
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-
-
-async def serve(port: int, chunks: int) -> None:
-    """Serve on a loopback port until cancelled."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: BenchmarkEngine(chunks), "127.0.0.1", port)
-    async with server:
-        await server.serve_forever()
+        self.write_event(DONE)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(serve(lambda: BenchmarkEngine(int(sys.argv[2])), int(sys.argv[1])))
