@@ -84,26 +84,28 @@ def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) ->
     record = xargs.get("paceline_record", 1)
     learn = xargs.get("paceline_learn", 0)
     drafter = xargs.get("paceline_drafter", SHARED_GROUP)
-    if not all(isinstance(value, str) for value in values.values()) or not values["tenant"]:
+    if not all(isinstance(value, str) for value in (*values.values(), drafter)):
+        return nobody
+    if not (values["tenant"] and drafter):
         return nobody
     if any(isinstance(flag, bool) or flag not in (0, 1) for flag in (record, learn)):
-        return nobody
-    if not isinstance(drafter, str) or not drafter:
         return nobody
     if sharing not in ("", GLOBAL) or (sharing and values["group"]):
         return nobody
     limits = _limits(xargs)
-    if limits is None:
-        return nobody
-    return RequestInfo(
-        request_id=request_id,
-        record=bool(record),
-        is_global=sharing == GLOBAL,
-        limits=limits,
-        record_id=recorded_as,
-        learn=bool(record and learn),
-        drafter_group="" if drafter == SHARED_GROUP else drafter,
-        **values,
+    return (
+        nobody
+        if limits is None
+        else RequestInfo(
+            request_id=request_id,
+            record=bool(record),
+            is_global=sharing == GLOBAL,
+            limits=limits,
+            record_id=recorded_as,
+            learn=bool(record and learn),
+            drafter_group="" if drafter == SHARED_GROUP else drafter,
+            **values,
+        )
     )
 
 

@@ -132,8 +132,9 @@ def decode_block(data: bytes) -> list[StoredRecord]:
         *(columns.num_prompts, columns.num_tokens, columns.finished_at, columns.started_at),
         *(columns.entry_milliseconds, columns.entry_sequences),
     )
-    later = [column for column in _later(columns) if column]
-    if len({len(column) for column in (*lists, *later)}) > 1:
+    lengths = {len(column) for column in lists}
+    lengths |= {len(column) for column in _later(columns) if column}
+    if len(lengths) > 1:
         raise RecordError("a block's columns are of several lengths")
     if min(columns.num_tokens, default=0) < 0 or sum(columns.num_tokens) != len(tokens):
         raise RecordError(f"a block's records do not share out its {len(tokens)} tokens")
