@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from paceline.adapters.request_info import RequestInfo
+from paceline.caches.records import SHARED_GROUP
 from paceline.caches.tier_settings import TIERS, TierLimits
 from paceline.errors import ConfigError
 
@@ -63,7 +64,8 @@ def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) ->
     """Identity of a request from its extra arguments.
 
     Read are ``paceline_tenant``, ``_workload``, ``_session``, ``_group``, ``_sharing``,
-    ``_record``, ``_tiers``, ``_capacity``, ``_retention_seconds`` and ``_stored_tokens``.
+    ``_record``, ``_tiers``, ``_capacity``, ``_retention_seconds``, ``_stored_tokens``, ``_learn``
+    and ``_drafter``.
 
     Never raises. Anything missing or of a wrong type fails closed: the request belongs to nobody
     (tenant ""), shares with no one and is not recorded.
@@ -80,22 +82,30 @@ def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) ->
     values = {name: xargs.get(f"paceline_{name}", "") for name in names}
     sharing = xargs.get("paceline_sharing", "")
     record = xargs.get("paceline_record", 1)
-    if not all(isinstance(value, str) for value in values.values()) or not values["tenant"]:
+    learn = xargs.get("paceline_learn", 0)
+    drafter = xargs.get("paceline_drafter", SHARED_GROUP)
+    if not all(isinstance(value, str) for value in (*values.values(), drafter)):
         return nobody
-    if isinstance(record, bool) or record not in (0, 1):
+    if not (values["tenant"] and drafter):
+        return nobody
+    if any(isinstance(flag, bool) or flag not in (0, 1) for flag in (record, learn)):
         return nobody
     if sharing not in ("", GLOBAL) or (sharing and values["group"]):
         return nobody
     limits = _limits(xargs)
-    if limits is None:
-        return nobody
-    return RequestInfo(
-        request_id=request_id,
-        record=bool(record),
-        is_global=sharing == GLOBAL,
-        limits=limits,
-        record_id=recorded_as,
-        **values,
+    return (
+        nobody
+        if limits is None
+        else RequestInfo(
+            request_id=request_id,
+            record=bool(record),
+            is_global=sharing == GLOBAL,
+            limits=limits,
+            record_id=recorded_as,
+            learn=bool(record and learn),
+            drafter_group="" if drafter == SHARED_GROUP else drafter,
+            **values,
+        )
     )
 
 

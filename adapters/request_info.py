@@ -31,6 +31,9 @@ class RequestInfo:
             the journal, not in a context for its session's next turn.
         limits: what the tenant's policy keeps its memory to.
         record_id: id under which it is recorded, the same whoever records it; "" for `request_id`.
+        learn: whether a model drafter may be trained on it; only what is recorded can be.
+        drafter_group: whose drafter that is, "" for the shared one.
+        temperature: that the target answers at, below 0 if unknown.
     """
 
     request_id: str
@@ -43,6 +46,9 @@ class RequestInfo:
     record: bool = True
     limits: TierLimits = NO_LIMITS
     record_id: str = ""
+    learn: bool = False
+    drafter_group: str = ""
+    temperature: float = -1.0
 
     @property
     def recorded_as(self) -> str:

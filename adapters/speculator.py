@@ -92,6 +92,8 @@ class Speculator:
         self.index = index
         self.memory = TieredMemory(index, settings)
         self.origin = uuid.uuid4().hex if origin is None else origin
+        self.drafter_version = 0
+        """Of the model drafter beside the memory, 0 for none or unknown; goes into records."""
         self._journal = journal
         self._corpora: CorpusScopes | None = None
         self._clock = clock
@@ -272,6 +274,7 @@ class Speculator:
         with self._lock:
             if self._open.pop(request_id, None) is None:
                 return
+        num_tokens = self.index.num_tokens(request.handle)
         new_tokens, num_prompt = self.index.finish(request.handle, time=finished_at)
         if log >= 0:
             self.memory.wrote(log, time=finished_at)
@@ -291,6 +294,11 @@ class Speculator:
                     num_prompt=num_prompt,
                     finished_at=finished_at,
                     started_at=request.started_at,
+                    learn=info.learn,
+                    drafter_group=info.drafter_group,
+                    temperature=info.temperature,
+                    drafter_version=self.drafter_version,
+                    num_before=num_tokens - len(new_tokens),
                 )
             )
         self._stop_recording(info)  # from here on the journal knows it

@@ -6,7 +6,7 @@ import heapq
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Final
 
 from paceline.caches.journal_lag import LagHistogram
@@ -107,6 +107,15 @@ class JournalReader:
         self._control = BEGINNING
         self._last_look = clock()
 
+    @property
+    def positions(self) -> dict[Shelf, EntryId]:
+        """The entry of each shelf that was read last; a copy."""
+        return dict(self._positions)
+
+    def resume(self, positions: Mapping[Shelf, EntryId]) -> None:
+        """Go on where another reader stood; before anything is read."""
+        self._positions.update(positions)
+
     def synchronise(self, store: JournalStore) -> None:
         """After a connection: take in every tombstone, note where the streams stand.
 
@@ -155,12 +164,12 @@ class JournalReader:
     def catch_up(self, store: JournalStore) -> None:
         """After a time away: deliver what every shelf got since, from segments too."""
         for shelf, milliseconds in store.shelves():
-            if milliseconds < self._position(shelf)[0]:
+            if milliseconds < self.position(shelf)[0]:
                 # Redis was restored from older data: what comes now may come under older ids
                 self._positions[shelf] = (milliseconds, LAST_SEQUENCE)
                 continue
             for entry_id, record in records_after(
-                store, shelf, self._position(shelf), self._decoder
+                store, shelf, self.position(shelf), self._decoder
             ):
                 self._positions[shelf] = entry_id
                 if self._deliver(record):
@@ -181,7 +190,7 @@ class JournalReader:
             self._bell = position
             if ring is None or ring.shelf in shelves:
                 continue
-            if ring.origin == self._origin and ring.after == self._position(ring.shelf):
+            if ring.origin == self._origin and ring.after == self.position(ring.shelf):
                 self._positions[ring.shelf] = ring.last  # nothing but our own: no need to read it
                 self._counts["skipped_own"] += ring.num_records
             else:
@@ -193,7 +202,7 @@ class JournalReader:
 
     def _read_tails(self, store: JournalStore, shelves: list[Shelf]) -> list[Shelf]:
         """Read a page of each; returns those that have more."""
-        pages = store.read_tails({shelf: self._position(shelf) for shelf in shelves})
+        pages = store.read_tails({shelf: self.position(shelf) for shelf in shelves})
         for shelf, page in pages.items():
             for entry in page:
                 self._positions[shelf] = entry.entry_id
@@ -209,7 +218,8 @@ class JournalReader:
             self._counts["received"] += 1
             self.lag.add(self._wall_clock() - record.finished_at)
 
-    def _position(self, shelf: Shelf) -> EntryId:
+    def position(self, shelf: Shelf) -> EntryId:
+        """The entry of a shelf that was read last."""
         return self._positions.get(shelf, BEGINNING)
 
     def _newest_first(self, store: JournalStore) -> Iterator[StoredRecord]:
@@ -220,7 +230,7 @@ class JournalReader:
         """
         shelves = store.shelves()
         for shelf, milliseconds in shelves:
-            self._positions[shelf] = max(self._position(shelf), (milliseconds, 0))
+            self._positions[shelf] = max(self.position(shelf), (milliseconds, 0))
         heap: list[tuple[float, int, Shelf, StoredRecord | None]] = []
         opened: dict[Shelf, Iterator[StoredRecord]] = {}
         for number, (shelf, milliseconds) in enumerate(shelves):

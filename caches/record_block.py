@@ -53,6 +53,18 @@ class _Columns(msgspec.Struct, frozen=True, array_like=True):
     entry_sequences: list[int]
     is_wide: bool
     tokens: bytes
+    # Columns added later stand behind the others: older readers ignore them, and an older block,
+    # which ends before them, has them empty.
+    learn: list[bool] = []
+    drafter_groups: list[str] = []
+    temperatures: list[float] = []
+    drafter_versions: list[int] = []
+    num_before: list[int] = []
+
+
+_LATER: Final = ("learn", "drafter_groups", "temperatures", "drafter_versions", "num_before")
+_LATER_DEFAULTS: Final = (False, "", 0.0, 0, -1)
+"""Of an older block's records; those of `SequenceRecord`."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -90,6 +102,11 @@ def encode_block(records: Sequence[StoredRecord]) -> bytes:
             entry_sequences=[entry_id[1] for entry_id, _ in records],
             is_wide=is_wide,
             tokens=tokens.astype("<u4" if is_wide else "<u2").tobytes(),
+            learn=[r.learn for _, r in records],
+            drafter_groups=[r.drafter_group for _, r in records],
+            temperatures=[r.temperature for _, r in records],
+            drafter_versions=[r.drafter_version for _, r in records],
+            num_before=[r.num_before for _, r in records],
         )
     )
     if len(raw) > MAX_BLOCK_BYTES:
@@ -115,7 +132,9 @@ def decode_block(data: bytes) -> list[StoredRecord]:
         *(columns.num_prompts, columns.num_tokens, columns.finished_at, columns.started_at),
         *(columns.entry_milliseconds, columns.entry_sequences),
     )
-    if len({len(column) for column in lists}) > 1:
+    lengths = {len(column) for column in lists}
+    lengths |= {len(column) for column in _later(columns) if column}
+    if len(lengths) > 1:
         raise RecordError("a block's columns are of several lengths")
     if min(columns.num_tokens, default=0) < 0 or sum(columns.num_tokens) != len(tokens):
         raise RecordError(f"a block's records do not share out its {len(tokens)} tokens")
@@ -129,6 +148,10 @@ def decode_block(data: bytes) -> list[StoredRecord]:
 
 def _records(columns: _Columns, tokens: npt.NDArray[np.int32]) -> list[StoredRecord]:
     offsets = np.concatenate([[0], np.cumsum(columns.num_tokens, dtype=np.int64)]).tolist()
+    learn, groups, temperatures, versions, num_before = (
+        column or [default] * len(columns.request_ids)
+        for column, default in zip(_later(columns), _LATER_DEFAULTS, strict=True)
+    )
     return [
         StoredRecord(
             (columns.entry_milliseconds[i], columns.entry_sequences[i]),
@@ -143,10 +166,19 @@ def _records(columns: _Columns, tokens: npt.NDArray[np.int32]) -> list[StoredRec
                 num_prompt=columns.num_prompts[i],
                 finished_at=columns.finished_at[i],
                 started_at=columns.started_at[i],
+                learn=learn[i],
+                drafter_group=groups[i],
+                temperature=temperatures[i],
+                drafter_version=versions[i],
+                num_before=num_before[i],
             ),
         )
         for i, (begin, end) in enumerate(pairwise(offsets))
     ]
+
+
+def _later(columns: _Columns) -> list[list[Any]]:
+    return [getattr(columns, name) for name in _LATER]
 
 
 def _inflated(data: bytes) -> _Columns:

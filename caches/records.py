@@ -20,6 +20,10 @@ It reads this version and older ones; newer ones are skipped and counted.
 """
 
 
+SHARED_GROUP: Final = "shared"
+"""Group of tenants whose drafter is everybody's: that of records and requests that name none."""
+
+
 class SequenceRecord(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What one finished request adds to its sharing scope.
 
@@ -36,6 +40,12 @@ class SequenceRecord(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         finished_at: Unix time in seconds at which the request finished.
         started_at: Unix time in seconds at which it began, 0 if unknown: what began before a
             tenant was forgotten is refused, whenever it ends.
+        learn: whether a model drafter may be trained on it.
+        drafter_group: whose drafter that is, "" for `SHARED_GROUP`.
+        temperature: that the target said it at, 0 for greedily, below 0 if unknown.
+        drafter_version: of the drafter that the engine ran when it ended, 0 for none or unknown.
+        num_before: tokens of the session, as the engine read it, that stand before these; below 0
+            if unknown.
     """
 
     request_id: str
@@ -48,6 +58,11 @@ class SequenceRecord(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     num_prompt: int
     finished_at: float
     started_at: float = 0.0
+    learn: bool = False
+    drafter_group: str = ""
+    temperature: float = 0.0
+    drafter_version: int = 0
+    num_before: int = -1
 
     @property
     def begun_at(self) -> float:
@@ -91,6 +106,11 @@ class _Wire(msgspec.Struct, frozen=True, array_like=True):
     tokens: bytes
     # Fields added later stand behind the others: older readers ignore them.
     started_at: float = 0.0
+    learn: bool = False
+    drafter_group: str = ""
+    temperature: float = 0.0
+    drafter_version: int = 0
+    num_before: int = -1
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -140,6 +160,11 @@ def encode_record(record: SequenceRecord) -> bytes:
             num_tokens=len(tokens),
             tokens=raw,
             started_at=record.started_at,
+            learn=record.learn,
+            drafter_group=record.drafter_group,
+            temperature=record.temperature,
+            drafter_version=record.drafter_version,
+            num_before=record.num_before,
         )
     )
 
@@ -175,6 +200,11 @@ def decode_record(data: bytes) -> SequenceRecord:
         num_prompt=wire.num_prompt,
         finished_at=wire.finished_at,
         started_at=wire.started_at,
+        learn=wire.learn,
+        drafter_group=wire.drafter_group,
+        temperature=wire.temperature,
+        drafter_version=wire.drafter_version,
+        num_before=wire.num_before,
     )
 
 

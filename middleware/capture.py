@@ -218,6 +218,10 @@ class Capture:
                 num_prompt=len(sequence.prompt_ids) - start,
                 finished_at=finished_at,
                 started_at=request.began_at,
+                learn=info.learn,
+                drafter_group=info.drafter_group,
+                temperature=info.temperature,
+                num_before=start,
             )
 
 

@@ -173,7 +173,7 @@ def scope_name(tenant: str | None, group: str | None) -> str:
     from pydantic import TypeAdapter, ValidationError
 
     from paceline.adapters.request_info import RequestInfo
-    from paceline.policies.tenants import Name
+    from paceline.policies.rules import Name
 
     if tenant is not None and group is not None:
         raise ConfigError("both --tenant and --group are given; name the one that may draft")

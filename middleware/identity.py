@@ -16,6 +16,7 @@ from paceline.policies.rules import (
     FIELDS,
     MAX_DRAFT_TOKENS,
     MAX_PRIORITY,
+    SHARED_DRAFTER,
     SHARING,
     SIDE_CHANNEL,
     EffectivePolicy,
@@ -96,6 +97,10 @@ class Identity:
             "paceline_session": self.session,
             "paceline_record": int(policy.record),
         }
+        if policy.is_learned_from:
+            fields["paceline_learn"] = 1
+        if policy.drafter != SHARED_DRAFTER:
+            fields["paceline_drafter"] = policy.drafter
         if policy.sharing == "group" and self.tenant.group:
             fields["paceline_group"] = self.tenant.group
         if policy.sharing == "global":
@@ -131,6 +136,7 @@ class Identity:
             "workload": self.workload,
             "record": "on" if self.policy.record else "off",
             "record-from": origins["record"],
+            "learn": "on" if self.policy.is_learned_from else "off",
             "sharing": self.policy.sharing,
             "speculation": str(self.policy.speculation),
             "speculation-from": ", ".join(

@@ -59,7 +59,7 @@ def explained(file: Path, tenant_name: str, workload: str, headers: Sequence[str
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     for name, value, origin in rows:
         yield f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}"
-    for line in _ignored(resolved):
+    for line in (*_ignored(resolved), *_unlearned(resolved)):
         yield f"note: {line}"
 
 
@@ -86,7 +86,8 @@ def _said_by(headers: Sequence[str]) -> dict[str, Any]:
 def _without_effect(policy: PolicyFile, tenant: Tenant) -> Iterator[str]:
     seen: set[str] = set()
     for workload in ("", *tenant.workloads):
-        for line in _ignored(policy.resolved(tenant, workload)):
+        resolved = policy.resolved(tenant, workload)
+        for line in (*_ignored(resolved), *_unlearned(resolved)):
             if line not in seen:
                 seen.add(line)
                 yield line
@@ -97,6 +98,15 @@ def _ignored(resolved: Resolved) -> Iterator[str]:
         yield (
             f"{layer} says {name} {_shown(value)}, which would widen what {resolved.origins[name]} "
             f"says; {_shown(resolved.values[name])} holds"
+        )
+
+
+def _unlearned(resolved: Resolved) -> Iterator[str]:
+    if resolved.policy.learn and not resolved.policy.record:
+        yield (
+            f"{resolved.origins['learn']} says learn yes, which has no effect where "
+            f"{resolved.origins['record']} says record no: what is not recorded cannot be learned "
+            "from"
         )
 
 

@@ -61,7 +61,7 @@ def split(
     train: list[Prompt] = []
     held_out: list[Prompt] = []
     for prompt in prompts:
-        (held_out if _is_held_out(prompt.session, held_out_share) else train).append(prompt)
+        (held_out if is_held_out(prompt.session, held_out_share) else train).append(prompt)
     if not train or not held_out:
         sessions = len({prompt.session for prompt in prompts})
         raise ConfigError(
@@ -108,7 +108,8 @@ def _cut(prompt: Prompt, token_ids: Sequence[int], max_tokens: int) -> list[int]
     return [*token_ids[:head], *token_ids[head - max_tokens :]]
 
 
-def _is_held_out(session: str, share: float) -> bool:
+def is_held_out(session: str, share: float) -> bool:
+    """Whether a session is kept to measure by: the same one always, whoever asks, at this share."""
     digest = blake2b(session.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 

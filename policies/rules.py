@@ -37,10 +37,13 @@ SIDE_CHANNEL: Final[tuple[SideChannel, ...]] = ("padded", "aggregate", "open")
 DRAFT_SOURCES: Final[tuple[DraftSource, ...]] = ("memory", "model")
 MAX_DRAFT_TOKENS: Final = 128
 MAX_PRIORITY: Final = 1000
+SHARED_DRAFTER: Final = "shared"
+"""Name of the drafter that everybody trains and uses who names no other."""
 BUILT_IN: Final = "built in"
 """Where values come from that nobody has set."""
 
 Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
 def said_in(block: BaseModel) -> dict[str, Any]:
@@ -147,7 +150,9 @@ class Rules(BaseModel):
         sharing: who reads what is said, and whose words are read: ``private``, the tenant alone;
             ``group``, the tenants of its group; ``global``, every tenant that says ``global``.
         record: False keeps what is said and read out of every shared memory.
-        learn: whether a model drafter may be trained on it.
+        learn: whether a model drafter may be trained on it; has no effect without `record`.
+        drafter: whose drafter that is, and drafts for it: ``shared``, or a name that tenants which
+            share a drafter of their own agree on.
         memory: what the draft memory is kept to.
         speculation: who drafts; ``auto`` or ``off`` for everybody or nobody.
         priority: for engines that schedule by it; 0 comes first, larger numbers later.
@@ -160,6 +165,7 @@ class Rules(BaseModel):
     sharing: Sharing | None = None
     record: bool | None = None
     learn: bool | None = None
+    drafter: Name | None = None
     memory: MemoryPolicy | None = None
     speculation: Speculation | None = None
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] | None = None
@@ -173,6 +179,13 @@ TENANT_WIDE: Final = ("capacity", "retention_seconds", "stored_tokens")
 
 class WorkloadRules(Rules):
     """What a tenant may say of one kind of work."""
+
+    @field_validator("drafter")
+    @classmethod
+    def _check_drafter(cls, drafter: str | None) -> str | None:
+        if drafter is not None:
+            raise ValueError("a drafter is a tenant's; set it for the tenant")
+        return drafter
 
     @field_validator("memory")
     @classmethod
@@ -192,11 +205,17 @@ class EffectivePolicy:
     sharing: Sharing = "private"
     record: bool = True
     learn: bool = False
+    drafter: str = SHARED_DRAFTER
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
     speculation: Speculation = field(default_factory=Speculation)
     priority: int = 0
     side_channel: SideChannel = "open"
     limits: LimitsPolicy = field(default_factory=LimitsPolicy)
+
+    @property
+    def is_learned_from(self) -> bool:
+        """Whether a drafter may be trained on it: what is not recorded cannot be."""
+        return self.learn and self.record
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +319,11 @@ def _common(held: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
     return tuple(each for each in held if each in given)
 
 
+def _of_fewer(held: str, given: str) -> str:
+    """A drafter of some tenants' own is narrower than everybody's; of two such the last holds."""
+    return held if given == SHARED_DRAFTER else given
+
+
 def _earlier(order: Sequence[str]) -> Callable[[str, str], str]:
     return lambda held, given: min(held, given, key=order.index)
 
@@ -308,6 +332,7 @@ FIELDS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "sharing": _earlier(SHARING),
     "record": _both,
     "learn": _both,
+    "drafter": _of_fewer,
     "memory.session": _both,
     "memory.workload": _both,
     "memory.tenant": _both,

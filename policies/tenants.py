@@ -26,6 +26,7 @@ from paceline.policies.limits import LimitsPolicy
 from paceline.policies.rules import (
     FIELDS,
     Layer,
+    Name,
     Resolved,
     Rules,
     Sharing,
@@ -38,7 +39,6 @@ from paceline.policies.yaml_lines import Lines
 KEY_PREFIX: Final = "pace-"
 KEY_BYTES: Final = 32
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 KeyHash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9*?][A-Za-z0-9_.*?-]{0,63}$")]
 ProtectedField = Literal[

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -206,12 +207,13 @@ def generation_request(
     xargs = request.vllm_xargs
     check_drafts(xargs)
     drafts = draft_limits(xargs)
+    temperature = 1.0 if request.temperature is None else request.temperature
     return GenerationRequest(
-        info=request_info_from_xargs(request_id, xargs),
+        info=replace(request_info_from_xargs(request_id, xargs), temperature=temperature),
         prompt_ids=tuple(prompt_ids),
         max_tokens=limit - num_prompt if wanted is None else wanted,
         sampling=SamplingParams(
-            temperature=1.0 if request.temperature is None else request.temperature,
+            temperature=temperature,
             top_p=1.0 if request.top_p is None else request.top_p,
             seed=secrets.randbits(SEED_BITS) if request.seed is None else request.seed,
         ),

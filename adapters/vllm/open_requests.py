@@ -71,14 +71,18 @@ class OpenRequests:
         """Who asks."""
         state = self._runner.requests[request_id]
         info = request_info_from_xargs(request_id, state.sampling_params.extra_args)
+        info = replace(info, temperature=self._temperature(request_id))
         if state.lora_request is not None:
             info = replace(info, adapter=state.lora_request.lora_name)
         return info
 
     def is_greedy(self, request_id: str) -> bool:
         """Whether vLLM takes the likeliest token each time."""
+        return self._temperature(request_id) < LEAST_TEMPERATURE
+
+    def _temperature(self, request_id: str) -> float:
         temperature: float = self._runner.requests[request_id].sampling_params.temperature
-        return temperature < LEAST_TEMPERATURE
+        return temperature
 
     def num_left(self, request_id: str, num_tokens: int) -> int:
         """Most tokens that a request still gets behind `num_tokens` accepted ones."""

@@ -28,7 +28,7 @@ names = st.sampled_from(
     [
         *("tenant", "workload", "session", "group", "record"),
         *("sharing", "tiers", "capacity", "retention_seconds", "stored_tokens"),
-        *("speculation", "draft_tokens", "draft_sources"),
+        *("speculation", "draft_tokens", "draft_sources", "learn", "drafter"),
     ]
 ).map("paceline_{}".format)
 
@@ -72,6 +72,10 @@ def test_what_the_proxy_sends_is_understood() -> None:
         {"paceline_tenant": "t", "paceline_group": ["g"]},
         {"paceline_tenant": "t", "paceline_record": "yes"},
         {"paceline_tenant": "t", "paceline_record": True},
+        {"paceline_tenant": "t", "paceline_learn": True},
+        {"paceline_tenant": "t", "paceline_learn": "1"},
+        {"paceline_tenant": "t", "paceline_drafter": ""},
+        {"paceline_tenant": "t", "paceline_drafter": 7},
         {"paceline_tenant": "t", "paceline_sharing": "everybody"},
         {"paceline_tenant": "t", "paceline_sharing": "global", "paceline_group": "g"},
         {"paceline_tenant": "t", "paceline_tiers": "session,cellar"},
@@ -88,6 +92,24 @@ def test_what_the_proxy_sends_is_understood() -> None:
 def test_anything_doubtful_belongs_to_nobody(xargs: Any) -> None:
     """A missing or malformed identity shares with no one."""
     assert request_info_from_xargs("r", xargs).scope == ""
+
+
+@pytest.mark.parametrize(
+    ("xargs", "learn", "group"),
+    [
+        ({}, False, ""),
+        ({"paceline_learn": 1}, True, ""),
+        ({"paceline_learn": 1, "paceline_drafter": "bank"}, True, "bank"),
+        ({"paceline_learn": 1, "paceline_drafter": "shared"}, True, ""),
+        ({"paceline_learn": 1, "paceline_record": 0}, False, ""),
+    ],
+)
+def test_learning_is_asked_for_and_needs_a_record(
+    xargs: dict[str, Any], learn: bool, group: str
+) -> None:
+    """Nobody learns from a request that does not say so, or leaves no record."""
+    info = request_info_from_xargs("r", {"paceline_tenant": "t", **xargs})
+    assert (info.learn, info.drafter_group) == (learn, group)
 
 
 def test_limits_and_global_sharing_are_understood() -> None:

@@ -248,6 +248,23 @@ def test_a_tenants_quota_is_what_its_last_request_said() -> None:
     assert speculator.quota_of("a") == Quota(retention_seconds=500.0)
 
 
+def test_a_record_says_what_may_be_learned_and_where_it_stands() -> None:
+    """Learning, group, temperature, the drafter's version, and how much of the session is older."""
+    speculator, sink = Speculator(), Sink()
+    speculator.attach_journal(sink)
+    who = {"session": "s", "learn": True, "drafter_group": "g", "temperature": 0.5}
+    serve(speculator, RequestInfo(request_id="a", **who), TEXT[:8], TEXT[8:12])  # type: ignore[arg-type]
+    speculator.drafter_version = 7
+    serve(speculator, RequestInfo(request_id="b", **who), TEXT[:14], TEXT[14:])  # type: ignore[arg-type]
+    serve(speculator, RequestInfo(request_id="c"), TEXT[:8], TEXT[8:12])
+    first, second, third = sink.records
+    assert (first.learn, first.drafter_group, first.temperature) == (True, "g", 0.5)
+    assert (first.drafter_version, second.drafter_version) == (0, 7)
+    assert (first.num_before, second.num_before) == (0, 12)
+    assert second.token_ids.tolist() == list(TEXT[12:])
+    assert (third.learn, third.drafter_group, third.temperature) == (False, "", -1.0)
+
+
 def test_a_record_of_an_open_request_is_left_to_its_own_end() -> None:
     """The proxy may record a request before its engine does: the memory holds it once."""
     speculator, sink = Speculator(origin="here"), Sink()

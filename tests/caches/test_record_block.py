@@ -57,6 +57,11 @@ def stored_records(draw: st.DrawFn) -> list[StoredRecord]:
                     num_prompt=draw(st.integers(0, len(tokens))),
                     finished_at=draw(times),
                     started_at=draw(times),
+                    learn=draw(st.booleans()),
+                    drafter_group=draw(texts),
+                    temperature=draw(st.floats(-1, 2)),
+                    drafter_version=draw(st.integers(0, 9)),
+                    num_before=draw(st.integers(-1, 99)),
                 ),
             )
         )
@@ -98,10 +103,51 @@ def test_columns_that_disagree_are_refused() -> None:
     """A well-formed block whose records do not share out its tokens is not used."""
     good = encode_block([ONE])
     columns = msgspec.msgpack.decode(zlib.decompress(good[7:]))
-    for index, wrong in ((7, [4]), (7, [5, 0]), (7, [-5]), (6, [6]), (2, [])):
+    for index, wrong in ((7, [4]), (7, [5, 0]), (7, [-5]), (6, [6]), (2, []), (14, [True, True])):
         raw = msgspec.msgpack.encode([*columns[:index], wrong, *columns[index + 1 :]])
         with pytest.raises(RecordError):
             decode_block(good[:3] + len(raw).to_bytes(4, "little") + zlib.compress(raw))
+
+
+NUM_LATER = 5
+"""Columns that blocks did not have at first, behind the others."""
+
+
+def repacked(data: bytes, columns: list[object]) -> bytes:
+    raw = msgspec.msgpack.encode(columns)
+    return data[:3] + len(raw).to_bytes(4, "little") + zlib.compress(raw)
+
+
+@given(stored_records())
+def test_blocks_from_before_the_later_columns_are_read(stored: list[StoredRecord]) -> None:
+    """An older block's records are as if nobody had let a drafter learn from them."""
+    good = encode_block(stored)
+    columns = msgspec.msgpack.decode(zlib.decompress(good[7:]))
+    older = [
+        StoredRecord(
+            entry_id,
+            msgspec.structs.replace(
+                record,
+                learn=False,
+                drafter_group="",
+                temperature=0.0,
+                drafter_version=0,
+                num_before=-1,
+            ),
+        )
+        for entry_id, record in stored
+    ]
+    read = decode_block(repacked(good, columns[:-NUM_LATER]))
+    assert list(map(fields, read)) == list(map(fields, older))
+
+
+@given(stored_records())
+def test_blocks_with_columns_of_the_future_are_read(stored: list[StoredRecord]) -> None:
+    """What a newer build puts behind the columns is passed over."""
+    good = encode_block(stored)
+    columns = msgspec.msgpack.decode(zlib.decompress(good[7:]))
+    read = decode_block(repacked(good, [*columns, [1.5] * len(stored), "more"]))
+    assert list(map(fields, read)) == list(map(fields, stored))
 
 
 def test_a_newer_block_is_told_apart() -> None:

@@ -34,6 +34,11 @@ def record(token_ids: list[int], num_prompt: int = 0, *, scope: str = "tenant:a"
         token_ids=np.array(token_ids, np.int32),
         num_prompt=num_prompt,
         finished_at=1.5,
+        learn=True,
+        drafter_group="g",
+        temperature=0.7,
+        drafter_version=3,
+        num_before=12,
     )
 
 
@@ -81,6 +86,21 @@ def test_a_newer_schema_is_told_apart() -> None:
         decode_record(msgspec.msgpack.encode([2, *fields[1:]]))
     with pytest.raises(NewerSchemaError, match="schema 7"):
         decode_record(msgspec.msgpack.encode([7, {"all": "new"}]))
+
+
+NUM_LATER = 5
+"""Fields that records did not have at first, behind the others."""
+
+
+def test_older_and_newer_records_are_read() -> None:
+    """Fields that are not there yet have their defaults, those to come are passed over."""
+    fields = msgspec.msgpack.decode(encode_record(record([1, 2])))
+    older = decode_record(msgspec.msgpack.encode(fields[:-NUM_LATER]))
+    assert (older.learn, older.drafter_group, older.temperature) == (False, "", 0.0)
+    assert (older.drafter_version, older.num_before) == (0, -1)
+    newer = decode_record(msgspec.msgpack.encode([*fields, "more", [7]]))
+    assert (newer.learn, newer.drafter_group, newer.temperature) == (True, "g", 0.7)
+    assert (newer.drafter_version, newer.num_before) == (3, 12)
 
 
 def test_bad_tokens_are_refused_before_they_are_written() -> None:

@@ -200,6 +200,7 @@ def test_a_record_is_what_was_read_and_said(stack: Stack, path: str, *, stream: 
     assert (record.tenant, record.scope) == ("words", "tenant:words")
     assert (record.session, record.workload) == (f"generic:{session}", "tales")
     assert began < record.started_at < record.finished_at < time.time()
+    assert (record.learn, record.temperature, record.num_before) == (False, -1.0, 0)
 
 
 def test_a_turn_records_what_the_turns_before_it_did_not(stack: Stack) -> None:

@@ -37,6 +37,14 @@ tenants:
       sql-*: {{speculation: {{sources: [memory], draft_tokens: 16}}, learn: true}}
   - name: idle
 """
+LEARNING = """
+tenants:
+  - name: shop
+    learn: true
+    drafter: retail
+    workloads:
+      secret: {record: false}
+"""
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -87,6 +95,23 @@ def test_explain_says_what_holds_and_who_said_so(policy_file: Path) -> None:
     assert rows["sharing"] == "group tenant shop"
     assert rows["scope"] == "group:retail sharing and group"
     assert rows["memory.capacity"] == "no limit built in"
+
+
+def test_learning_from_what_is_not_recorded_is_pointed_out(tmp_path: Path) -> None:
+    """Check and explain say that it has no effect; where there is a record they say nothing."""
+    path = tmp_path / "policy.yaml"
+    path.write_text(LEARNING)
+    note = (
+        "tenant shop says learn yes, which has no effect where tenant shop, workload secret says "
+        "record no"
+    )
+    assert run("policy", "check", str(path))[1].count(note) == 1
+    explain = ("policy", "explain", str(path), "--tenant", "shop", "--workload")
+    assert note in run(*explain, "secret")[1]
+    output = run(*explain, "open")[1]
+    assert "no effect" not in output
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in output.splitlines()}
+    assert (rows["learn"], rows["drafter"]) == ("yes tenant shop", "retail tenant shop")
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,47 @@ def test_a_header_that_cannot_be_understood_is_named(
     assert engine.seen == []
 
 
+LEARNING = f"""
+tenants:
+  - name: shop
+    keys: ['{hash_key("shop-key")}']
+    learn: true
+    drafter: retail
+  - name: club
+    keys: ['{hash_key("club-key")}']
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "header", "expected"),
+    [
+        ("shop-key", {}, {"learn": 1, "drafter": "retail"}),
+        ("shop-key", {"x-paceline-learn": "off"}, {"drafter": "retail"}),
+        ("shop-key", {"x-paceline-record": "off"}, {"drafter": "retail"}),
+        ("club-key", {"x-paceline-learn": "on"}, {}),
+    ],
+)
+def test_what_may_be_learned_from_comes_from_the_policy(
+    engines: Engines,
+    proxies: Proxies,
+    tmp_path: Path,
+    key: str,
+    header: dict[str, str],
+    expected: dict[str, Any],
+) -> None:
+    """The engine is told of learning and of a drafter of their own; no client says so itself."""
+    engine = engines()
+    path = tmp_path / "tenants.yaml"
+    path.write_text(LEARNING)
+    proxy = proxies(engine.url, policy_file=path)
+    forged = BODY | {"vllm_xargs": {"paceline_learn": 1, "paceline_drafter": "bank"}}
+    assert post(proxy.url, forged, {"x-api-key": key, **header})[0] == 200
+    [seen] = engine.seen
+    told = seen.json["vllm_xargs"]
+    names = ("learn", "drafter")
+    assert {n: told[f"paceline_{n}"] for n in names if f"paceline_{n}" in told} == expected
+
+
 def test_priority_reaches_engines_that_schedule_by_it(
     engines: Engines, proxies: Proxies, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ said = st.fixed_dictionaries(
         "sharing": st.sampled_from(SHARING),
         "record": st.booleans(),
         "learn": st.booleans(),
+        "drafter": st.sampled_from(["shared", "retail", "bank"]),
         "priority": st.integers(0, 1000),
         "side_channel": st.sampled_from(SIDE_CHANNEL),
         "limits": st.fixed_dictionaries({}, optional={"concurrency": limits}),
@@ -72,6 +73,8 @@ def is_narrower(name: str, one: Any, other: Any) -> bool:
         return ORDERS[name].index(one) <= ORDERS[name].index(other)
     if name == "speculation.sources":
         return set(one) <= set(other)
+    if name == "drafter":
+        return one != "shared" or other == "shared"
     if name == "priority":
         return bool(one >= other)
     if isinstance(one, bool):
@@ -125,6 +128,23 @@ def test_who_said_it_is_known() -> None:
     assert resolved.origins["learn"] == BUILT_IN
     assert resolved.values["learn"] is False
     assert list(resolved.ignored) == [("workload", "learn", True)]
+
+
+def test_a_drafter_of_their_own_is_not_given_up() -> None:
+    """A tenant names its own before its defaults', and never gets back to everybody's."""
+    named = layer("defaults", {"drafter": "retail"})
+    assert resolve([named]).policy.drafter == "retail"
+    assert resolve([named, layer("tenant", {"drafter": "bank"})]).policy.drafter == "bank"
+    back = resolve([named, layer("tenant", {"drafter": "shared"})])
+    assert back.policy.drafter == "retail"
+    assert list(back.ignored) == [("tenant", "drafter", "shared")]
+
+
+@pytest.mark.parametrize(("learn", "record"), [(True, True), (True, False), (False, True)])
+def test_what_is_not_recorded_is_not_learned_from(learn: bool, record: bool) -> None:
+    """Both have to be allowed."""
+    policy = resolve([layer("tenant", {"learn": learn, "record": record})]).policy
+    assert policy.is_learned_from == (learn and record)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,11 @@ def test_keys_name_tenants() -> None:
             "tenants: [{name: a, workloads: {w: {memory: {capacity: 9}}}}]",
             r"memory\.capacity holds for all of a tenant's memory",
         ),
+        ("tenants: [{name: a, drafter: 'my own'}]", r"drafter.*my own"),
+        (
+            "tenants: [{name: a, workloads: {w: {drafter: b}}}]",
+            "a drafter is a tenant's; set it for the tenant",
+        ),
         ("{defaults: {sharing: group}, tenants: [{name: a}]}", "groups are tenants' own"),
         ("{defaults: {name: a}, tenants: [{name: a}]}", r"defaults\.name"),
     ],
