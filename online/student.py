@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from paceline.drafter_folder import HeldOut
 from paceline.errors import ConfigError
 from paceline.online.cutting import decoder_layers
 from paceline.online.lessons import Lesson
-from paceline.online.objective import forward_kl
+from paceline.online.objective import losses
+from paceline.online.settings import Objective
 
 HEAD_LOGITS: Final = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Most logits that are held at a time, by the kind of device."""
@@ -58,25 +60,50 @@ class Student:
         self._weight = head.weight[kept] if kept_token_ids else head.weight
         self._bias = None if head.bias is None else head.bias[kept]
 
-    def learn(self, lessons: Sequence[Lesson]) -> float:
-        """Add the gradients of the mean divergence over all tokens of the replies.
+    def learn(
+        self,
+        lessons: Sequence[Lesson],
+        *,
+        objective: Objective = "forward_kl",
+        total_weight: float | None = None,
+        pause: Callable[[], None] = lambda: None,
+    ) -> float:
+        """Add the gradients of the objective's mean over the tokens of the replies.
 
-        Returns that divergence. Memory: activations of the body, logits of `HEAD_LOGITS`.
+        Memory: activations of the body, logits of `HEAD_LOGITS`.
+
+        Args:
+            lessons: maybe none.
+            objective: what is minimised.
+            total_weight: what the tokens of the whole step count for together, where these lessons
+                are part of it.
+            pause: called between parts of the head.
+
+        Returns:
+            Their part of that mean.
         """
+        if total_weight is None:
+            total_weight = weight_of(lessons)
+        if not lessons or total_weight <= 0:
+            return 0.0
         hidden = self._hidden(lessons)
         top_ids = torch.from_numpy(np.concatenate([it.top_ids for it in lessons]))
         top_ids = top_ids.to(self._device).long()
         logprobs = torch.from_numpy(np.concatenate([it.top_logprobs for it in lessons]))
         logprobs = logprobs.to(self._device).float()
+        weights = torch.from_numpy(np.concatenate([weights_of(it) for it in lessons]))
+        weights = weights.to(self._device) / total_weight
         # through the head a part at a time: the logits of all would be the largest tensor by far
         cut = hidden.detach().requires_grad_(True)
         total = torch.zeros((), device=self._device)
-        for part, ids, p in zip(
-            *(it.split(self._positions) for it in (cut, top_ids, logprobs)), strict=True
+        for part, ids, p, weight in zip(
+            *(it.split(self._positions) for it in (cut, top_ids, logprobs, weights)), strict=True
         ):
-            loss = forward_kl(self._logits(part), self._rows[ids], p).sum() / len(cut)
+            each = losses(objective, self._logits(part), self._rows[ids], p)
+            loss = (each * weight).sum()
             loss.backward()
             total += loss.detach()
+            pause()
         hidden.backward(cut.grad)
         return float(total)
 
@@ -102,6 +129,18 @@ class Student:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(hidden, self._weight, self._bias)
+
+
+def weights_of(lesson: Lesson) -> npt.NDArray[np.float32]:
+    """What each token of a lesson's reply counts for, float32 (reply,)."""
+    if lesson.weights is None:
+        return np.ones(lesson.num_reply, np.float32)
+    return lesson.weights.astype(np.float32)
+
+
+def weight_of(lessons: Sequence[Lesson]) -> float:
+    """What the tokens of the replies count for together."""
+    return float(sum(weights_of(lesson).sum(dtype=np.float64) for lesson in lessons))
 
 
 def examine(
