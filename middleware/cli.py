@@ -17,6 +17,7 @@ from paceline import __version__
 from paceline.errors import PacelineError
 from paceline.middleware.corpus import corpus
 from paceline.middleware.drafter import drafter as drafter_commands
+from paceline.middleware.learner import learner
 from paceline.middleware.memory import memory
 from paceline.middleware.workload import workload
 
@@ -271,6 +272,7 @@ def new_key() -> None:
 
 cli.add_command(corpus)
 cli.add_command(drafter_commands)
+cli.add_command(learner)
 cli.add_command(memory)
 cli.add_command(workload)
 

@@ -66,7 +66,7 @@ def init(
         head_tokens=head_tokens,
         token_counts=tuple(map(str, token_counts)),
     )
-    _run("init", settings)
+    run_worker("init", settings)
 
 
 @drafter.command()
@@ -139,7 +139,7 @@ def distil(
         work=None if work is None else str(work),
         **options,
     )
-    _run("distil", settings)
+    run_worker("distil", settings)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -149,7 +149,7 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--layers is {text!r}; give numbers with commas, as in 0,29") from error
 
 
-def _run(command: str, settings: msgspec.Struct) -> None:
+def run_worker(command: str, settings: msgspec.Struct) -> None:
     """Have a process of its own do it; it has torch, we do not. Ends as it ends."""
     from paceline.middleware.serve import until_stopped
 
@@ -157,7 +157,7 @@ def _run(command: str, settings: msgspec.Struct) -> None:
     # as for the embedded engine: threads must not wait for each other busily
     env = {"OMP_WAIT_POLICY": "passive", **os.environ}
     process = ChildProcess(
-        "the drafter's maker", [sys.executable, "-m", WORKER, command, data], env=env
+        f"paceline {command}", [sys.executable, "-m", WORKER, command, data], env=env
     )
     with until_stopped(lambda text: click.echo(text, err=True)), process:
         sys.exit(process.wait())

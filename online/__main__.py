@@ -1,6 +1,6 @@
-"""`python -m paceline.online COMMAND SETTINGS`: the work behind `paceline drafter`.
+"""`python -m paceline.online COMMAND SETTINGS`: the work behind `paceline drafter` and `learner`.
 
-SETTINGS is the JSON of a record of `settings`. A process of its own, since the command runs without
+SETTINGS is the JSON of a record of `settings` or `learner_settings`. A process of its own, since the command runs without
 torch.
 """
 
@@ -10,12 +10,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import msgspec
 
 from paceline.drafter_folder import Distilled, DrafterRecord, HeldOut
 from paceline.errors import ConfigError, PacelineError
+from paceline.online.learner_settings import checked, read_settings
 from paceline.online.settings import DistilSettings, InitSettings
 
 
@@ -65,6 +67,25 @@ def distil(settings: str) -> None:
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{told.out}: {learned(done)}")
+
+
+@main.command()
+@click.argument("settings")
+def learner(settings: str) -> None:
+    """Train a drafter from live traffic; SETTINGS may be a file in YAML as well."""
+    try:
+        if settings.lstrip().startswith("{"):
+            told = checked(msgspec.json.decode(settings))
+        else:
+            told = read_settings(Path(settings))
+        from paceline.online.service import serve
+
+        hush_loading()
+        serve(told, when_asked_to_stop())
+    except ImportError as error:
+        raise click.ClickException(missing(error)) from error
+    except PacelineError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def learned(done: Distilled) -> str:

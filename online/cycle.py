@@ -6,10 +6,11 @@ torch.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,10 +19,12 @@ import msgspec
 
 from paceline.errors import RecordError
 from paceline.online.lessons import Lesson, LessonShards
-from paceline.online.micro_steps import MicroSteps, StoppedError
+from paceline.online.micro_steps import MicroSteps
 from paceline.online.ranks import Ranks
 from paceline.online.student import Student
 from paceline.online.training import Trainer, TrainingLimits
+
+logger = logging.getLogger("paceline.learner")
 
 SCHEMA: Final = 1
 PLAN: Final = "cycle.json"
@@ -119,9 +122,10 @@ def train(
     *,
     micro_steps: MicroSteps | None = None,
     ranks: Ranks | None = None,
+    on_step: Callable[[Trainer], object] = lambda _trainer: None,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Trainer]:
-    """Train to the end, from the checkpoint if there is one; yields after each step.
+) -> Trainer:
+    """Train to the end, from the checkpoint if there is one.
 
     Args:
         student: at its base; changed in place.
@@ -131,7 +135,11 @@ def train(
         limits: how long, and how.
         micro_steps: interrupt the steps; None for none.
         ranks: processes that share the work.
+        on_step: called after each step.
         clock: monotonic seconds.
+
+    Returns:
+        What has trained.
 
     Raises:
         StoppedError: the training was asked to end; it goes on behind the last whole step.
@@ -144,24 +152,22 @@ def train(
         ranks=ranks,
         pause=(lambda: None) if micro_steps is None else micro_steps.pause,
     )
-    is_first = ranks is None or ranks.is_first
+    saves = ranks is None or ranks.is_first
     if folder.checkpoint.exists():
         try:
             trainer.restore(folder.checkpoint)
-        except RecordError:
+        except RecordError as error:
+            logger.warning("the cycle's training begins anew: %s", error)
             folder.checkpoint.unlink()
     steps = trainer.run()
-    while True:
-        around: AbstractContextManager[None]
-        around = nullcontext() if micro_steps is None else micro_steps.running()
-        try:
-            with around:
-                if next(steps, None) is None:
-                    return
-        except StoppedError:
-            if is_first:
+    try:
+        while trainer.progress < 1.0:
+            with nullcontext() if micro_steps is None else micro_steps.running():
+                next(steps)
+            if saves and trainer.num_steps % limits.checkpoint_steps == 0:
                 trainer.save(folder.checkpoint)
-            raise
-        if is_first and trainer.num_steps % limits.checkpoint_steps == 0:
+            on_step(trainer)
+    finally:
+        if saves and folder.folder.exists():
             trainer.save(folder.checkpoint)
-        yield trainer
+    return trainer

@@ -6,30 +6,20 @@ first, and reads others, and the drafter learns from what it would have said.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import msgspec
 import torch
 
-from paceline.drafter_folder import (
-    Distilled,
-    DrafterRecord,
-    HeldOut,
-    kept_token_ids,
-    new_folder,
-    read_record,
-    require_new,
-)
+from paceline.drafter_folder import Distilled, HeldOut, require_new
 from paceline.errors import ConfigError
 from paceline.models import load_model, target_path
-from paceline.online.cutting import save_drafter
 from paceline.online.lessons import Lesson, LessonShards
+from paceline.online.opened import open_drafter, save_opened, torch_device
+from paceline.online.progress import progress_bar
 from paceline.online.prompts import Prompt, prompt_tokens, read_prompts, split
 from paceline.online.settings import DistilSettings
 from paceline.online.student import Student, examine
@@ -83,37 +73,14 @@ class Distillation:
         out = Path(settings.out).expanduser()
         folder = Path(settings.drafter).expanduser()
         require_new(out)
-        model, tokenizer = load_model(folder, keep_dtype=True)
-        dtype, vocab_size = model.dtype, int(model.config.vocab_size)
-        work = self._open_work(out, vocab_size)
-        device = self._device()
-        student = Student(model.float().to(device), kept_token_ids(folder, vocab_size))
-        train, held_out, seconds = self._lessons(work, vocab_size)
-        distilled = self._train(student, train, held_out, work, seconds)
-        record = msgspec.structs.replace(_record(folder, model, settings), distilled=distilled)
-        with new_folder(out) as beside:
-            save_drafter(student.model.to("cpu", dtype), tokenizer, record, beside)
+        opened = open_drafter(
+            folder, target=Path(settings.target).name, device=torch_device(settings.device)
+        )
+        work = self._open_work(out, opened.record.vocab_size)
+        train, held_out, seconds = self._lessons(work, opened.record.vocab_size)
+        distilled = self._train(opened.student, train, held_out, work, seconds)
+        save_opened(opened, distilled, out)
         return distilled
-
-    def _device(self) -> torch.device:
-        """Where target and drafter compute.
-
-        Raises:
-            ConfigError: torch does not know it, or it is not there.
-        """
-        name = self.settings.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        # on a GPU matrices are multiplied in TF32: rounding is not what limits a drafter
-        torch.set_float32_matmul_precision("high")
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ConfigError(
-                f"--device is {name!r}, which torch cannot use here ({reason}); give cpu, auto, or "
-                "a device of this machine such as cuda:0"
-            ) from error
 
     def _open_work(self, out: Path, vocab_size: int) -> Path:
         """The folder for replies and checkpoints, if it is of this run."""
@@ -143,7 +110,7 @@ class Distillation:
                 "the target's tokenizer"
             )
         teacher = Teacher(
-            target.to(self._device()), top_k=settings.top_k, temperature=settings.temperature
+            target.to(torch_device(settings.device)), top_k=settings.top_k, temperature=settings.temperature
         )
         wanted = {
             HELD_OUT: held_out[: settings.held_out_prompts],
@@ -165,7 +132,7 @@ class Distillation:
         settings, mine = self.settings, shards[name]
         seconds = sum(part.read()[1] for part in shards.values())
         size = settings.reply_batch
-        with _bar(name, len(prompts)) as advance:
+        with progress_bar(name, len(prompts)) as advance:
             advance(min(mine.num_shards * size, len(prompts)))
             while (first := mine.num_shards * size) < len(prompts):
                 if self._is_enough(shards, name, seconds):
@@ -235,7 +202,7 @@ class Distillation:
 
     def _run_trainer(self, trainer: Trainer, checkpoint: Path) -> None:
         shown = 0
-        with _bar("training", 1000) as advance:
+        with progress_bar("training", 1000) as advance:
             for progress in trainer.run():
                 advance(round(progress * 1000) - shown)
                 shown = round(progress * 1000)
@@ -293,19 +260,3 @@ def _told(settings: DistilSettings) -> dict[str, Any]:
         [str(file), file.stat().st_size if file.exists() else None] for file in files
     ]
     return dict(told)
-
-
-def _record(folder: Path, model: Any, settings: DistilSettings) -> DrafterRecord:
-    """What `paceline.json` says of a drafter, also of one that was not cut by us."""
-    return read_record(folder) or DrafterRecord(
-        target=Path(settings.target).name,
-        layers=(),
-        vocab_size=int(model.config.vocab_size),
-        kept_token_ids=(),
-    )
-
-
-@contextmanager
-def _bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
-    with click.progressbar(length=length, label=f"{label:<18}", file=sys.stderr) as bar:
-        yield bar.update

@@ -1,0 +1,525 @@
+"""The learner: decides when the drafter learns, has it learn, and publishes what is better.
+
+One drafter group of one model. `consider` is called now and then and does the next thing there is
+to do; what takes long goes on in micro-steps while nobody else wants the machine. Needs torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from paceline.caches.drafter_registry import DrafterRegistry
+from paceline.caches.drafter_versions import DrafterVersion, GateResult
+from paceline.drafter_folder import Distilled, HeldOut
+from paceline.errors import ConfigError
+from paceline.online.cycle import CycleFolder, CycleLimits, CyclePlan, train
+from paceline.online.errors_first import emphasised
+from paceline.online.greedy_replay import ReplayCounts, total
+from paceline.online.idle import IdleGate
+from paceline.online.learner_notes import LearnerFigures, LearnerNotes
+from paceline.online.learner_settings import LearnerSettings
+from paceline.online.lessons import Lesson
+from paceline.online.load_check import check_drafter
+from paceline.online.micro_steps import MicroSteps, StoppedError
+from paceline.online.opened import OpenedDrafter, open_drafter, save_opened
+from paceline.online.passage_teaching import PassageTeacher
+from paceline.online.progress import progress_bar
+from paceline.online.promotion import gathered, judge
+from paceline.online.ranks import Ranks
+from paceline.online.passages import Passage
+from paceline.online.replay import Replay
+from paceline.online.student import Student, replay_lessons
+from paceline.online.training import Trainer, TrainingLimits
+from paceline.online.worthwhile import Decision, ExpectedGain, decide
+
+logger = logging.getLogger("paceline.learner")
+
+MOST_PATIENCE: Final = 8
+"""Times the usual traffic that is waited for after cycles that came to nothing."""
+OPEN_STATES: Final = frozenset({"candidate", "canary"})
+PROBED_PASSAGES: Final = 8
+"""Read to find out how well the drafter does on what was said of late."""
+KEPT_GAINS: Final = 32
+TAUGHT_AT_ONCE: Final = 4
+"""Passages that the teacher gets at a time."""
+FIRST_CYCLE_SECONDS: Final = 300.0
+"""What a cycle is taken to need before there was one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerParts:
+    """What a learner works with.
+
+    Attributes:
+        replay: what was said of late.
+        teacher: knows what the target would have said.
+        registry: of the drafter's versions.
+        gate: says when there is time.
+        ranks: processes that share the training.
+        device: torch's, where is trained.
+    """
+
+    replay: Replay
+    teacher: PassageTeacher
+    registry: DrafterRegistry
+    gate: IdleGate
+    ranks: Ranks
+    device: Any = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedWork:
+    """What the first process tells the others to train with it.
+
+    Attributes:
+        folder: of the drafter to begin with.
+        target: name of its target.
+        lessons: learned from.
+        plan: of the cycle.
+        work: the cycle's folder, for its checkpoint.
+        settings: how.
+    """
+
+    folder: str
+    target: str
+    lessons: list[Lesson]
+    plan: CyclePlan
+    work: str
+    settings: LearnerSettings
+
+
+NO_WORK: Final[SharedWork | None] = None
+"""What the first process says when it ends."""
+
+
+class DroppedError(Exception):
+    """Somebody was forgotten whose words were being learned from."""
+
+
+class Learner:
+    """Trains one group's drafter from live traffic.
+
+    Args:
+        settings: what was told.
+        parts: what it works with.
+        stop: ends whatever it does at the next micro-step.
+        clock: monotonic seconds.
+        wall_clock: Unix time in seconds.
+
+    Attributes:
+        figures: for whoever watches.
+    """
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        parts: LearnerParts,
+        stop: threading.Event,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.figures = LearnerFigures()
+        self._settings = settings
+        self._parts = parts
+        self._stop = stop
+        self._clock = clock
+        self._wall_clock = wall_clock
+        folder = Path(settings.data).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._candidate = folder / "candidate"
+        self._cycle = CycleFolder(folder / "cycle")
+        self._notes_file = folder / "learner.json"
+        self._notes = LearnerNotes.read(self._notes_file)
+        self._expected = ExpectedGain(settings.cycle.economics.prior_gain)
+        for gained in self._notes.gains:
+            self._expected.learn(gained)
+        self._cycle_seconds = FIRST_CYCLE_SECONDS
+        self._is_forgotten = threading.Event()
+        self._thought_at = 0
+        """Tokens that had been taken in when a cycle was last thought about."""
+        self._opened: tuple[int, OpenedDrafter] | None = None
+
+    def consider(self) -> str:
+        """Do the next thing there is to do; returns what it was, or why nothing was done.
+
+        Raises:
+            StoppedError: `stop` was set; what was begun goes on the next time.
+            ConfigError: the version that runs cannot be trained.
+        """
+        try:
+            self.figures.reason = self._next()
+        except StoppedError:
+            self.figures.events["interrupted"] += 1
+            raise
+        except DroppedError:
+            self._cycle.drop()
+            self.figures.events["dropped"] += 1
+            self.figures.reason = "what was being learned from was forgotten; a cycle begins anew"
+        finally:
+            self.figures.phase = "waiting"
+        return self.figures.reason
+
+    def forget(self) -> None:
+        """Somebody was forgotten whose words may be among the lessons; from any thread."""
+        self._is_forgotten.set()
+
+    def _next(self) -> str:
+        base = self._base()
+        if base is None:
+            return "there is no drafter yet: give drafter in the settings, or publish one"
+        self.figures.base = base.version
+        plan = self._cycle.plan()
+        if plan is not None and plan.base != base.version:
+            self._cycle.drop()
+            plan = None
+        if plan is None:
+            if waiting := self._why_not(base):
+                return waiting
+            plan = self._begin(base)
+        return self._run(base, plan)
+
+    def _base(self) -> DrafterVersion | None:
+        """The version that engines run; the first one is what the settings name."""
+        registry, group = self._parts.registry, self._settings.group
+        if current := registry.state(group).current:
+            return registry.version(group, current)
+        if not self._settings.drafter or registry.versions(group):
+            return None
+        first = registry.publish(
+            group,
+            Path(self._settings.drafter).expanduser(),
+            parent=0,
+            num_tokens=0,
+            gate=None,
+            reason="what learning begins with",
+        )
+        return registry.promote(group, first.version, reason="what learning begins with")
+
+    def _why_not(self, base: DrafterVersion) -> str:
+        """Why no cycle begins now; "" if one does."""
+        versions = self._parts.registry.versions(self._settings.group)
+        self._take_in(versions)
+        if versions[-1].state in OPEN_STATES:
+            return f"version {versions[-1].version} is being tried ({versions[-1].state})"
+        taken = self._parts.replay.stats()["taken_tokens"]
+        wanted = self._settings.cycle.min_new_tokens * self._notes.patience
+        if (new := taken - self._thought_at) < wanted:
+            return f"{new:,} of {wanted:,} new tokens are there"
+        decision = self._decided(base)
+        self._thought_at = taken
+        if decision.begins:
+            logger.info("learning begins: %s", decision.reason)
+            return ""
+        self.figures.events["not_worthwhile"] += 1
+        return decision.reason
+
+    def _take_in(self, versions: Sequence[DrafterVersion]) -> None:
+        """Learn what has become of versions since the last look."""
+        notes = self._notes
+        for version in versions:
+            if version.version <= notes.known:
+                continue
+            if version.state in OPEN_STATES:
+                break
+            notes.known = version.version
+            if version.gate is None:
+                continue
+            gained = version.gate.after - version.gate.before
+            if version.state in {"current", "retired"}:
+                self.figures.events["promoted"] += 1
+                notes.patience = 1
+                notes.accepted_length = version.gate.after
+            else:
+                gained = min(gained, 0.0)
+                self.figures.events[version.state] += 1
+                notes.patience = min(2 * notes.patience, MOST_PATIENCE)
+            self._expected.learn(gained)
+            notes.gains = [*notes.gains, gained][-KEPT_GAINS:]
+            notes.save(self._notes_file)
+
+    def _decided(self, base: DrafterVersion) -> Decision:
+        """Whether a cycle is worth its cost, by how the drafter does on what was said of late."""
+        opened = self._open(base)
+        rng = np.random.default_rng(self._notes.num_cycles)
+        passages = self._parts.replay.sample(PROBED_PASSAGES, rng)
+        lessons = self._taught(passages)
+        accepted = 0.0
+        if lessons:
+            accepted = total(self._replayed(opened.student, passages, lessons)).accepted_length
+        promoted = self._notes.accepted_length
+        return decide(
+            self._settings.cycle.economics,
+            accepted_length=accepted,
+            expected_gain=self._expected.value,
+            drift=0.0 if promoted is None or not lessons else promoted - accepted,
+            busy_share=self._busy_share(),
+            cycle_seconds=self._cycle_seconds,
+        )
+
+    def _busy_share(self) -> float:
+        """Of the time since the start, in which the engines were serving."""
+        seen = self._parts.gate.stats()
+        return seen.busy_seconds / max(seen.busy_seconds + seen.idle_seconds, 1e-9)
+
+    def _begin(self, base: DrafterVersion) -> CyclePlan:
+        self._notes.num_cycles += 1
+        self._notes.save(self._notes_file)
+        self.figures.events["cycles"] += 1
+        plan = CyclePlan(
+            base=base.version,
+            number=self._notes.num_cycles,
+            num_passages=self._settings.cycle.passages,
+            began_at=self._wall_clock(),
+        )
+        self._is_forgotten.clear()
+        self._cycle.begin(plan)
+        return plan
+
+    def _run(self, base: DrafterVersion, plan: CyclePlan) -> str:
+        """From a plan to a published candidate, or to none; from wherever it was left."""
+        began_at = self._clock()
+        opened = self._open(base)
+        lessons = self._lessons(plan)
+        if not lessons:
+            self._cycle.drop()
+            return "there is nothing to learn from yet"
+        lessons = self._emphasised(opened.student, lessons)
+        trainer = self._train(base, opened, lessons, plan)
+        gate = self._judged(base, opened.student)
+        said = self._publish(base, opened, lessons, trainer, gate)
+        self._cycle_seconds = self._clock() - began_at
+        return said
+
+    def _open(self, base: DrafterVersion) -> OpenedDrafter:
+        """The base in memory, as it is in its folder."""
+        if self._opened is None or self._opened[0] != base.version:
+            self._opened = base.version, self._loaded(base)
+        return self._opened[1]
+
+    def _loaded(self, version: DrafterVersion) -> OpenedDrafter:
+        return open_drafter(
+            Path(version.folder),
+            target=Path(self._settings.target).name,
+            device=self._parts.device,
+        )
+
+    def _lessons(self, plan: CyclePlan) -> list[Lesson]:
+        """The cycle's, from its folder or taught now."""
+        shards = self._cycle.lessons
+        if not shards.is_complete:
+            passages = self._parts.replay.sample(
+                plan.num_passages, np.random.default_rng(plan.number)
+            )
+            done = shards.num_shards * TAUGHT_AT_ONCE
+            with progress_bar("teaching", len(passages)) as advance:
+                advance(min(done, len(passages)))
+                for first in range(done, len(passages), TAUGHT_AT_ONCE):
+                    part = passages[first : first + TAUGHT_AT_ONCE]
+                    shards.add(self._taught(part), seconds=0.0)
+                    self._require_unforgotten()
+                    advance(len(part))
+            shards.complete()
+        lessons, _ = shards.read()
+        return lessons
+
+    def _taught(self, passages: Sequence[Passage]) -> list[Lesson]:
+        """What the target would have said at each place; waits while there is no time."""
+        self.figures.phase = "teaching"
+        lessons: list[Lesson] = []
+        while len(lessons) < len(passages):
+            self._wait()
+            lessons += self._parts.teacher.teach(passages[len(lessons) :])
+        return lessons
+
+    def _emphasised(self, student: Student, lessons: Sequence[Lesson]) -> list[Lesson]:
+        """Lessons with more weight where the drafter is wrong."""
+        found: list[Lesson] = []
+        with MicroSteps(student.model, self._parts.gate, self._stop).running():
+            for lesson in lessons:
+                guesses = student.guesses([lesson]).numpy()
+                emphasis = self._settings.cycle.error_emphasis
+                found.append(emphasised(lesson, guesses, emphasis=emphasis))
+        return found
+
+    def _train(
+        self, base: DrafterVersion, opened: OpenedDrafter, lessons: list[Lesson], plan: CyclePlan
+    ) -> Trainer:
+        """Teach the opened drafter, which is the base no more from then on."""
+        self.figures.phase = "training"
+        self._opened = None
+        work = SharedWork(
+            base.folder,
+            Path(self._settings.target).name,
+            lessons,
+            plan,
+            str(self._cycle.folder),
+            self._settings,
+        )
+        self._parts.ranks.from_first(work)  # the others wait for it
+        micro_steps = MicroSteps(opened.student.model, self._parts.gate, self._stop)
+        limits = cycle_limits(self._settings)
+        num_steps = limits.num_steps(len(lessons))
+        with progress_bar("training", num_steps) as advance:
+
+            def note(trainer: Trainer) -> None:
+                self._require_unforgotten()
+                advance(1)
+                self.figures.events["steps"] += 1
+                self.figures.progress = trainer.num_steps / num_steps
+                self.figures.loss = trainer.loss
+                self.figures.longest_part_seconds = micro_steps.longest_seconds
+
+            return train(
+                opened.student,
+                lessons,
+                plan,
+                self._cycle,
+                limits,
+                micro_steps=micro_steps,
+                ranks=self._parts.ranks,
+                on_step=note,
+                clock=self._clock,
+            )
+
+    def _judged(
+        self, base: DrafterVersion, trained: Student, folder: Path | None = None
+    ) -> GateResult:
+        """The gate's finding on held-out sessions, for the base and for what became of it."""
+        passages = self._parts.replay.held_out()[-self._settings.judging.max_passages :]
+        lessons = self._taught(passages)
+        self.figures.phase = "judging"
+        before = self._replayed(self._loaded(base).student, passages, lessons)
+        after = self._replayed(trained, passages, lessons)
+        keys = [(f"{it.tenant}/{it.scope}/{it.session}", it.workload) for it in passages]
+        return judge(gathered(keys, before, after), self._settings.gate)
+
+    def _replayed(
+        self, student: Student, passages: Sequence[Passage], lessons: Sequence[Lesson]
+    ) -> list[ReplayCounts]:
+        """What greedy drafting would have accepted of what was said in each passage."""
+        self.figures.phase = "judging"
+        micro_steps = MicroSteps(student.model, self._parts.gate, self._stop)
+        with micro_steps.running():
+            return replay_lessons(
+                student,
+                lessons,
+                chain_tokens=self._settings.judging.chain_tokens,
+                batch=1,
+                said=[it.is_said[1:] for it in passages],
+            )
+
+    def _publish(
+        self,
+        base: DrafterVersion,
+        opened: OpenedDrafter,
+        lessons: Sequence[Lesson],
+        trainer: Trainer,
+        gate: GateResult,
+    ) -> str:
+        """Write the candidate, look whether it is whole, and publish it; ends the cycle."""
+        num_tokens = sum(lesson.num_reply for lesson in lessons)
+        before, after = (
+            HeldOut(
+                num_tokens=gate.num_rounds,
+                agreement=agreement,
+                accepted_length=accepted,
+                chain_tokens=self._settings.judging.chain_tokens,
+            )
+            for agreement, accepted in (
+                (gate.agreement_before, gate.before),
+                (gate.agreement_after, gate.after),
+            )
+        )
+        distilled = Distilled(
+            num_steps=trainer.num_steps, num_tokens=num_tokens, before=before, after=after
+        )
+        shutil.rmtree(self._candidate, ignore_errors=True)
+        save_opened(opened, distilled, self._candidate)
+        try:
+            check_drafter(self._candidate)
+            version = self._parts.registry.publish(
+                self._settings.group,
+                self._candidate,
+                parent=base.version,
+                num_tokens=base.num_tokens + num_tokens,
+                gate=gate,
+            )
+        except ConfigError as error:
+            self.figures.events["unsound"] += 1
+            return f"what was trained is not published: {error}"
+        finally:
+            shutil.rmtree(self._candidate, ignore_errors=True)
+            self._cycle.drop()
+        self.figures.events["tokens"] += num_tokens
+        self.figures.events["published"] += 1
+        found = f"{gate.before:.3f} accepted tokens a round before, {gate.after:.3f} after"
+        if not gate.passed:
+            return f"version {version.version} is not better ({found}): {'; '.join(gate.reasons)}"
+        if not self._settings.judging.canary:
+            self._parts.registry.promote(
+                self._settings.group, version.version, reason="the gate let it pass; no canary"
+            )
+        return f"version {version.version} is better: {found}"
+
+    def _wait(self) -> None:
+        """Until there is time.
+
+        Raises:
+            StoppedError: `stop` was set.
+        """
+        if self._stop.is_set() or not self._parts.gate.wait_until_open(self._stop):
+            raise StoppedError
+
+    def _require_unforgotten(self) -> None:
+        if self._is_forgotten.is_set():
+            raise DroppedError
+
+
+def cycle_limits(settings: LearnerSettings) -> CycleLimits:
+    """How long a cycle learns and how."""
+    cycle = settings.cycle
+
+    def training(num_steps: int, seed: int) -> TrainingLimits:
+        return TrainingLimits(
+            steps=num_steps,
+            seconds=None,
+            batch=cycle.batch,
+            learning_rate=cycle.learning_rate,
+            seed=seed,
+            objective=cycle.objective,
+        )
+
+    return CycleLimits(
+        epochs=cycle.epochs,
+        batch=cycle.batch,
+        checkpoint_steps=cycle.checkpoint_steps,
+        training=training,
+    )
+
+
+def follow_first(ranks: Ranks, device: Any) -> None:
+    """Train along with the first process until it ends."""
+    while (work := ranks.from_first(NO_WORK)) is not None:
+        opened = open_drafter(Path(work.folder), target=work.target, device=device)
+        try:
+            train(
+                opened.student,
+                work.lessons,
+                work.plan,
+                CycleFolder(Path(work.work)),
+                cycle_limits(work.settings),
+                ranks=ranks,
+            )
+        except RuntimeError as error:  # what torch raises where another process has gone
+            logger.warning("the first process has left in the middle of a step: %s", error)
+            return

@@ -1,0 +1,71 @@
+"""The learner in Prometheus' terms, read when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from paceline.online.learner_notes import LearnerFigures
+
+PHASES = ("waiting", "teaching", "training", "judging")
+
+
+class LearnerCollector(Collector):
+    """What one learner does.
+
+    Args:
+        group: whose drafter it trains; a label of everything.
+        figures: of the learner.
+        stats: numbers of its parts by name, as gauges ``paceline_learner_NAME``; names that end in
+            ``_total`` are counters.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        figures: LearnerFigures,
+        stats: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._group = group
+        self._figures = figures
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they are now."""
+        figures, group = self._figures, self._group
+        events = CounterMetricFamily(
+            "paceline_learner_events", "What the learner has done.", labels=["group", "event"]
+        )
+        for event, count in figures.events.items():
+            events.add_metric([group, event], count)
+        yield events
+        phase = GaugeMetricFamily(
+            "paceline_learner_phase", "What it does now: 1.", labels=["group", "phase"]
+        )
+        for name in PHASES:
+            phase.add_metric([group, name], float(figures.phase == name))
+        yield phase
+        for name, text, value in (
+            ("base_version", "Version that it trains from.", figures.base),
+            ("progress", "Of the training, 0 to 1.", figures.progress),
+            ("loss", "Of its last step.", figures.loss),
+            (
+                "longest_part_seconds",
+                "Longest time in which the last training did not ask whether to wait.",
+                figures.longest_part_seconds,
+            ),
+        ):
+            gauge = GaugeMetricFamily(f"paceline_learner_{name}", text, labels=["group"])
+            gauge.add_metric([group], float(value))
+            yield gauge
+        for name, number in self._stats().items():
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            metric = family(
+                f"paceline_learner_{name.removesuffix('_total')}",
+                f"{name.removesuffix('_total').replace('_', ' ').capitalize()}.",
+                labels=["group"],
+            )
+            metric.add_metric([group], float(number))
+            yield metric
