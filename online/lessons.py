@@ -35,7 +35,7 @@ class Lesson:
         num_prompt: of them the prompt's, at least one.
         top_ids: likeliest tokens for each token of the reply, best first, int32 (reply, k).
         top_logprobs: their log probabilities, float16 (reply, k).
-        weights: what each token of the reply counts for, float16 (reply,); None for one each.
+        weights: what each token of the reply counts for, float16 (reply,); None for 1 each.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -52,6 +52,8 @@ class Lesson:
 
 class LessonShards:
     """Lessons in a folder, a file for each batch of replies; about 6 k + 4 bytes a token.
+
+    Weights take two bytes more, where a batch has any.
 
     Args:
         folder: made if missing.
@@ -96,6 +98,8 @@ class LessonShards:
             "num_prompt": np.array([lesson.num_prompt for lesson in lessons], np.int64),
             "seconds": np.array(seconds),
         }
+        if any(lesson.weights is not None for lesson in lessons):
+            arrays["weights"] = _joined([_weights_of(lesson) for lesson in lessons])
         descriptor, beside = tempfile.mkstemp(dir=self._folder)
         with os.fdopen(descriptor, "wb") as file:
             np.savez(file, **arrays)
@@ -128,15 +132,28 @@ def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return np.concatenate(parts) if parts else np.empty(0)
 
 
+def _weights_of(lesson: Lesson) -> npt.NDArray[np.float16]:
+    if lesson.weights is None:
+        return np.ones(lesson.num_reply, np.float16)
+    return lesson.weights
+
+
 def _unpacked(arrays: Any) -> list[Lesson]:
     num_tokens, num_prompt = arrays["num_tokens"], arrays["num_prompt"]
     token_ids, top_ids, top_logprobs = (
         arrays[name] for name in ("token_ids", "top_ids", "top_logprobs")
     )
+    weights = arrays.get("weights")  # older shards have none
     ends = np.cumsum([0, *num_tokens]).tolist()
     replies = np.cumsum([0, *(num_tokens - num_prompt)]).tolist()
     return [
-        Lesson(token_ids[a:b], int(prompt), top_ids[c:d], top_logprobs[c:d])
+        Lesson(
+            token_ids=token_ids[a:b],
+            num_prompt=int(prompt),
+            top_ids=top_ids[c:d],
+            top_logprobs=top_logprobs[c:d],
+            weights=None if weights is None else weights[c:d],
+        )
         for (a, b), (c, d), prompt in zip(
             pairwise(ends), pairwise(replies), num_prompt, strict=True
         )

@@ -153,7 +153,7 @@ class Pool:
         return sum(bucket.num_said for bucket in self.buckets.values())
 
     def add(self, passage: Passage) -> list[Passage]:
-        """Take one in; returns what had to go for it. O(tenants + the tenant's workloads)."""
+        """Take one in; returns what had to go for it. O(workloads of all tenants)."""
         key = BucketKey(passage.tenant, passage.workload)
         gone: list[Passage] = []
         bucket = self.buckets.pop(key, None)

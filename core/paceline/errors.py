@@ -9,6 +9,7 @@
     ├── CorpusError         a corpus cannot be built, found or removed
     ├── JournalError        the shared journal cannot be used
     ├── SnapshotError       a snapshot of the draft memory cannot be written or loaded
+    ├── LearningError       what a drafter is to be taught cannot be had
     ├── EngineError         the embedded engine cannot serve a request
     └── UnsupportedError    an installed version or platform lies outside the tested range
 
@@ -42,6 +43,10 @@ class JournalError(PacelineError):
 
 class SnapshotError(PacelineError):
     """A snapshot of the draft memory cannot be written or loaded."""
+
+
+class LearningError(PacelineError):
+    """What a drafter is to be taught cannot be had (a teacher that refuses, or does not answer)."""
 
 
 class EngineError(PacelineError):
