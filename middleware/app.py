@@ -44,7 +44,7 @@ from paceline.middleware.upstream import (
     open_session,
 )
 from paceline.middleware.workload_namer import namer_of
-from paceline.policies.tenants import PolicyFile, Tenant
+from paceline.policies.tenants import LOCAL_LEARNER, LOCAL_TENANT, PolicyFile, Tenant
 
 logger = logging.getLogger("paceline.proxy")
 
@@ -96,6 +96,7 @@ class Proxy:
         if policy is not None and config.policy_file is not None:
             self._policies = PolicyFollower(config.policy_file, policy, self.metrics.registry)
         self._policy = policy
+        self._local = LOCAL_LEARNER if config.local_learning else LOCAL_TENANT
         self._replicas = ReplicaSet([])
         self._forwarder = Forwarder(self._replicas, self.metrics, None)
         self._session: aiohttp.ClientSession | None = None
@@ -233,7 +234,7 @@ class Proxy:
             )
         _require_method(exchange, method)
         policy = self._policy
-        tenant = authenticate(policy, exchange.headers, exchange.client_host)
+        tenant = authenticate(policy, exchange.headers, exchange.client_host, local=self._local)
         await handler(exchange, Caller(tenant, policy))
         return tenant.name
 

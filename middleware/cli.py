@@ -84,6 +84,11 @@ def cli() -> None:
     help="Tenants and their keys (YAML).",
 )
 @click.option(
+    "--learn",
+    is_flag=True,
+    help="The drafter goes on learning from what is said, while nobody is served.",
+)
+@click.option(
     "--data",
     "data_folder",
     type=click.Path(path_type=Path),
@@ -97,6 +102,7 @@ def serve(
     redis_url: str | None,
     policy_file: Path | None,
     data_folder: Path | None,
+    learn: bool,
 ) -> None:
     """Serve everything on this machine: embedded engine, memory and proxy.
 
@@ -112,6 +118,7 @@ def serve(
         redis_url=redis_url,
         policy_file=policy_file,
         data_folder=data_folder,
+        learn=learn,
     )
     serve_all(settings, click.echo)
 

@@ -176,6 +176,7 @@ class ProxyConfig(BaseModel):
             healthy.
         policy_file: tenants and their keys; None serves one local tenant without a key, on loopback
             only.
+        local_learning: without a policy file, whether a drafter may be trained on what is said.
         capture: how the proxy itself records what engines serve; None leaves it to engines that
             have our worker.
         priority_scheduling: engines schedule by priority (vLLM's ``--scheduling-policy priority``)
@@ -194,6 +195,7 @@ class ProxyConfig(BaseModel):
     listen: ListenConfig = ListenConfig()
     upstreams: Annotated[list[UpstreamConfig], Field(min_length=1)]
     policy_file: Path | None = None
+    local_learning: bool = False
     capture: CaptureConfig | None = None
     priority_scheduling: bool = False
     shaping: ShapingConfig = ShapingConfig()
@@ -209,6 +211,11 @@ class ProxyConfig(BaseModel):
         names = [upstream.name for upstream in self.upstreams]
         if len(set(names)) < len(names):
             raise ValueError(f"upstream names {names} are not unique; give each its own")
+        if self.policy_file is not None and self.local_learning:
+            raise ValueError(
+                "local_learning is true beside a policy_file; leave it out and say learn: true in "
+                "the policy file, for each tenant that wants it"
+            )
         if self.policy_file is None and not is_loopback(self.listen.host):
             raise ValueError(
                 f"listen.host is {self.listen.host!r} without a policy_file; listen on 127.0.0.1, "

@@ -24,7 +24,7 @@ from paceline.policies.rules import (
     MemoryPolicy,
     Resolved,
 )
-from paceline.policies.tenants import LOCAL_TENANT, PolicyFile, Tenant, resolved
+from paceline.policies.tenants import LOCAL_LEARNER, LOCAL_TENANT, PolicyFile, Tenant, resolved
 from paceline.policies.workload import WORKLOAD_HEADER, session_of, workload_of
 
 SALT_BYTES: Final = 16
@@ -32,6 +32,7 @@ OWN_HEADERS: Final = "x-paceline-"
 EXPLAIN_HEADER: Final = "x-paceline-explain"
 """``on`` has the answer's headers say what holds for the request."""
 LOCAL_POLICY: Final = resolved(LOCAL_TENANT)
+LEARNING_POLICY: Final = resolved(LOCAL_LEARNER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,13 @@ class Identity:
         ]
 
 
-def authenticate(policy: PolicyFile | None, headers: Mapping[str, str], client_host: str) -> Tenant:
+def authenticate(
+    policy: PolicyFile | None,
+    headers: Mapping[str, str],
+    client_host: str,
+    *,
+    local: Tenant = LOCAL_TENANT,
+) -> Tenant:
     """The tenant that a request's key belongs to.
 
     Args:
@@ -159,6 +166,7 @@ def authenticate(policy: PolicyFile | None, headers: Mapping[str, str], client_h
             tenant.
         headers: request headers, names in lower case.
         client_host: address the request came from.
+        local: that tenant.
 
     Raises:
         ApiError: 401, no key or an unknown one; 403, no policy file and not on this machine.
@@ -171,7 +179,7 @@ def authenticate(policy: PolicyFile | None, headers: Mapping[str, str], client_h
                 "file with tenants and keys",
                 code="forbidden",
             )
-        return LOCAL_TENANT
+        return local
     key = key_of(headers)
     if not key:
         raise ApiError(
@@ -211,10 +219,11 @@ def identify(
     header, tools = headers.get(WORKLOAD_HEADER), bytes(view.tools)
     workload = workload_of(header=header, system=system, tools=tools)
     told_by = Wording(system, tools, b"" if workload else user)
+    local = LEARNING_POLICY if tenant is LOCAL_LEARNER else LOCAL_POLICY
     said = said_by(headers)
 
     def holding(name: str) -> Resolved:
-        configured = LOCAL_POLICY if policy is None else policy.resolved(tenant, name)
+        configured = local if policy is None else policy.resolved(tenant, name)
         return configured.narrowed([Layer("the request", said)]) if said else configured
 
     return Identity(

@@ -12,13 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import msgspec
+
 from paceline.adapters.vllm.launch import require_vllm, serve_environment, worker_command
 from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.keys import redact_url
+from paceline.errors import ConfigError
 from paceline.middleware.config import ListenConfig, ProxyConfig, UpstreamConfig
 from paceline.middleware.corpus import STORE_VARIABLE
 from paceline.middleware.server import running_proxy
+from paceline.models import PACKAGED_NAME
+from paceline.online.learner_settings import LearnerSettings, LoadSettings
 from paceline.processes import ChildProcess, ProcessError, answers, free_port
 
 Echo = Callable[[str], None]
@@ -26,6 +31,9 @@ Echo = Callable[[str], None]
 ENGINE_START_SECONDS: Final = 300.0
 STORE_FOLDER: Final = "store"
 ENGINE_LOG: Final = "engine.log"
+LEARNER_LOG: Final = "learner.log"
+DRAFTERS_FOLDER: Final = "drafters"
+LEARNER_FOLDER: Final = "learner"
 CORPUS_FOLDER: Final = "corpus"
 
 
@@ -42,6 +50,7 @@ class ServeSettings:
         policy_file: tenants and their keys, None for one local tenant without a key.
         data_folder: where the embedded Valkey and the engine's log live, None for the user's data
             folder.
+        learn: whether the drafter goes on learning from what is said, in idle time.
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +60,12 @@ class ServeSettings:
     redis_url: str | None = None
     policy_file: Path | None = None
     data_folder: Path | None = None
+    learn: bool = False
+
+    @property
+    def model_name(self) -> str:
+        """The name it is served under."""
+        return PACKAGED_NAME if self.model is None else Path(self.model).name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,20 +109,24 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
         # is started
         upstreams=[UpstreamConfig(name="embedded", url=f"http://127.0.0.1:{free_port()}")],
         policy_file=settings.policy_file,
+        local_learning=settings.learn and settings.policy_file is None,
     )
+    if settings.learn and settings.drafter is None and not (folder / DRAFTERS_FOLDER).exists():
+        raise ConfigError(
+            "--learn has no drafter to begin with: make one (paceline drafter init, then distil) "
+            "and give --drafter FOLDER; later runs go on from what was learned"
+        )
     with until_stopped(echo), ExitStack() as stack:
         redis_url = stack.enter_context(memory(settings.redis_url, folder, echo))
         engine = stack.enter_context(_engine(settings, config, redis_url, folder / ENGINE_LOG))
         echo("loading the model ...")
         health = f"{config.upstreams[0].url}/health"
         engine.wait_until(lambda: answers(health), timeout_seconds=ENGINE_START_SECONDS)
+        if settings.learn:
+            stack.enter_context(_learner(settings, config, redis_url, folder))
+            echo(f"learning: {folder / LEARNER_LOG}")
         proxy = stack.enter_context(running_proxy(config))
-        echo(
-            greeting(
-                f"{proxy.url}/v1",
-                "smollm2" if settings.model is None else Path(settings.model).name,
-            )
-        )
+        echo(greeting(f"{proxy.url}/v1", settings.model_name))
         engine.wait()
         raise ProcessError(f"the engine ended on its own; see {folder / ENGINE_LOG}")
 
@@ -227,9 +246,34 @@ def _engine(
         command += ["--model", settings.model]
     if settings.drafter is not None:
         command += ["--drafter", settings.drafter]
+    if settings.learn:
+        command += ["--drafter-registry", str(log.parent / DRAFTERS_FOLDER)]
     log.parent.mkdir(parents=True, exist_ok=True)
     # Threads that wait for each other busily make a token take three times as long when other
     # programs want the cores; waiting passively costs a twentieth when nobody does.
     env = {"OMP_WAIT_POLICY": "passive", **os.environ, "PACELINE_REDIS_URL": redis_url}
     env[STORE_VARIABLE] = corpus_folder()
     return ChildProcess("the embedded engine", command, env=env, log=log)
+
+
+def _learner(
+    settings: ServeSettings, config: ProxyConfig, redis_url: str, folder: Path
+) -> ChildProcess:
+    """The learner beside the embedded engine: it has the target to itself a second time."""
+    told = LearnerSettings(
+        redis_url=redis_url,
+        registry=str(folder / DRAFTERS_FOLDER),
+        data=str(folder / LEARNER_FOLDER),
+        model=settings.model_name,
+        target=settings.model or PACKAGED_NAME,
+        drafter=settings.drafter or "",
+        load=LoadSettings(engines=(config.upstreams[0].url,)),
+        threads=1,
+    )
+    command = [sys.executable, "-m", "paceline.online", "learner"]
+    return ChildProcess(
+        "the learner",
+        [*command, msgspec.json.encode(told).decode()],
+        env={"OMP_WAIT_POLICY": "passive", **os.environ},
+        log=folder / LEARNER_LOG,
+    )

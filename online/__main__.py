@@ -1,7 +1,7 @@
 """`python -m paceline.online COMMAND SETTINGS`: the work behind `paceline drafter` and `learner`.
 
-SETTINGS is the JSON of a record of `settings` or `learner_settings`. A process of its own, since the command runs without
-torch.
+SETTINGS is the JSON of a record of `settings` or `learner_settings`. A process of its own, since
+the command runs without torch.
 """
 
 from __future__ import annotations

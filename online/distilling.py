@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import torch
 
 from paceline.drafter_folder import Distilled, HeldOut, require_new
 from paceline.errors import ConfigError
@@ -110,7 +109,9 @@ class Distillation:
                 "the target's tokenizer"
             )
         teacher = Teacher(
-            target.to(torch_device(settings.device)), top_k=settings.top_k, temperature=settings.temperature
+            target.to(torch_device(settings.device)),
+            top_k=settings.top_k,
+            temperature=settings.temperature,
         )
         wanted = {
             HELD_OUT: held_out[: settings.held_out_prompts],

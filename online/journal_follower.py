@@ -39,6 +39,7 @@ class JournalFollower:
     Args:
         url: Redis to use, see `RedisAddress`.
         replay: takes the records; its namespace says whose.
+        on_forget: told of each tombstone, once nothing of it is left in the replay.
         save_seconds: longest time between two savings while something changes.
         clock: monotonic seconds.
 
@@ -54,12 +55,14 @@ class JournalFollower:
         url: str,
         replay: Replay,
         *,
+        on_forget: Callable[[], object] = lambda: None,
         save_seconds: float = SAVE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = RedisAddress(url)
         self._replay = replay
         self._keys = JournalKeys(replay.namespace)
+        self._on_forget = on_forget
         self._save_seconds = save_seconds
         self._clock = clock
         self._counts = Counter(dict.fromkeys(COUNTERS, 0))
@@ -147,6 +150,7 @@ class JournalFollower:
 
     def _forget(self, tombstone: Tombstone) -> None:
         self._replay.forget(tombstone)
+        self._on_forget()
         self._save_at = self._clock()  # what was forgotten does not stay on disk either
 
     def _save(self) -> None:

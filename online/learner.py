@@ -32,10 +32,10 @@ from paceline.online.load_check import check_drafter
 from paceline.online.micro_steps import MicroSteps, StoppedError
 from paceline.online.opened import OpenedDrafter, open_drafter, save_opened
 from paceline.online.passage_teaching import PassageTeacher
+from paceline.online.passages import Passage
 from paceline.online.progress import progress_bar
 from paceline.online.promotion import gathered, judge
 from paceline.online.ranks import Ranks
-from paceline.online.passages import Passage
 from paceline.online.replay import Replay
 from paceline.online.student import Student, replay_lessons
 from paceline.online.training import Trainer, TrainingLimits
@@ -49,6 +49,8 @@ OPEN_STATES: Final = frozenset({"candidate", "canary"})
 PROBED_PASSAGES: Final = 8
 """Read to find out how well the drafter does on what was said of late."""
 KEPT_GAINS: Final = 32
+SMOKE_PROMPTS: Final = 4
+"""Held-out passages that a candidate has to draft from before it is published."""
 TAUGHT_AT_ONCE: Final = 4
 """Passages that the teacher gets at a time."""
 FIRST_CYCLE_SECONDS: Final = 300.0
@@ -148,6 +150,7 @@ class Learner:
         self._thought_at = 0
         """Tokens that had been taken in when a cycle was last thought about."""
         self._opened: tuple[int, OpenedDrafter] | None = None
+        self._vocab_size = 0
 
     def consider(self) -> str:
         """Do the next thing there is to do; returns what it was, or why nothing was done.
@@ -157,7 +160,8 @@ class Learner:
             ConfigError: the version that runs cannot be trained.
         """
         try:
-            self.figures.reason = self._next()
+            with self._parts.gate.using():
+                self.figures.reason = self._next()
         except StoppedError:
             self.figures.events["interrupted"] += 1
             raise
@@ -287,7 +291,7 @@ class Learner:
 
     def _run(self, base: DrafterVersion, plan: CyclePlan) -> str:
         """From a plan to a published candidate, or to none; from wherever it was left."""
-        began_at = self._clock()
+        used = self._parts.gate.stats().used_seconds
         opened = self._open(base)
         lessons = self._lessons(plan)
         if not lessons:
@@ -296,14 +300,16 @@ class Learner:
         lessons = self._emphasised(opened.student, lessons)
         trainer = self._train(base, opened, lessons, plan)
         gate = self._judged(base, opened.student)
-        said = self._publish(base, opened, lessons, trainer, gate)
-        self._cycle_seconds = self._clock() - began_at
+        trained = self._written(opened, lessons, trainer, gate)
+        said = self._publish(base, trained, gate)
+        self._cycle_seconds = self._parts.gate.stats().used_seconds - used
         return said
 
     def _open(self, base: DrafterVersion) -> OpenedDrafter:
         """The base in memory, as it is in its folder."""
         if self._opened is None or self._opened[0] != base.version:
             self._opened = base.version, self._loaded(base)
+            self._vocab_size = self._opened[1].record.vocab_size
         return self._opened[1]
 
     def _loaded(self, version: DrafterVersion) -> OpenedDrafter:
@@ -391,9 +397,7 @@ class Learner:
                 clock=self._clock,
             )
 
-    def _judged(
-        self, base: DrafterVersion, trained: Student, folder: Path | None = None
-    ) -> GateResult:
+    def _judged(self, base: DrafterVersion, trained: Student) -> GateResult:
         """The gate's finding on held-out sessions, for the base and for what became of it."""
         passages = self._parts.replay.held_out()[-self._settings.judging.max_passages :]
         lessons = self._taught(passages)
@@ -418,16 +422,14 @@ class Learner:
                 said=[it.is_said[1:] for it in passages],
             )
 
-    def _publish(
+    def _written(
         self,
-        base: DrafterVersion,
         opened: OpenedDrafter,
         lessons: Sequence[Lesson],
         trainer: Trainer,
         gate: GateResult,
-    ) -> str:
-        """Write the candidate, look whether it is whole, and publish it; ends the cycle."""
-        num_tokens = sum(lesson.num_reply for lesson in lessons)
+    ) -> Distilled:
+        """Write what was trained into the candidate's folder; returns what is said of it there."""
         before, after = (
             HeldOut(
                 num_tokens=gate.num_rounds,
@@ -440,18 +442,32 @@ class Learner:
                 (gate.agreement_after, gate.after),
             )
         )
-        distilled = Distilled(
-            num_steps=trainer.num_steps, num_tokens=num_tokens, before=before, after=after
+        trained = Distilled(
+            num_steps=trainer.num_steps,
+            num_tokens=sum(lesson.num_reply for lesson in lessons),
+            before=before,
+            after=after,
         )
         shutil.rmtree(self._candidate, ignore_errors=True)
-        save_opened(opened, distilled, self._candidate)
+        save_opened(opened, trained, self._candidate)
+        return trained
+
+    def _publish(self, base: DrafterVersion, trained: Distilled, gate: GateResult) -> str:
+        """Look whether the candidate is whole, and publish it; the cycle ends."""
+        registry, settings = self._parts.registry, self._settings
+        held_out = self._parts.replay.held_out()
         try:
-            check_drafter(self._candidate)
-            version = self._parts.registry.publish(
-                self._settings.group,
+            if held_out:
+                check_drafter(
+                    self._candidate,
+                    vocab_size=self._vocab_size,
+                    prompts=[it.token_ids.tolist() for it in held_out[:SMOKE_PROMPTS]],
+                )
+            version = registry.publish(
+                settings.group,
                 self._candidate,
                 parent=base.version,
-                num_tokens=base.num_tokens + num_tokens,
+                num_tokens=base.num_tokens + trained.num_tokens,
                 gate=gate,
             )
         except ConfigError as error:
@@ -460,14 +476,14 @@ class Learner:
         finally:
             shutil.rmtree(self._candidate, ignore_errors=True)
             self._cycle.drop()
-        self.figures.events["tokens"] += num_tokens
-        self.figures.events["published"] += 1
+        self.figures.events["tokens"] += trained.num_tokens
         found = f"{gate.before:.3f} accepted tokens a round before, {gate.after:.3f} after"
         if not gate.passed:
             return f"version {version.version} is not better ({found}): {'; '.join(gate.reasons)}"
-        if not self._settings.judging.canary:
-            self._parts.registry.promote(
-                self._settings.group, version.version, reason="the gate let it pass; no canary"
+        self.figures.events["published"] += 1
+        if not settings.judging.canary:
+            registry.promote(
+                settings.group, version.version, reason="the gate let it pass; no canary"
             )
         return f"version {version.version} is better: {found}"
 

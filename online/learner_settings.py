@@ -23,6 +23,13 @@ PATHS: Final = ("registry", "data", "drafter")
 TeacherKind = Literal["target", "served", "text"]
 
 
+def _least(where: str, block: object, **least: int) -> None:
+    for name, bound in least.items():
+        if (value := getattr(block, name)) < bound:
+            path = f"{where}.{name}" if where else name
+            raise ConfigError(f"{path} is {value}; give {bound} or more")
+
+
 class TeacherSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Who says what the target would have said.
 
@@ -81,7 +88,8 @@ class CycleSettings(msgspec.Struct, frozen=True, kw_only=True):
         learning_rate: at its highest; it rises and falls within a cycle.
         objective: what is minimised, a name of `settings.Objective`.
         read_weight: what a token counts for that was read and not said.
-        error_emphasis: what a token counts for where the drafter is wrong, beside 1 where it is right.
+        error_emphasis: what a token counts for where the drafter is wrong, beside one where it is
+            right.
         checkpoint_steps: steps between two checkpoints.
         horizon_seconds: how long an update is taken to be of use.
         idle_price: seconds of serving that a second of an idle machine is worth.
@@ -97,12 +105,10 @@ class CycleSettings(msgspec.Struct, frozen=True, kw_only=True):
     error_emphasis: float = EMPHASIS
     checkpoint_steps: int = 20
     horizon_seconds: float = 3600.0
-    idle_price: float = 0.05
+    idle_price: float = 0.01
 
     def __post_init__(self) -> None:
-        _least(
-            "cycle", self, min_new_tokens=1, passages=1, epochs=1, batch=1, checkpoint_steps=1
-        )
+        _least("cycle", self, min_new_tokens=1, passages=1, epochs=1, batch=1, checkpoint_steps=1)
         if not 0 < self.learning_rate <= 1:
             raise ConfigError(
                 f"cycle.learning_rate is {self.learning_rate}; give one above 0, up to 1"
@@ -262,10 +268,3 @@ def _require_known(data: dict[Any, Any], kind: Any, where: str) -> None:
             )
         if isinstance(value, dict):
             _require_known(value, fields[name], f"{where}{name}.")
-
-
-def _least(where: str, block: object, **least: int) -> None:
-    for name, bound in least.items():
-        if (value := getattr(block, name)) < bound:
-            path = f"{where}.{name}" if where else name
-            raise ConfigError(f"{path} is {value}; give {bound} or more")

@@ -212,9 +212,7 @@ class LearnerService:
             return numbers | {"failures_total": self._num_failures}
 
         registry = CollectorRegistry()
-        registry.register(
-            LearnerCollector(self._settings.group, self.learner.figures, stats)
-        )
+        registry.register(LearnerCollector(self._settings.group, self.learner.figures, stats))
         told = self._settings.metrics
         try:
             server, thread = start_http_server(told.port, addr=told.host, registry=registry)
@@ -236,9 +234,7 @@ def fingerprint_of(settings: LearnerSettings) -> ModelFingerprint:
 
     where = model_source(target_path(settings.target))
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    return ModelFingerprint(
-        model=settings.model, tokenizer=tokenizer_digest(tokenizer.get_vocab())
-    )
+    return ModelFingerprint(model=settings.model, tokenizer=tokenizer_digest(tokenizer.get_vocab()))
 
 
 def load_sources(settings: LearnerSettings) -> list[LoadSource]:

@@ -26,7 +26,7 @@ class Economics:
     """
 
     horizon_seconds: float = 3600.0
-    idle_price: float = 0.05
+    idle_price: float = 0.01
     prior_gain: float = 0.1
 
 

@@ -102,6 +102,8 @@ class Tenant(Rules):
 
 LOCAL_TENANT: Final = Tenant(name="local")
 """The one tenant when there is no policy file; it needs no key and is served on loopback only."""
+LOCAL_LEARNER: Final = Tenant(name="local", learn=True)
+"""The same where it has said that a drafter may learn from it."""
 
 
 class PolicyFile(BaseModel):

@@ -61,7 +61,7 @@ def test_a_drafter_that_is_the_target_has_nothing_to_learn() -> None:
 
 
 def random_case(seed: int = 0) -> tuple[Any, Any, Any, Any]:
-    """(logits, rows of the whole vocabulary, log probabilities of all, the target's distribution)."""
+    """(logits, rows and log probabilities of all tokens, the target's distribution)."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

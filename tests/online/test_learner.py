@@ -1,0 +1,170 @@
+"""The learner on a small target: it gets better, waits its turn, and goes on where it ended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from journals import open_store
+from learning import sessions_of, small_learner, write_models
+from paceline.caches.journal_store import JournalStore
+from redis_server import RedisServer
+
+Sessions = list[tuple[list[int], list[int]]]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target and a drafter that has learned nothing."""
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def sessions(models: Path) -> Sessions:
+    """What the target said to a hundred prompts of six kinds."""
+    return sessions_of(models / "target", 100)
+
+
+@pytest.fixture
+def store(redis_server: RedisServer) -> Iterator[JournalStore]:
+    """The journal of the tests' model."""
+    made = open_store(redis_server.url)
+    with closing(made.client):
+        yield made
+
+
+def test_what_is_said_makes_the_drafter_better(
+    models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
+) -> None:
+    """The first version is the given one; a cycle later a better one runs, as the gate says."""
+    small = small_learner(models, tmp_path, store)
+    assert "of 100 new tokens are there" in small.learner.consider()
+    assert small.registry.state("shared").current == 1
+    small.hear(sessions)
+    said = small.learner.consider()
+    assert said.startswith("version 2 is better"), said
+    version = small.registry.version("shared", 2)
+    assert (version.state, version.parent) == ("current", 1)
+    assert version.gate is not None
+    assert version.gate.passed
+    assert version.gate.after > version.gate.before + 0.05
+    assert version.num_tokens > 500
+    events = small.learner.figures.events
+    assert (events["cycles"], events["published"]) == (1, 1)
+    assert "new tokens are there" in small.learner.consider()
+    assert events["promoted"] == 1
+    assert small.learner.figures.base == 2
+
+
+def test_held_out_sessions_are_never_taught_from(
+    models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
+) -> None:
+    """Lessons of a cycle are of other sessions than those that judge it."""
+    small = small_learner(models, tmp_path, store, cycle={"passages": 1000})
+    small.hear(sessions)
+    small.learner.consider()
+    held_out = len(small.replay.held_out())
+    assert held_out > 10
+    # probed for the decision, taught for the cycle, read to judge
+    num_learned = len(sessions) - held_out
+    assert sum(small.taught) == 8 + num_learned + held_out
+
+
+def test_a_stop_in_the_middle_changes_nothing(
+    models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
+) -> None:
+    """Interrupted anywhere, the drafter that comes out is bit by bit the same."""
+    from paceline.online.micro_steps import StoppedError
+
+    whole = small_learner(models, tmp_path / "whole", store)
+    whole.hear(sessions)
+    whole.learner.consider()
+    expected = whole.registry.version("shared", 2)
+    for at in (200, 3000):
+        looks = iter(range(1, 1_000_000))
+        stop = threading.Event()
+
+        def look(at: int = at, looks: Iterator[int] = looks, stop: Any = stop) -> None:
+            if next(looks) == at:
+                stop.set()
+
+        group = f"stopped-{at}"
+        first = small_learner(models, tmp_path / group, store, hook=look, stop=stop, group=group)
+        first.hear(sessions)
+        with pytest.raises(StoppedError):
+            first.learner.consider()
+        assert first.learner.figures.events["interrupted"] == 1
+        num_steps = first.learner.figures.events["steps"]
+        first.replay.save()
+        again = small_learner(models, tmp_path / group, store, group=group)
+        assert again.learner.consider().startswith("version 2")
+        assert num_steps + again.learner.figures.events["steps"] == 60
+        assert again.registry.version(group, 2).checksum == expected.checksum
+
+
+def test_who_is_forgotten_is_not_learned_from(
+    models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
+) -> None:
+    """A cycle with somebody's words ends at once and leaves nothing; the next one has none."""
+    looks = 0
+
+    def forget() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2000:
+            small.learner.forget()
+
+    small = small_learner(models, tmp_path, store, hook=forget)
+    small.hear(sessions)
+    assert "forgotten" in small.learner.consider()
+    assert small.learner.figures.events["dropped"] == 1
+    assert not (tmp_path / "data" / "cycle").exists()
+    assert small.registry.state("shared").current == 1
+    small.hear(sessions, first=1000)
+    assert small.learner.consider().startswith("version 2")
+
+
+def test_too_few_sessions_let_nothing_pass(
+    models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
+) -> None:
+    """The version is there, rejected, and the learner waits for twice the traffic."""
+    small = small_learner(models, tmp_path, store, gate={"min_sessions": 90})
+    small.hear(sessions)
+    assert "only" in small.learner.consider()
+    assert small.registry.version("shared", 2).state == "rejected"
+    assert small.registry.state("shared").current == 1
+    assert "of 200 new tokens" in small.learner.consider()
+
+
+def test_a_candidate_is_waited_for(
+    models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
+) -> None:
+    """While engines try one nothing is trained; taken back, it counts as a failure."""
+    small = small_learner(models, tmp_path, store, judging={"canary": True})
+    small.hear(sessions)
+    small.learner.consider()
+    assert small.registry.version("shared", 2).state == "candidate"
+    assert "version 2 is being tried (candidate)" in small.learner.consider()
+    assert small.registry.begin_canary("shared", 2, "one")
+    assert "(canary)" in small.learner.consider()
+    small.registry.roll_back("shared", reason="worse live")
+    assert "of 200 new tokens" in small.learner.consider()
+    assert small.learner.figures.events["rolled_back"] == 1
+    again = small_learner(models, tmp_path, store, judging={"canary": True})
+    assert "of 200 new tokens" in again.learner.consider()
+
+
+def test_nothing_begins_where_nobody_is_served(
+    models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
+) -> None:
+    """An update that saves no time is not worth idle time either."""
+    small = small_learner(models, tmp_path, store, cycle={"horizon_seconds": 0.0})
+    small.hear(sessions)
+    assert "not more than" in small.learner.consider()
+    assert small.learner.figures.events["not_worthwhile"] == 1
+    assert small.learner.figures.events["cycles"] == 0
