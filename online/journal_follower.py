@@ -22,7 +22,7 @@ from paceline.online.replay import Replay
 logger = logging.getLogger("paceline.replay")
 
 EXPIRE_SECONDS: Final = 60.0
-SAVE_SECONDS: Final = 60.0
+SAVE_SECONDS: Final = 300.0
 LOG_INTERVAL_SECONDS: Final = 60.0
 COUNTERS: Final = (
     *("received", "warmed_up", "forgotten", "skipped_own", "skipped_duplicate"),

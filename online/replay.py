@@ -138,6 +138,7 @@ class Replay:
         self._on_gone = on_gone
         self._clock = clock
         self._lock = threading.RLock()
+        self._saving = threading.Lock()
         self._forgotten = Forgotten()
         self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._is_changed = False
@@ -270,21 +271,31 @@ class Replay:
     def save(self) -> bool:
         """Write what is held, whole or not at all; False if nothing has changed since. O(tokens).
 
+        Others may add and sample meanwhile: what comes then is written the next time.
+
         Raises:
             OSError: it cannot be written.
         """
-        with self._lock:
-            if not self._is_changed:
-                return False
-            saved = replay_file.Saved(
-                self.namespace,
-                self.group,
-                self._positions,
-                [(session, self._touched_at[key]) for key, session in self._sessions.items()],
-            )
-            replay_file.write(self._file, saved, self._pools)
-            self._is_changed = False
-            self._counts["saved"] += 1
+        with self._saving:
+            with self._lock:
+                if not self._is_changed:
+                    return False
+                sessions = self._sessions.items()
+                saved = replay_file.Saved(
+                    self.namespace,
+                    self.group,
+                    dict(self._positions),
+                    [(session, self._touched_at[key]) for key, session in sessions],
+                )
+                taken = replay_file.snapshot(saved, self._pools)
+                self._is_changed = False
+            try:
+                replay_file.write(self._file, taken)
+            except BaseException:
+                self._is_changed = True
+                raise
+            with self._lock:
+                self._counts["saved"] += 1
             return True
 
     def stats(self) -> dict[str, int]:

@@ -20,7 +20,7 @@ import numpy as np
 from paceline.caches.journal_store import EntryId
 from paceline.caches.keys import Shelf
 from paceline.errors import RecordError
-from paceline.online.passages import Cutting, Passage, SessionText
+from paceline.online.passages import Cutting, Flags, Passage, SessionText, TokenIds
 from paceline.online.replay_pool import BucketKey, Pool
 
 VERSION: Final = 1
@@ -84,31 +84,30 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_State)
 
 
-def write(file: Path, saved: Saved, pools: Sequence[Pool]) -> None:
-    """Write the file, whole or not at all. O(tokens).
+class Snapshot(NamedTuple):
+    """What is to be written: later changes of the replay do not reach it."""
 
-    Raises:
-        OSError: it cannot be written.
-    """
+    saved: Saved
+    pools: list[list[_Bucket]]
+    texts: list[_Text]
+    token_ids: list[TokenIds]
+    is_said: list[Flags]
+
+
+def snapshot(saved: Saved, pools: Sequence[Pool]) -> Snapshot:
+    """Everything as it is now; no token is copied. O(passages + sessions)."""
     passages = [passage for pool in pools for bucket in pool.buckets.values() for passage in bucket]
-    sessions = [session for session, _ in saved.sessions]
-    texts: list[Passage | SessionText] = [*passages, *sessions]
-    token_ids = [each.token_ids for each in texts]
-    joined = np.concatenate([np.empty(0, np.int32), *token_ids])
-    is_said = [each.is_said for each in texts]
-    is_wide = bool(len(joined)) and int(joined.max()) > _NARROW_MAX
-    state = _State(
-        namespace=saved.namespace,
-        group=saved.group,
-        positions=[(shelf.name, *entry_id) for shelf, entry_id in saved.positions.items()],
-        pools=[
+    held: list[Passage | SessionText] = [*passages, *(session for session, _ in saved.sessions)]
+    return Snapshot(
+        saved,
+        [
             [
                 _Bucket(*key, bucket.bar, len(bucket.recent), len(bucket.kept))
                 for key, bucket in pool.buckets.items()
             ]
             for pool in pools
         ],
-        texts=[
+        [
             *map(_text_of, passages),
             *(
                 msgspec.structs.replace(
@@ -117,9 +116,28 @@ def write(file: Path, saved: Saved, pools: Sequence[Pool]) -> None:
                 for it, touched_at in saved.sessions
             ),
         ],
+        [each.token_ids for each in held],  # replaced when they change, never written into
+        [each.is_said for each in held],
+    )
+
+
+def write(file: Path, taken: Snapshot) -> None:
+    """Write the file, whole or not at all. O(tokens).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    token_ids = np.concatenate([np.empty(0, np.int32), *taken.token_ids])
+    is_wide = bool(len(token_ids)) and int(token_ids.max()) > _NARROW_MAX
+    state = _State(
+        namespace=taken.saved.namespace,
+        group=taken.saved.group,
+        positions=[(shelf.name, *entry_id) for shelf, entry_id in taken.saved.positions.items()],
+        pools=taken.pools,
+        texts=taken.texts,
         is_wide=is_wide,
-        tokens=joined.astype("<u4" if is_wide else "<u2").tobytes(),
-        said=np.packbits(np.concatenate([np.empty(0, np.bool_), *is_said])).tobytes(),
+        tokens=token_ids.astype("<u4" if is_wide else "<u2").tobytes(),
+        said=np.packbits(np.concatenate([np.empty(0, np.bool_), *taken.is_said])).tobytes(),
     )
     _replace(file, zlib.compress(_encoder.encode(state), 1))
 
@@ -170,7 +188,7 @@ def _decoded(data: bytes, file: Path) -> _State:
         raise RecordError(f"{file} is damaged: {error}") from error
 
 
-def _texts(state: _State) -> Iterator[tuple[_Text, np.ndarray, np.ndarray]]:
+def _texts(state: _State) -> Iterator[tuple[_Text, TokenIds, Flags]]:
     """Each text with its tokens and marks, the passages first."""
     dtype = np.dtype("<u4" if state.is_wide else "<u2")
     token_ids = np.frombuffer(state.tokens, dtype).astype(np.int32)
@@ -197,7 +215,7 @@ def _text_of(held: Passage | SessionText) -> _Text:
     )
 
 
-def _passage(text: _Text, token_ids: np.ndarray, is_said: np.ndarray) -> Passage:
+def _passage(text: _Text, token_ids: TokenIds, is_said: Flags) -> Passage:
     return Passage(
         token_ids=token_ids,
         is_said=is_said,
@@ -210,9 +228,7 @@ def _passage(text: _Text, token_ids: np.ndarray, is_said: np.ndarray) -> Passage
     )
 
 
-def _session(
-    cutting: Cutting, text: _Text, token_ids: np.ndarray, is_said: np.ndarray
-) -> SessionText:
+def _session(cutting: Cutting, text: _Text, token_ids: TokenIds, is_said: Flags) -> SessionText:
     session = SessionText(cutting, tenant=text.tenant, scope=text.scope, session=text.session)
     session.workload = text.workload
     session.begun_at, session.finished_at = text.begun_at, text.finished_at

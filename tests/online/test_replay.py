@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from paceline.caches.keys import Shelf
 from paceline.caches.tombstones import Tombstone, subject_of
 from paceline.errors import ConfigError
+from paceline.online import replay_file
 from paceline.online.passages import Passage
 from paceline.online.prompts import is_held_out
 from paceline.online.replay import STATE, Replay, ReplaySettings
@@ -134,14 +136,18 @@ def test_many_sessions_stay_within_bounds(tmp_path: Path) -> None:
 def test_a_restart_goes_on_where_it_stood(tmp_path: Path) -> None:
     """Passages, sessions that go on, positions and samples are what they were."""
     clock = Clock()
-    replay = small_replay(tmp_path, clock, held_out_share=0.2, recent_passages=5)
+    told = {"held_out_share": 0.2, "recent_passages": 5, "max_bytes": 15_000}
+    replay = small_replay(tmp_path, clock, **told)
     fill(replay, 60, tenant="a")
     settled(replay, clock)
     replay.add(turn(900, [1, 2], [3], session="open", num_before=0), at=(99, 0))
     assert replay.save()
     assert not replay.save()
-    again = small_replay(tmp_path, clock, held_out_share=0.2, recent_passages=5)
+    again = small_replay(tmp_path, clock, **told)
     assert contents(again.passages()) == contents(replay.passages())
+    bars = [{key: b.bar for key, b in r._learned.buckets.items()} for r in (replay, again)]
+    assert bars[0] == bars[1]
+    assert min(bars[0].values()) < 1
     assert again.positions == replay.positions == {Shelf("tenant:a", "a"): (99, 0)}
     assert contents(again.held_out()) == contents(replay.held_out())
     for seed in range(3):
@@ -152,6 +158,33 @@ def test_a_restart_goes_on_where_it_stood(tmp_path: Path) -> None:
         settled(each, clock)
     assert contents(again.passages()) == contents(replay.passages())
     assert [1, 2, 3, 4, 5] in [p.token_ids.tolist() for p in again.passages()]
+
+
+def test_what_comes_while_it_is_saved_is_saved_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file holds one moment, and a failed saving is made up for."""
+    clock = Clock()
+    replay = small_replay(tmp_path, clock)
+    replay.add(turn(1, [1, 2], [3], session="open", num_before=0), at=(1, 0))
+    write = replay_file.write
+
+    def slow(*arguments: Any) -> None:
+        replay.add(turn(2, [4], [5], session="open", num_before=3), at=(2, 0))
+        write(*arguments)
+
+    monkeypatch.setattr(replay_file, "write", slow)
+    assert replay.save()
+    then = small_replay(tmp_path, clock)
+    assert list(then.positions.values()) == [(1, 0)]
+    [passage] = everything(settled(then, clock))
+    assert passage.token_ids.tolist() == [1, 2, 3]
+    monkeypatch.setattr(replay_file, "write", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        replay.save()
+    monkeypatch.setattr(replay_file, "write", write)
+    assert replay.save()
+    assert list(small_replay(tmp_path, clock).positions.values()) == [(2, 0)]
 
 
 def test_large_token_ids_survive(tmp_path: Path) -> None:
