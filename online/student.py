@@ -12,6 +12,7 @@ import torch
 from paceline.drafter_folder import HeldOut
 from paceline.errors import ConfigError
 from paceline.online.cutting import decoder_layers
+from paceline.online.greedy_replay import ReplayCounts, count_replay, total
 from paceline.online.lessons import Lesson
 from paceline.online.objective import losses
 from paceline.online.settings import Objective
@@ -148,52 +149,53 @@ def examine(
 ) -> HeldOut:
     """How a drafter does on lessons.
 
-    Greedy chains need no drafting to be counted: a chain is accepted as long as each of its tokens
-    is what the target said, and until then the drafter has read what the target said.
-
     Args:
         student: not changed.
         lessons: at least one.
         chain_tokens: longest chain.
         batch: lessons read at a time.
     """
-    num_agreed = num_rounds = num_accepted = 0
-    for start in range(0, len(lessons), batch):
-        part = lessons[start : start + batch]
-        guesses = student.guesses(part).numpy()
-        for lesson in part:
-            mine, guesses = guesses[: lesson.num_reply], guesses[lesson.num_reply :]
-            num_agreed += int((mine == lesson.top_ids[:, 0]).sum())
-            is_right = mine == lesson.token_ids[lesson.num_prompt :]
-            rounds, accepted = greedy_rounds(is_right.tolist(), chain_tokens)
-            num_rounds += rounds
-            num_accepted += accepted
-    num_tokens = sum(lesson.num_reply for lesson in lessons)
+    counts = total(replay_lessons(student, lessons, chain_tokens=chain_tokens, batch=batch))
     return HeldOut(
-        num_tokens=num_tokens,
-        agreement=num_agreed / num_tokens,
-        accepted_length=num_accepted / max(num_rounds, 1),
+        num_tokens=counts.num_tokens,
+        agreement=counts.agreement,
+        accepted_length=counts.accepted_length,
         chain_tokens=chain_tokens,
     )
 
 
-def greedy_rounds(is_right: Sequence[bool], chain_tokens: int) -> tuple[int, int]:
-    """Rounds that a reply takes, and tokens accepted in them.
-
-    The first token comes with the prompt; each round then accepts what is right up to
-    `chain_tokens` and adds a token of the target's.
+def replay_lessons(
+    student: Student,
+    lessons: Sequence[Lesson],
+    *,
+    chain_tokens: int,
+    batch: int,
+    said: Sequence[npt.NDArray[np.bool_]] | None = None,
+) -> list[ReplayCounts]:
+    """What greedy drafting would have accepted of each lesson.
 
     Args:
-        is_right: of each token of the reply, whether the drafter would have drafted it.
+        student: not changed.
+        lessons: maybe none.
         chain_tokens: longest chain.
+        batch: lessons read at a time.
+        said: of each lesson's reply, which tokens the target said; the others were read, and take
+            no round. None: all that count for something.
     """
-    rounds = accepted = 0
-    at = 1
-    while at < len(is_right):
-        chain = 0
-        while chain < chain_tokens and at + chain < len(is_right) and is_right[at + chain]:
-            chain += 1
-        rounds += 1
-        accepted += chain
-        at += chain + 1
-    return rounds, accepted
+    found: list[ReplayCounts] = []
+    for start in range(0, len(lessons), batch):
+        part = lessons[start : start + batch]
+        guesses = student.guesses(part).numpy()
+        for i, lesson in enumerate(part, start):
+            mine, guesses = guesses[: lesson.num_reply], guesses[lesson.num_reply :]
+            is_said = weights_of(lesson) > 0 if said is None else said[i]
+            found.append(
+                count_replay(
+                    mine,
+                    lesson.token_ids[lesson.num_prompt :],
+                    lesson.top_ids[:, 0],
+                    is_said=is_said,
+                    chain_tokens=chain_tokens,
+                )
+            )
+    return found

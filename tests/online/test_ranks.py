@@ -11,7 +11,7 @@ import pytest
 
 from paceline.errors import ConfigError
 
-WORKER: Final = '''
+WORKER: Final = """
 import sys
 from itertools import count
 from pathlib import Path
@@ -49,7 +49,7 @@ for _ in trainer.run():
     pass
 torch.save([p.detach() for p in student.trained], Path(sys.argv[1]) / f"{ranks.size}-{ranks.rank}")
 ranks.close()
-'''
+"""
 
 
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
