@@ -15,6 +15,13 @@
                                                        halves every H seconds
     paceline:2:{NAMESPACE}:policies            set     kinds of policies that have states
     paceline:2:{NAMESPACE}:policy:KIND         hash    replica -> what its policy has seen
+    paceline:2:{NAMESPACE}:drafter-groups      set     groups of tenants that have a drafter
+    paceline:2:{NAMESPACE}:drafter:GROUP       hash    which version is current, canary, last good
+    paceline:2:{NAMESPACE}:drafter-versions:GROUP  hash  VERSION -> what it is, as JSON
+    paceline:2:{NAMESPACE}:drafter-states:GROUP    hash  VERSION -> STATE:REASON
+    paceline:2:{NAMESPACE}:drafter-claims:GROUP    hash  VERSION -> time its files began to be
+                                                         written, 0: they are to be removed
+    paceline:2:{NAMESPACE}:drafter-live:GROUP  hash    replica -> how its version does, as JSON
     paceline:2:{NAMESPACE}:lease:NAME          string  who seals a shelf or sweeps, for a while
     paceline:2:{NAMESPACE}:seen:REQUEST        string  a request that has been recorded, for a while
     paceline:2:{NAMESPACE}:bell                stream  shelves that got something new
@@ -109,6 +116,7 @@ class JournalKeys:
         self.control = f"{self._prefix}:control"
         self.forgotten = f"{self._prefix}:forgotten"
         self.policies = f"{self._prefix}:policies"
+        self.drafter_groups = f"{self._prefix}:drafter-groups"
 
     def owned(self, tenant: str) -> str:
         """Set of a tenant's shelves."""
@@ -146,6 +154,10 @@ class JournalKeys:
         """Hash of replicas' states of one kind of policy."""
         return f"{self._prefix}:policy:{_encoded(kind)}"
 
+    def drafter(self, group: str) -> DrafterKeys:
+        """Keys of the drafter of a group."""
+        return DrafterKeys(self._prefix, self.drafter_groups, _encoded(group))
+
     def lease(self, name: str) -> str:
         """Who does some upkeep at the moment."""
         return f"{self._prefix}:lease:{name}"
@@ -153,6 +165,28 @@ class JournalKeys:
     def seen(self, shelf: Shelf, request_id: str) -> str:
         """Mark of a request that has been recorded; holds no readable name."""
         return f"{self._prefix}:seen:{digest(shelf.scope, shelf.tenant, request_id)}"
+
+
+class DrafterKeys:
+    """Keys of one group's drafter, in the slot of its model.
+
+    Args:
+        prefix: of the model's keys.
+        groups: set of all groups.
+        name: the group's, percent-encoded.
+    """
+
+    def __init__(self, prefix: str, groups: str, name: str) -> None:
+        self.state = f"{prefix}:drafter:{name}"
+        self.versions = f"{prefix}:drafter-versions:{name}"
+        self.states = f"{prefix}:drafter-states:{name}"
+        self.claims = f"{prefix}:drafter-claims:{name}"
+        self.live = f"{prefix}:drafter-live:{name}"
+        self.groups = groups
+
+    def all(self) -> list[str]:
+        """Every key, in the order that the scripts take them."""
+        return [self.state, self.versions, self.states, self.claims, self.live, self.groups]
 
 
 class KindKeys:
