@@ -40,16 +40,15 @@ class DrafterTally:
     def __init__(self, version: int = 0) -> None:
         self._lock = threading.Lock()
         self._version = version
-        self._strata: dict[int, dict[Stratum, Seen]] = {version: {}}
+        self._strata: dict[int, dict[Hashable, Seen]] = {version: {}}
         self._totals: dict[int, Seen] = {version: Seen()}
 
-    def begin(self, version: int, *, is_anew: bool = True) -> None:
-        """What follows is of that version; what it did earlier is dropped if it begins anew."""
+    def begin(self, version: int) -> None:
+        """What follows is of that version; what it did earlier, if anything, still counts."""
         with self._lock:
             self._version = version
-            strata, total = self._strata.pop(version, {}), self._totals.pop(version, Seen())
-            self._strata[version] = {} if is_anew else strata
-            self._totals[version] = total
+            self._strata[version] = self._strata.pop(version, {})
+            self._totals[version] = self._totals.pop(version, Seen())
             while len(self._totals) > MAX_VERSIONS:
                 oldest = next(iter(self._totals))
                 del self._totals[oldest], self._strata[oldest]

@@ -71,9 +71,7 @@ class Seen:
 
     def times(self, factor: float) -> Seen:
         """The same with every round counting for `factor`."""
-        return Seen(
-            factor * self.num_rounds, factor * self.num_agreed, factor * self.num_accepted
-        )
+        return Seen(factor * self.num_rounds, factor * self.num_agreed, factor * self.num_accepted)
 
     @property
     def agreement(self) -> float:
@@ -180,9 +178,8 @@ def judge(
     by_shift = _log_ratios(pairs, mean, rules.shifts, rules.prior_rounds)
     collapsed = _log_ratios([(Seen(), strange)], mean, (COLLAPSE,), rules.prior_rounds)
     mixed = np.logaddexp.reduce(by_shift) - log(len(rules.shifts))
-    has_collapsed = (
-        strange.num_rounds >= rules.least_strange
-        and collapsed[0] >= log(1.0 / (rules.false_alarms * (1.0 - COMPARED_SHARE)))
+    has_collapsed = strange.num_rounds >= rules.least_strange and collapsed[0] >= log(
+        1.0 / (rules.false_alarms * (1.0 - COMPARED_SHARE))
     )
     expected = mean
     if comparable:
