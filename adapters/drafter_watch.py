@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from paceline.adapters.drafter_figures import DrafterFigures, WatchCounts
 from paceline.adapters.drafter_files import check_sum
 from paceline.adapters.drafter_swap import DrafterHost, Swap
 from paceline.adapters.failures import FailureLog
@@ -75,48 +76,6 @@ class Registry(Protocol):
         """How versions do on all replicas."""
 
 
-@dataclass(slots=True)
-class WatchCounts:
-    """Totals since the start; written by the watching thread only.
-
-    Attributes:
-        swaps: drafters that took another's place, back and forth.
-        canaries: candidates that were tried here.
-        promotions: of those, that were kept.
-        rollbacks: versions that were taken back from here, found worse or unusable.
-        failures: versions that could not be loaded or put into place; each try counts.
-        unreachable: looks that found no registry.
-    """
-
-    swaps: int = 0
-    canaries: int = 0
-    promotions: int = 0
-    rollbacks: int = 0
-    failures: int = 0
-    unreachable: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class DrafterFigures:
-    """What an engine tells Prometheus about its drafter.
-
-    Attributes:
-        group: whose it is.
-        version: that drafts, 0 for what the engine was started with.
-        is_canary: whether it is tried here.
-        counts: of what has happened.
-        swap_seconds: that a round has waited for the last swap.
-        seen: what the latest versions did here.
-    """
-
-    group: str
-    version: int
-    is_canary: bool
-    counts: WatchCounts
-    swap_seconds: float
-    seen: dict[int, Seen]
-
-
 @dataclass(frozen=True, slots=True)
 class _Held:
     """A version, and what `DrafterHost.load` made of it; None where it was not loaded here."""
@@ -151,6 +110,7 @@ class DrafterWatch:
         group: whose drafter the engine runs.
         replica: name of the engine, another for each process.
         folder: drafter that the engine was started with; None if with none.
+        model: what `host.load` would make of it, where that is at hand.
         rules: when a canary is judged.
         look_seconds: see `LOOK_SECONDS`.
         report_seconds: see `REPORT_SECONDS`.
@@ -165,6 +125,7 @@ class DrafterWatch:
         group: str,
         replica: str,
         folder: Path | None = None,
+        model: Any = None,
         rules: CanaryRules | None = None,
         look_seconds: float = LOOK_SECONDS,
         report_seconds: float = REPORT_SECONDS,
@@ -182,7 +143,7 @@ class DrafterWatch:
         self._report_seconds = report_seconds
         self._clock = clock
         self._registry: Registry | None = None
-        self._running = _Held(STARTED_WITH)
+        self._running = _Held(STARTED_WITH, model)
         self._offered: Swap | None = None
         self._canary: _Canary | None = None
         self._owed: list[Callable[[Registry], object]] = []
@@ -323,26 +284,23 @@ class DrafterWatch:
         num_tries, retry_at = self._tried.get(number, (0, 0.0))
         if self._clock() < retry_at:
             return None
+        version = None if number == STARTED_WITH else registry.version(self._group, number)
         try:
-            return _Held(number, self._load(registry, number))
-        except UNREACHABLE as error:
-            if not isinstance(error, OSError) or isinstance(error, ConnectionError):
-                raise
-            self._failed(number, error)
+            return _Held(number, self._load(version))
         except DamagedDrafterError as error:
             self._failed(number, error)
-            if num_tries + 1 >= MOST_TRIES and number != STARTED_WITH:
+            if num_tries + 1 >= MOST_TRIES and version is not None:
                 self.counts.rollbacks += 1
                 registry.roll_back(self._group, version=number, reason=str(error))
         except Exception as error:  # noqa: BLE001  counted: the drafter that runs stays
             self._failed(number, error)
         return None
 
-    def _load(self, registry: Registry, number: int) -> Any:
-        if number == STARTED_WITH:
+    def _load(self, version: DrafterVersion | None) -> Any:
+        """What the host makes of a version, None: of what the engine was started with."""
+        if version is None:
             assert self._folder is not None
             return self._host.load(self._folder)
-        version = registry.version(self._group, number)
         folder = Path(version.folder)
         check_sum(folder, version.checksum)
         return self._host.load(folder)
@@ -358,34 +316,42 @@ class DrafterWatch:
         num_rounds, self._num_rounds = self._num_rounds, self._host.num_rounds
         if state.canary or state.generation == self._looked_at or num_rounds == self._num_rounds:
             return
-        candidates = [each for each in registry.versions(self._group) if each.state == "candidate"]
+        candidates = [
+            each
+            for each in registry.versions(self._group)
+            if each.state == "candidate" and each.version > state.current
+        ]
         if not candidates:
             self._looked_at = state.generation
             return
         newest = candidates[-1]
+        elsewhere = _seen_elsewhere(registry.live(self._group), self.version)
+        if elsewhere is None and newest.gate is not None:
+            elsewhere = Seen(1.0, newest.gate.agreement_before)
+        if not self._has_way_back(registry):
+            return
         if not registry.begin_canary(self._group, newest.version, self._replica):
             return
         self.counts.canaries += 1
         try:
-            before = self._way_back(registry)
-            model = self._load(registry, newest.version)
+            model = self._load(newest)
         except Exception as error:  # noqa: BLE001  counted: the version is taken back
             self._failed(newest.version, error)
             self._take_back(newest.version, f"it cannot be loaded: {error}")
             return
-        live = _seen_elsewhere(registry.live(self._group), self.version)
-        if live is None and newest.gate is not None:
-            live = Seen(1.0, newest.gate.agreement_before)
-        self._canary = _Canary(newest.version, before, live)
+        self._canary = _Canary(newest.version, self._running, elsewhere)
         self._host.judge(is_judging=True)
         self._offer(_Held(newest.version, model))
 
-    def _way_back(self, registry: Registry) -> _Held:
-        """The version that runs, ready to be swapped in again."""
+    def _has_way_back(self, registry: Registry) -> bool:
+        """Whether the version that runs can be swapped in again; it is read for that."""
         running = self._running
-        if running.model is not None or (running.version == STARTED_WITH and self._folder is None):
-            return running
-        return _Held(running.version, self._load(registry, running.version))
+        if running.model is None and (running.version != STARTED_WITH or self._folder is not None):
+            held = self._loaded(registry, running.version)
+            if held is None:
+                return False
+            self._running = held
+        return True
 
     def _judge(self, canary: _Canary) -> None:
         if self.version != canary.version:

@@ -189,10 +189,10 @@ class ModelDrafter:
             self._model.shape,
             self._model.num_head_rows,
         )
+        self._readings = {request_id: _Reading(model.sequence()) for request_id in self._readings}
         self._model = model
         self._fusion = Fusion(min_probability=self._min_probability)
         self._budget.renew(costs_same=costs_same)
-        self._readings = {request_id: _Reading(model.sequence()) for request_id in self._readings}
         self._pending = None
 
     def forget(self, key: int) -> None:
