@@ -19,6 +19,7 @@ class Swap:
     Attributes:
         version: 0 for what the engine was started with.
         model: what `DrafterHost.load` gave; None for no model.
+        before: the same of the version that it takes the place of, where that is at hand.
         is_done: whether the engine has taken it, well or not.
         error: why it could not; the engine drafts with what it had before.
         seconds: that the round waited for it.
@@ -26,6 +27,7 @@ class Swap:
 
     version: int
     model: Any
+    before: Any = None
     is_done: bool = False
     error: Exception | None = None
     seconds: float = 0.0

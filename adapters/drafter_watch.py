@@ -254,7 +254,7 @@ class DrafterWatch:
             self._end_canary(self._canary, f"it cannot be put into place: {swap.error}")
 
     def _offer(self, held: _Held) -> None:
-        self._offered = Swap(held.version, held.model)
+        self._offered = Swap(held.version, held.model, before=self._running.model)
         self._host.offer(self._offered)
 
     def _withdraw(self) -> bool:

@@ -14,8 +14,10 @@ from typing import Final
 
 from paceline.adapters.vllm.launch import require_vllm, serve_environment, worker_command
 from paceline.adapters.vllm.settings import WorkerSettings
+from paceline.caches.drafter_registry import SHARED_GROUP
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.keys import redact_url
+from paceline.errors import ConfigError
 from paceline.middleware.config import ListenConfig, ProxyConfig, UpstreamConfig
 from paceline.middleware.corpus import STORE_VARIABLE
 from paceline.middleware.server import running_proxy
@@ -65,6 +67,8 @@ class VllmSettings:
         num_draft_tokens: most tokens drafted a request and step.
         drafter: model that drafts beside the memory, None for none.
         num_drafter_tokens: most tokens that it drafts a request and step.
+        drafter_registry: folder of the drafter's versions that are followed, "" for none.
+        drafter_group: whose drafter it is.
         always_draft: all that may be drafted, whether or not it is worth its time.
         allow_untested: accept a vLLM outside the tested range.
     """
@@ -76,6 +80,8 @@ class VllmSettings:
     num_draft_tokens: int = 16
     drafter: str | None = None
     num_drafter_tokens: int = 4
+    drafter_registry: str = ""
+    drafter_group: str = SHARED_GROUP
     always_draft: bool = False
     allow_untested: bool = False
 
@@ -119,6 +125,11 @@ def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
         UnsupportedError: no vLLM, or none of the tested range, is installed.
         ConfigError: an argument is wrong.
     """
+    if settings.drafter_registry and settings.drafter is None:
+        raise ConfigError(
+            f"--drafter-registry is {settings.drafter_registry}; name a drafter to start with as "
+            "well (--drafter FOLDER), whose shapes its versions have"
+        )
     vllm = require_vllm(allow_untested=settings.allow_untested)
     command = worker_command(
         vllm,
@@ -135,6 +146,8 @@ def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
                 "PACELINE_REDIS_URL": redis_url,
                 "PACELINE_DRAFTER_TOKENS": str(settings.num_drafter_tokens),
                 "PACELINE_ALWAYS_DRAFT": str(settings.always_draft),
+                "PACELINE_DRAFTER_REGISTRY": settings.drafter_registry,
+                "PACELINE_DRAFTER_GROUP": settings.drafter_group,
                 STORE_VARIABLE: corpus_folder(),
             }
         )
