@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from paceline.errors import ConfigError
-from paceline.online.settings import DistilSettings, InitSettings
+from paceline.online.settings import OBJECTIVES, DistilSettings, InitSettings
 from paceline.processes import ChildProcess
 
 WORKER: Final = "paceline.online"
@@ -100,6 +100,13 @@ def init(
 @click.option("--batch", default=8, show_default=True, help="Replies of a training step.")
 @click.option("--learning-rate", default=1e-3, show_default=True, help="At its highest.")
 @click.option("--held-out-prompts", default=64, show_default=True, help="Most, for the report.")
+@click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    default="forward_kl",
+    show_default=True,
+    help="What is minimised.",
+)
 @click.option(
     "--held-out-share",
     default=0.1,

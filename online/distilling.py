@@ -44,10 +44,12 @@ TIME_SHARE: Final = {HELD_OUT: 0.25, REPLIES: 0.25, READINGS: 0.5}
 CHECKPOINT: Final = "checkpoint.pt"
 SETTINGS: Final = "settings.json"
 OF_TRAINING: Final = frozenset(
-    {"drafter", "steps", "minutes", "batch", "learning_rate", "chain_tokens"}
+    {"drafter", "steps", "minutes", "batch", "learning_rate", "objective", "chain_tokens"}
 )
 OF_NEITHER: Final = frozenset({"out", "work", "threads", "device", "checkpoint_steps"})
 """Settings that only training depends on, and those on which no result does but by rounding."""
+DEFAULTS: Final = {"objective": "forward_kl"}
+"""What was done where settings that came later are not noted."""
 
 
 class StoppedError(Exception):
@@ -217,6 +219,7 @@ class Distillation:
             batch=settings.batch,
             learning_rate=settings.learning_rate,
             seed=settings.seed,
+            objective=settings.objective,
         )
         trainer = Trainer(student, train, limits, clock=self.clock)
         checkpoint = work / CHECKPOINT
@@ -267,7 +270,8 @@ def check_settings(work: Path, settings: DistilSettings, vocab_size: int) -> Non
         changed = [
             f"{name} {before.get(name)}, now {value}"
             for name, value in told.items()
-            if before.get(name) != value and (has_checkpoint or name not in OF_TRAINING)
+            if before.get(name, DEFAULTS.get(name)) != value
+            and (has_checkpoint or name not in OF_TRAINING)
         ]
         if changed:
             raise ConfigError(

@@ -35,12 +35,14 @@ class Lesson:
         num_prompt: of them the prompt's, at least one.
         top_ids: likeliest tokens for each token of the reply, best first, int32 (reply, k).
         top_logprobs: their log probabilities, float16 (reply, k).
+        weights: what each token of the reply counts for, float16 (reply,); None for one each.
     """
 
     token_ids: npt.NDArray[np.int32]
     num_prompt: int
     top_ids: npt.NDArray[np.int32]
     top_logprobs: npt.NDArray[np.float16]
+    weights: npt.NDArray[np.float16] | None = None
 
     @property
     def num_reply(self) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, get_args
 
 import msgspec
 
 from paceline.errors import ConfigError
 
+Objective = Literal[
+    "forward_kl", "total_variation", "log_acceptance", "hybrid", "greedy", "expected_acceptance"
+]
+"""What a drafter is trained to do, see `objective`."""
+OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
 MIN_HEAD_TOKENS: Final = 16
 """Least tokens a trimmed head keeps: fusion looks at the eight likeliest."""
 
@@ -77,6 +82,7 @@ class DistilSettings(msgspec.Struct, frozen=True, kw_only=True):
             quarter of it, replies and readings together up to a half.
         batch: replies learned from in a step.
         learning_rate: at its highest.
+        objective: what is minimised, a name of `Objective`.
         checkpoint_steps: steps between two checkpoints.
         chain_tokens: longest greedy chain in what is reported.
         threads: of torch, None for torch's own choice.
@@ -107,6 +113,7 @@ class DistilSettings(msgspec.Struct, frozen=True, kw_only=True):
     minutes: float | None = None
     batch: int = 8
     learning_rate: float = 1e-3
+    objective: Objective = "forward_kl"
     checkpoint_steps: int = 50
     chain_tokens: int = 8
     threads: int | None = None
@@ -131,6 +138,10 @@ class DistilSettings(msgspec.Struct, frozen=True, kw_only=True):
             )
         if not 0 < self.learning_rate <= 1:
             raise ConfigError(f"--learning-rate is {self.learning_rate}; give one above 0, up to 1")
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(
+                f"--objective is {self.objective!r}; give one of {', '.join(OBJECTIVES)}"
+            )
 
 
 COUNTS: Final = (

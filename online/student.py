@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from paceline.drafter_folder import HeldOut
 from paceline.errors import ConfigError
 from paceline.online.cutting import decoder_layers
+from paceline.online.greedy_replay import ReplayCounts, count_replay, total
 from paceline.online.lessons import Lesson
-from paceline.online.objective import forward_kl
+from paceline.online.objective import losses
+from paceline.online.settings import Objective
 
 HEAD_LOGITS: Final = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Most logits that are held at a time, by the kind of device."""
@@ -58,25 +61,50 @@ class Student:
         self._weight = head.weight[kept] if kept_token_ids else head.weight
         self._bias = None if head.bias is None else head.bias[kept]
 
-    def learn(self, lessons: Sequence[Lesson]) -> float:
-        """Add the gradients of the mean divergence over all tokens of the replies.
+    def learn(
+        self,
+        lessons: Sequence[Lesson],
+        *,
+        objective: Objective = "forward_kl",
+        total_weight: float | None = None,
+        pause: Callable[[], None] = lambda: None,
+    ) -> float:
+        """Add the gradients of the objective's mean over the tokens of the replies.
 
-        Returns that divergence. Memory: activations of the body, logits of `HEAD_LOGITS`.
+        Memory: activations of the body, logits of `HEAD_LOGITS`.
+
+        Args:
+            lessons: maybe none.
+            objective: what is minimised.
+            total_weight: what the tokens of the whole step count for together, where these lessons
+                are part of it.
+            pause: called between parts of the head.
+
+        Returns:
+            Their part of that mean.
         """
+        if total_weight is None:
+            total_weight = weight_of(lessons)
+        if not lessons or total_weight <= 0:
+            return 0.0
         hidden = self._hidden(lessons)
         top_ids = torch.from_numpy(np.concatenate([it.top_ids for it in lessons]))
         top_ids = top_ids.to(self._device).long()
         logprobs = torch.from_numpy(np.concatenate([it.top_logprobs for it in lessons]))
         logprobs = logprobs.to(self._device).float()
+        weights = torch.from_numpy(np.concatenate([weights_of(it) for it in lessons]))
+        weights = weights.to(self._device) / total_weight
         # through the head a part at a time: the logits of all would be the largest tensor by far
         cut = hidden.detach().requires_grad_(True)
         total = torch.zeros((), device=self._device)
-        for part, ids, p in zip(
-            *(it.split(self._positions) for it in (cut, top_ids, logprobs)), strict=True
+        for part, ids, p, weight in zip(
+            *(it.split(self._positions) for it in (cut, top_ids, logprobs, weights)), strict=True
         ):
-            loss = forward_kl(self._logits(part), self._rows[ids], p).sum() / len(cut)
+            each = losses(objective, self._logits(part), self._rows[ids], p)
+            loss = (each * weight).sum()
             loss.backward()
             total += loss.detach()
+            pause()
         hidden.backward(cut.grad)
         return float(total)
 
@@ -104,13 +132,22 @@ class Student:
         return torch.nn.functional.linear(hidden, self._weight, self._bias)
 
 
+def weights_of(lesson: Lesson) -> npt.NDArray[np.float32]:
+    """What each token of a lesson's reply counts for, float32 (reply,)."""
+    if lesson.weights is None:
+        return np.ones(lesson.num_reply, np.float32)
+    return lesson.weights.astype(np.float32)
+
+
+def weight_of(lessons: Sequence[Lesson]) -> float:
+    """What the tokens of the replies count for together."""
+    return float(sum(weights_of(lesson).sum(dtype=np.float64) for lesson in lessons))
+
+
 def examine(
     student: Student, lessons: Sequence[Lesson], *, chain_tokens: int, batch: int
 ) -> HeldOut:
     """How a drafter does on lessons.
-
-    Greedy chains need no drafting to be counted: a chain is accepted as long as each of its tokens
-    is what the target said, and until then the drafter has read what the target said.
 
     Args:
         student: not changed.
@@ -118,43 +155,47 @@ def examine(
         chain_tokens: longest chain.
         batch: lessons read at a time.
     """
-    num_agreed = num_rounds = num_accepted = 0
-    for start in range(0, len(lessons), batch):
-        part = lessons[start : start + batch]
-        guesses = student.guesses(part).numpy()
-        for lesson in part:
-            mine, guesses = guesses[: lesson.num_reply], guesses[lesson.num_reply :]
-            num_agreed += int((mine == lesson.top_ids[:, 0]).sum())
-            is_right = mine == lesson.token_ids[lesson.num_prompt :]
-            rounds, accepted = greedy_rounds(is_right.tolist(), chain_tokens)
-            num_rounds += rounds
-            num_accepted += accepted
-    num_tokens = sum(lesson.num_reply for lesson in lessons)
+    counts = total(replay_lessons(student, lessons, chain_tokens=chain_tokens, batch=batch))
     return HeldOut(
-        num_tokens=num_tokens,
-        agreement=num_agreed / num_tokens,
-        accepted_length=num_accepted / max(num_rounds, 1),
+        num_tokens=counts.num_tokens,
+        agreement=counts.agreement,
+        accepted_length=counts.accepted_length,
         chain_tokens=chain_tokens,
     )
 
 
-def greedy_rounds(is_right: Sequence[bool], chain_tokens: int) -> tuple[int, int]:
-    """Rounds that a reply takes, and tokens accepted in them.
-
-    The first token comes with the prompt; each round then accepts what is right up to
-    `chain_tokens` and adds a token of the target's.
+def replay_lessons(
+    student: Student,
+    lessons: Sequence[Lesson],
+    *,
+    chain_tokens: int,
+    batch: int,
+    said: Sequence[npt.NDArray[np.bool_]] | None = None,
+) -> list[ReplayCounts]:
+    """What greedy drafting would have accepted of each lesson.
 
     Args:
-        is_right: of each token of the reply, whether the drafter would have drafted it.
+        student: not changed.
+        lessons: maybe none.
         chain_tokens: longest chain.
+        batch: lessons read at a time.
+        said: of each lesson's reply, which tokens the target said; the others were read, and take
+            no round. None: all that count for something.
     """
-    rounds = accepted = 0
-    at = 1
-    while at < len(is_right):
-        chain = 0
-        while chain < chain_tokens and at + chain < len(is_right) and is_right[at + chain]:
-            chain += 1
-        rounds += 1
-        accepted += chain
-        at += chain + 1
-    return rounds, accepted
+    found: list[ReplayCounts] = []
+    for start in range(0, len(lessons), batch):
+        part = lessons[start : start + batch]
+        guesses = student.guesses(part).numpy()
+        for i, lesson in enumerate(part, start):
+            mine, guesses = guesses[: lesson.num_reply], guesses[lesson.num_reply :]
+            is_said = weights_of(lesson) > 0 if said is None else said[i]
+            found.append(
+                count_replay(
+                    mine,
+                    lesson.token_ids[lesson.num_prompt :],
+                    lesson.top_ids[:, 0],
+                    is_said=is_said,
+                    chain_tokens=chain_tokens,
+                )
+            )
+    return found

@@ -14,7 +14,9 @@ import torch
 
 from paceline.errors import RecordError
 from paceline.online.lessons import Lesson
-from paceline.online.student import Student
+from paceline.online.ranks import Ranks
+from paceline.online.settings import Objective
+from paceline.online.student import Student, weight_of
 
 MAX_NORM: Final = 1.0
 WEIGHT_DECAY: Final = 0.01
@@ -34,6 +36,7 @@ class TrainingLimits:
         batch: lessons of a step.
         learning_rate: at its highest.
         seed: of the order of lessons.
+        objective: what is minimised.
     """
 
     steps: int | None
@@ -41,6 +44,7 @@ class TrainingLimits:
     batch: int
     learning_rate: float
     seed: int
+    objective: Objective = "forward_kl"
 
     def progress(self, steps: int, seconds: float) -> float:
         """How much of the training is done, 0 to 1."""
@@ -59,6 +63,8 @@ class Trainer:
         lessons: at least one.
         limits: when to end.
         clock: seconds that only grow.
+        ranks: processes that share the work, all with the same student, lessons and limits.
+        pause: called between parts of a step.
 
     Attributes:
         num_steps: done so far.
@@ -73,6 +79,8 @@ class Trainer:
         limits: TrainingLimits,
         *,
         clock: Callable[[], float],
+        ranks: Ranks | None = None,
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
         self.num_steps = 0
         self.seconds = 0.0
@@ -81,6 +89,8 @@ class Trainer:
         self._lessons = lessons
         self._limits = limits
         self._clock = clock
+        self._ranks = Ranks() if ranks is None else ranks
+        self._pause = pause
         self._optimiser = torch.optim.AdamW(
             student.trained, lr=limits.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
         )
@@ -140,7 +150,14 @@ class Trainer:
         chosen = chosen_lessons(
             len(self._lessons), self.num_steps, self._limits.batch, self._limits.seed
         )
-        self.loss = self._student.learn([self._lessons[i] for i in chosen])
+        step = [self._lessons[i] for i in chosen]
+        self.loss = self._student.learn(
+            self._ranks.share(step),
+            objective=self._limits.objective,
+            total_weight=weight_of(step),
+            pause=self._pause,
+        )
+        self._ranks.add_up(self._student.trained)
         torch.nn.utils.clip_grad_norm_(self._student.trained, MAX_NORM)
         self._optimiser.step()
 

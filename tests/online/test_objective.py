@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import pytest
+
+from paceline.online.settings import OBJECTIVES, Objective
 
 
 def test_it_is_the_divergence_of_top_tokens_and_tail() -> None:
@@ -53,3 +58,88 @@ def test_a_drafter_that_is_the_target_has_nothing_to_learn() -> None:
     assert abs(float(loss.detach())) < 1e-5
     assert logits.grad is not None
     assert float(logits.grad.abs().max()) < 1e-5
+
+
+def random_case(seed: int = 0) -> tuple[Any, Any, Any, Any]:
+    """(logits, rows of the whole vocabulary, log probabilities of all, the target's distribution)."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.randn(6, 9, generator=generator).softmax(-1)
+    logits = torch.randn(6, 9, generator=generator)
+    top = p.topk(9, dim=-1)
+    return logits, top.indices, top.values.log(), p
+
+
+def test_acceptance_is_what_rejection_sampling_accepts() -> None:
+    """With all tokens known, the variation and the logarithm are of the overlap of both."""
+    import torch
+
+    from paceline.online.objective import losses
+
+    logits, rows, logprobs, p = random_case()
+    overlap = torch.minimum(p, logits.softmax(-1)).sum(-1)
+    found = losses("total_variation", logits, rows, logprobs)
+    assert torch.allclose(found, 1 - overlap, atol=1e-5)
+    found = losses("log_acceptance", logits, rows, logprobs)
+    assert torch.allclose(found, -overlap.log(), atol=1e-5)
+
+
+def test_the_hybrid_goes_from_one_to_the_other() -> None:
+    """It lies between its parts; where nothing is accepted it is the divergence."""
+    import torch
+
+    from paceline.online.objective import losses
+
+    logits, rows, logprobs, _ = random_case(1)
+    kl = losses("forward_kl", logits, rows, logprobs)
+    variation = losses("total_variation", logits, rows, logprobs)
+    found = losses("hybrid", logits, rows, logprobs)
+    assert bool((found <= torch.maximum(kl, variation) + 1e-6).all())
+    assert bool((found >= torch.minimum(kl, variation) - 1e-6).all())
+    apart = torch.tensor([[30.0, 0.0]])
+    other = torch.tensor([[1]]), torch.tensor([[0.0]])
+    kl = losses("forward_kl", apart, *other)
+    assert torch.allclose(losses("hybrid", apart, *other), kl, rtol=1e-3)
+
+
+def test_greedy_is_cross_entropy_on_the_likeliest_token() -> None:
+    """And nothing where the trimmed head does not know it."""
+    import torch
+
+    from paceline.online.objective import losses
+
+    logits, rows, logprobs, p = random_case(2)
+    expected = torch.nn.functional.cross_entropy(logits, p.argmax(-1), reduction="none")
+    assert torch.allclose(losses("greedy", logits, rows, logprobs), expected, atol=1e-5)
+    rows[:, 0] = -1
+    assert not losses("greedy", logits, rows, logprobs).any()
+
+
+def test_expected_acceptance_is_of_a_drawn_token() -> None:
+    """One less the sum of both probabilities' products."""
+    import torch
+
+    from paceline.online.objective import losses
+
+    logits, rows, logprobs, p = random_case(3)
+    expected = 1 - (p * logits.softmax(-1)).sum(-1)
+    found = losses("expected_acceptance", logits, rows, logprobs)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_descending_any_of_them_makes_the_drafter_agree(objective: Objective) -> None:
+    """Plain descent on one position brings the likeliest tokens together."""
+    import torch
+
+    from paceline.online.objective import losses
+
+    logits, rows, logprobs, p = random_case(4)
+    logits.requires_grad_(True)
+    optimiser = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(200):
+        optimiser.zero_grad()
+        losses(objective, logits, rows, logprobs).sum().backward()
+        optimiser.step()
+    assert torch.equal(logits.argmax(-1), p.argmax(-1))

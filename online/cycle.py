@@ -1,0 +1,167 @@
+"""One cycle of learning: lessons from live traffic, a training on them, what it came to.
+
+Everything is on disk from the first lesson on, so that a cycle can end anywhere and go on. Needs
+torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from paceline.errors import RecordError
+from paceline.online.lessons import Lesson, LessonShards
+from paceline.online.micro_steps import MicroSteps, StoppedError
+from paceline.online.ranks import Ranks
+from paceline.online.student import Student
+from paceline.online.training import Trainer, TrainingLimits
+
+SCHEMA: Final = 1
+PLAN: Final = "cycle.json"
+LESSONS: Final = "lessons"
+CHECKPOINT: Final = "checkpoint.pt"
+
+
+class CyclePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cycle is, noted when it begins.
+
+    Attributes:
+        base: version of the drafter that it begins with.
+        number: of the cycle, also the seed of its order.
+        num_passages: that were sampled.
+        began_at: Unix time in seconds.
+        schema: of this record.
+    """
+
+    base: int
+    number: int
+    num_passages: int
+    began_at: float
+    schema: int = SCHEMA
+
+
+class CycleFolder:
+    """Where a cycle is kept while it runs; there is one at a time.
+
+    Args:
+        folder: made when a cycle begins, gone when it ends.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def checkpoint(self) -> Path:
+        """The training's."""
+        return self.folder / CHECKPOINT
+
+    @property
+    def lessons(self) -> LessonShards:
+        """What is learned from; only while a cycle runs."""
+        return LessonShards(self.folder / LESSONS)
+
+    def plan(self) -> CyclePlan | None:
+        """Of the cycle that was under way; None without one, or one that nobody can go on with."""
+        try:
+            plan = msgspec.json.decode((self.folder / PLAN).read_bytes(), type=CyclePlan)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return plan if plan.schema == SCHEMA else None
+
+    def begin(self, plan: CyclePlan) -> None:
+        """Drop what was there and note the plan."""
+        self.drop()
+        self.folder.mkdir(parents=True)
+        beside = self.folder / f"{PLAN}.new"
+        beside.write_bytes(msgspec.json.encode(plan))
+        beside.rename(self.folder / PLAN)
+
+    def drop(self) -> None:
+        """The cycle has ended, or its lessons must not be learned from."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CycleLimits:
+    """How long a cycle learns and how.
+
+    Attributes:
+        epochs: times that each lesson is learned from.
+        batch: lessons of a step.
+        checkpoint_steps: steps between two checkpoints.
+        training: what is minimised and how fast.
+    """
+
+    epochs: int
+    batch: int
+    checkpoint_steps: int
+    training: Callable[[int, int], TrainingLimits]
+    """Of a number of steps and a seed."""
+
+    def num_steps(self, num_lessons: int) -> int:
+        """Steps for so many lessons, at least one."""
+        return max(1, self.epochs * num_lessons // self.batch)
+
+
+def train(
+    student: Student,
+    lessons: Sequence[Lesson],
+    plan: CyclePlan,
+    folder: CycleFolder,
+    limits: CycleLimits,
+    *,
+    micro_steps: MicroSteps | None = None,
+    ranks: Ranks | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Trainer]:
+    """Train to the end, from the checkpoint if there is one; yields after each step.
+
+    Args:
+        student: at its base; changed in place.
+        lessons: at least one.
+        plan: of the cycle.
+        folder: keeps checkpoints.
+        limits: how long, and how.
+        micro_steps: interrupt the steps; None for none.
+        ranks: processes that share the work.
+        clock: monotonic seconds.
+
+    Raises:
+        StoppedError: the training was asked to end; it goes on behind the last whole step.
+    """
+    trainer = Trainer(
+        student,
+        lessons,
+        limits.training(limits.num_steps(len(lessons)), plan.number),
+        clock=clock,
+        ranks=ranks,
+        pause=(lambda: None) if micro_steps is None else micro_steps.pause,
+    )
+    is_first = ranks is None or ranks.is_first
+    if folder.checkpoint.exists():
+        try:
+            trainer.restore(folder.checkpoint)
+        except RecordError:
+            folder.checkpoint.unlink()
+    steps = trainer.run()
+    while True:
+        around: AbstractContextManager[None]
+        around = nullcontext() if micro_steps is None else micro_steps.running()
+        try:
+            with around:
+                if next(steps, None) is None:
+                    return
+        except StoppedError:
+            if is_first:
+                trainer.save(folder.checkpoint)
+            raise
+        if is_first and trainer.num_steps % limits.checkpoint_steps == 0:
+            trainer.save(folder.checkpoint)
+        yield trainer
