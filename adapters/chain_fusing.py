@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Final
@@ -35,6 +35,9 @@ COUNTERS: Final = (
 Those "behind" are memory's tokens that follow one of the model's; those "cut" were not worth
 verifying.
 """
+
+
+OnJudged = Callable[[str, float, Sequence[int], Sequence[int]], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +83,8 @@ class _Issued:
     recalled: list[int]
     num_expected: float
     had_model: bool
+    guess: list[int]
+    """The model's own chain, empty where it is not counted."""
 
 
 class ChainFuser:
@@ -90,16 +95,25 @@ class ChainFuser:
     Args:
         min_probability: chains less likely than this are not drafted, in [0, 1].
         always_draft: the model drafts in every round, and nothing is cut, whatever it costs.
+        on_judged: told of each chain of the model's that was judged: the request, tokens that
+            memory expected accepted, the chain, and what the target said.
 
     Attributes:
         gate: decides for whom the model drafts.
         budget: decides which drafted tokens are verified.
     """
 
-    def __init__(self, *, min_probability: float = 0.1, always_draft: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        min_probability: float = 0.1,
+        always_draft: bool = False,
+        on_judged: OnJudged = lambda *_: None,
+    ) -> None:
         self.gate = ModelGate(most_late=MOST_LATE, takes_all=True, always_draft=always_draft)
         self.budget = VerifyBudget(always_draft=always_draft)
         self._min_probability = min_probability
+        self._on_judged = on_judged
         self._fusion = Fusion(min_probability=min_probability)
         self._issued: dict[str, _Issued] = {}
         self._pending: tuple[FusedBatch, Sequence[str]] | None = None
@@ -161,6 +175,7 @@ class ChainFuser:
         continued: Continued | None = None,
         *,
         drafting_seconds: float = 0.0,
+        is_counted: Sequence[bool] | None = None,
     ) -> list[list[int]]:
         """The chains to verify, one for each request.
 
@@ -169,6 +184,8 @@ class ChainFuser:
             model: the model's, with a row for each request; None where it has not run.
             continued: what memory drafts behind the model's tokens; None where it was not asked.
             drafting_seconds: what the model has taken.
+            is_counted: for each request, whether its chain says how well the model drafts; None:
+                all do.
         """
         self._counts["rounds_without_model" if model is None else "rounds_with_model"] += 1
         chains = recalled.chains
@@ -185,9 +202,11 @@ class ChainFuser:
         is_model = (chains.source == Source.MODEL).tolist()
         token_ids = chains.token_lists()
         keys, expected = recalled.keys.tolist(), recalled.outlook.expected.tolist()
+        guesses = _guesses(model, is_sound if is_counted is None else is_counted)
         for i, (start, stop) in enumerate(pairwise(chains.offsets.tolist())):
             issued = _Issued(
-                keys[i], token_ids[i], is_model[start:stop], by_memory[i], expected[i], is_sound[i]
+                *(keys[i], token_ids[i], is_model[start:stop], by_memory[i], expected[i]),
+                *(is_sound[i], guesses[i] if guesses else []),
             )
             self._count_drafted(issued)
             self._issued[recalled.request_ids[i]] = issued
@@ -212,12 +231,22 @@ class ChainFuser:
         for request_id, issued in self._issued.items():
             if request_id in committed:
                 self._learn_from(issued, committed[request_id])
+                if issued.guess and committed[request_id]:
+                    said = committed[request_id]
+                    self._on_judged(request_id, issued.num_expected, issued.guess, said)
         self._issued = {}
 
     def forget(self, key: int) -> None:
         """Drop what was learned for a key."""
         self._fusion.forget(key)
         self.gate.forget(key)
+
+    def renew(self) -> None:
+        """Another model drafts from now on; what was learned of the one before is dropped."""
+        self._fusion = Fusion(min_probability=self._min_probability)
+        self.gate.renew()
+        self._pending = None
+        self._issued = {}
 
     def stats(self) -> dict[str, int]:
         """What `COUNTERS` names."""
@@ -294,6 +323,19 @@ def _places(
         np.ascontiguousarray(model.top_token[sound], np.int32).reshape(-1),
         np.clip(model.top_prob[sound], 0.0, 1.0).astype(np.float32).reshape(-1),
     )
+
+
+def _guesses(model: ModelChains | None, is_counted: Sequence[bool]) -> list[list[int]]:
+    """The model's own chain for each request, by what it finds likeliest; empty if not counted."""
+    if model is None:
+        return []
+    first = model.top_token[:, 0, 0].tolist()
+    chains = model.token_ids.tolist()
+    counted = (model.is_sound & np.asarray(is_counted, np.bool_)).tolist()
+    return [
+        [top, *chain_ids[1:]] if counts else []
+        for top, chain_ids, counts in zip(first, chains, counted, strict=True)
+    ]
 
 
 def num_behind(is_model: Sequence[bool]) -> int:

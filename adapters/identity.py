@@ -19,7 +19,9 @@ from paceline.errors import ConfigError
 SPECULATION_KEY: Final = "paceline_speculation"
 SPECULATION_OFF: Final = "off"
 GLOBAL: Final = "global"
+DRAFTER_KEY: Final = "paceline_drafter"
 DRAFT_SOURCES: Final = frozenset({"memory", "model"})
+MEMORY_ALONE: Final = frozenset({"memory"})
 
 _ENGINE_ID: Final = re.compile(
     r"(?:(?P<choice>\d{1,4})_)?(?:(?P<kind>[a-z]+)[-_])?(?P<id>pace-[0-9a-f]{32})"
@@ -83,7 +85,7 @@ def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) ->
     sharing = xargs.get("paceline_sharing", "")
     record = xargs.get("paceline_record", 1)
     learn = xargs.get("paceline_learn", 0)
-    drafter = xargs.get("paceline_drafter", SHARED_GROUP)
+    drafter = xargs.get(DRAFTER_KEY, SHARED_GROUP)
     if not all(isinstance(value, str) for value in (*values.values(), drafter)):
         return nobody
     if not (values["tenant"] and drafter):
@@ -157,18 +159,28 @@ class DraftLimits:
 NO_DRAFTS: Final = DraftLimits(frozenset(), 0)
 
 
-def draft_limits(xargs: Mapping[str, Any] | None) -> DraftLimits:
+def draft_limits(
+    xargs: Mapping[str, Any] | None, *, drafter_group: str = SHARED_GROUP
+) -> DraftLimits:
     """What policy and client say together: the narrower of the two.
 
     Read are ``paceline_speculation``, ``paceline_draft_sources`` and ``paceline_draft_tokens`` of
-    the policy, ``draft_sources`` and ``draft_tokens`` of the client. Never raises: where one of
-    them cannot be understood nothing is drafted, and the target answers alone.
+    the policy, ``draft_sources`` and ``draft_tokens`` of the client, and ``paceline_drafter``, the
+    request's drafter group. Never raises: where one of them cannot be understood nothing is
+    drafted, and the target answers alone.
+
+    Args:
+        xargs: extra arguments of the request as the engine received them.
+        drafter_group: whose drafter the engine's model is. A shared one drafts for all; what one
+            group's tenants have taught theirs drafts for their requests alone.
     """
+    is_named = isinstance(xargs, Mapping) and xargs.get(DRAFTER_KEY) == drafter_group
+    known = DRAFT_SOURCES if drafter_group == SHARED_GROUP or is_named else MEMORY_ALONE
     if not isinstance(xargs, Mapping):
-        return DraftLimits()
+        return DraftLimits(known)
     if xargs.get(SPECULATION_KEY) == SPECULATION_OFF:
         return NO_DRAFTS
-    sources, most = DRAFT_SOURCES, None
+    sources, most = known, None
     for prefix in ("paceline_", ""):
         named = xargs.get(f"{prefix}draft_sources")
         if named is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import accumulate
 from typing import Final, Protocol
 
@@ -16,6 +17,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from paceline.adapters.drafter_figures import DrafterFigures
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures
 from paceline.caches.journal_lag import LAG_BOUNDS, LagCounts
@@ -50,6 +52,7 @@ class MemoryCollector(Collector):
         speculator: whose memory.
         journal: the one it publishes to, None without one.
         figures: reads those of drafting; None, or returning None, where nothing drafts.
+        drafter: reads those of the model drafter's versions, likewise.
     """
 
     def __init__(
@@ -58,10 +61,12 @@ class MemoryCollector(Collector):
         journal: CountingJournal | None = None,
         *,
         figures: Callable[[], DraftingFigures | None] | None = None,
+        drafter: Callable[[], DrafterFigures | None] | None = None,
     ) -> None:
         self._speculator = speculator
         self._journal = journal
         self._figures = figures
+        self._drafter = drafter
 
     def collect(self) -> Iterator[Metric]:
         """One reading. O(logs held)."""
@@ -73,6 +78,9 @@ class MemoryCollector(Collector):
         figures = self._figures() if self._figures is not None else None
         if figures is not None:
             yield from _drafting(figures)
+        drafter = self._drafter() if self._drafter is not None else None
+        if drafter is not None:
+            yield from _versions(drafter)
 
     def _by_scope(self) -> Iterator[Metric]:
         drafted = CounterMetricFamily(
@@ -159,6 +167,46 @@ def journal_events(stats: Mapping[str, int]) -> Iterator[Metric]:
         else:
             events.add_metric([name], value)
     yield events
+
+
+def _versions(figures: DrafterFigures) -> Iterator[Metric]:
+    """The model drafter's versions: which drafts, what has happened, how right each is."""
+    group = figures.group
+    for name, what, value in (
+        (
+            "version",
+            "Version that drafts, 0 for what the engine was started with.",
+            figures.version,
+        ),
+        ("canary", "Whether that version is tried here.", figures.is_canary),
+        ("swap_seconds", "That a round has waited for the last swap.", figures.swap_seconds),
+    ):
+        gauge = GaugeMetricFamily(f"paceline_drafter_{name}", what, labels=["group"])
+        gauge.add_metric([group], value)
+        yield gauge
+    events = CounterMetricFamily(
+        "paceline_drafter_events",
+        "What became of versions here, by kind.",
+        labels=["group", "event"],
+    )
+    for name, count in asdict(figures.counts).items():
+        events.add_metric([group, name], count)
+    yield events
+    labels = ["group", "version"]
+    rounds = CounterMetricFamily(
+        "paceline_drafter_rounds", "Requests' rounds that the model drafted for.", labels=labels
+    )
+    agreed = CounterMetricFamily(
+        "paceline_drafter_agreed", "Of them, with its first token right.", labels=labels
+    )
+    accepted = CounterMetricFamily(
+        "paceline_drafter_right_tokens", "Tokens of its own chains that were right.", labels=labels
+    )
+    for version, seen in figures.seen.items():
+        rounds.add_metric([group, str(version)], seen.num_rounds)
+        agreed.add_metric([group, str(version)], seen.num_agreed)
+        accepted.add_metric([group, str(version)], seen.num_accepted)
+    yield from (rounds, agreed, accepted)
 
 
 def _drafting(figures: DraftingFigures) -> Iterator[Metric]:

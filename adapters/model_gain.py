@@ -57,9 +57,9 @@ class Patience:
     def __init__(self) -> None:
         self._num_rested: dict[int, int] = {}
 
-    def is_over(self, key: int) -> bool:
-        """Whether it is to be tried again, after `PATIENCE` rounds in a row without it."""
-        return self._num_rested.get(key, 0) >= PATIENCE
+    def is_over(self, key: int, *, num_rounds: int = PATIENCE) -> bool:
+        """Whether it is to be tried again, after so many rounds in a row without it."""
+        return self._num_rested.get(key, 0) >= num_rounds
 
     def has_rested(self, key: int) -> bool:
         """Whether the key's last round went without the model."""

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from paceline.adapters.model_gain import ModelGain, Patience
+from paceline.adapters.model_gain import PATIENCE, ModelGain, Patience
 from paceline.policies.draft_budget import worth_their_time
 from paceline.policies.round_cost import RoundCost
 
 TRIAL_SHARE: Final = 0.01
 """Of the time, for trying a model that rests: what it adds can only be seen where it runs."""
+JUDGING_SHARE: Final = 0.05
+"""The same while a new version is judged, which takes some hundred rounds."""
+JUDGING_PATIENCE: Final = 8
+"""Rounds in a row without the model after which it is tried while it is judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,14 @@ class ModelGate:
 
     Attributes:
         cost: what its passes take; for the engine to teach.
+        is_judging: whether a new version is judged: a model that rests is tried more often.
     """
 
     def __init__(
         self, *, most_late: int, takes_all: bool = False, always_draft: bool = False
     ) -> None:
         self.cost = RoundCost()
+        self.is_judging = False
         self._most_late = most_late
         self._takes_all = takes_all
         self._always_draft = always_draft
@@ -85,7 +91,8 @@ class ModelGate:
         """
         if self._always_draft:
             return list(range(len(candidates)))
-        self._trial_seconds += TRIAL_SHARE * base_seconds
+        share = JUDGING_SHARE if self.is_judging else TRIAL_SHARE
+        self._trial_seconds += share * base_seconds
         fixed_seconds = self._fixed_seconds(candidates)
         expected_of = self._gain.expected
         gains = list(map(expected_of, candidates.keys, candidates.num_expected))
@@ -122,6 +129,17 @@ class ModelGate:
         """Drop what was learned for a key."""
         self._gain.forget(key)
         self._patience.forget(key)
+
+    def renew(self, *, costs_same: bool = True) -> None:
+        """Another model drafts from now on: nothing is known of what it adds.
+
+        Args:
+            costs_same: whether its passes take what those of the one before took.
+        """
+        self._gain = ModelGain()
+        self._patience = Patience()
+        if not costs_same:
+            self.cost = RoundCost()
 
     def _fixed_seconds(self, candidates: Candidates) -> float:
         """What any pass takes, whoever is chosen."""
@@ -171,9 +189,10 @@ class ModelGate:
     ) -> list[int]:
         """For each key that has waited for long enough, one request, as far as time was saved."""
         with_model = {candidates.keys[i] for i in chosen}
+        patience = JUDGING_PATIENCE if self.is_judging else PATIENCE
         tried: list[int] = []
         for key in dict.fromkeys(candidates.keys):
-            if key not in with_model and self._patience.is_over(key):
+            if key not in with_model and self._patience.is_over(key, num_rounds=patience):
                 least = min(
                     (i for i, each in enumerate(candidates.keys) if each == key),
                     key=candidates.num_late.__getitem__,

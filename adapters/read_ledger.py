@@ -52,8 +52,12 @@ class ReadLedger:
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._is_read = np.zeros(0, np.bool_)
+        self._is_old = np.zeros(0, np.bool_)
+        """Slots that hold what the drafter before read."""
         self._held: dict[str, tuple[int, int]] = {}
         """Of each request of the last step: its tokens read from its first on, and its tokens."""
+        self._mixed: set[str] = set()
+        """Of those, the ones behind tokens that the drafter before read."""
 
     def num_unread(self, rows: Sequence[StepRow]) -> npt.NDArray[np.int64]:
         """How many of each row's tokens before the step must be read again, int64 (rows,).
@@ -72,6 +76,7 @@ class ReadLedger:
                 step and those that were unread before.
         """
         held = {}
+        mixed = {row.request_id for row in rows if self.is_mixed(row)}
         for row, complete in zip(rows, is_complete, strict=True):
             num_read = self._num_read(row)
             end = row.start + row.num_scheduled
@@ -83,12 +88,43 @@ class ReadLedger:
             else:
                 self._slots(row, row.start, end, value=False)
             held[row.request_id] = num_read, kept
-        self._held = held
+        self._held, self._mixed = held, mixed
 
     def clear(self) -> None:
         """Nothing counts as read any more."""
         self._is_read[:] = False
-        self._held = {}
+        self._is_old[:] = False
+        self._held, self._mixed = {}, set()
+
+    def retire(self) -> None:
+        """Another drafter reads from now on: nothing counts as read, old readings may be accepted.
+
+        O(slots).
+        """
+        self._is_old |= self._is_read
+        self._is_read[:] = False
+        self._held, self._mixed = {}, set()
+
+    def accept_old(self, row: StepRow) -> None:
+        """Let old readings of a row count as read, up to the first gap. O(start)."""
+        slots = self._slots_of(row, 0, row.start)
+        self._reach(slots)
+        is_there = self._is_read[slots] | self._is_old[slots]
+        end = row.start if is_there.all() else int(np.argmin(is_there))
+        self._is_read[slots[:end]] = True
+        self._held.pop(row.request_id, None)
+
+    def is_mixed(self, row: StepRow) -> bool:
+        """Whether old readings count as read in a row's tokens before the step.
+
+        O(1), and O(start) for a row that was not in the last step.
+        """
+        _, num_tokens = self._held.get(row.request_id, (0, -1))
+        if num_tokens == row.start:
+            return row.request_id in self._mixed
+        slots = self._slots_of(row, 0, row.start)
+        self._reach(slots)
+        return bool((self._is_read[slots] & self._is_old[slots]).any())
 
     def _num_read(self, row: StepRow) -> int:
         num_read, num_tokens = self._held.get(row.request_id, (0, -1))
@@ -107,6 +143,7 @@ class ReadLedger:
         slots = self._slots_of(row, start, stop)
         self._reach(slots)
         self._is_read[slots] = value
+        self._is_old[slots] = False
 
     def _slots_of(self, row: StepRow, start: int, stop: int) -> npt.NDArray[np.int64]:
         positions = np.arange(start, stop)
@@ -116,6 +153,6 @@ class ReadLedger:
     def _reach(self, slots: npt.NDArray[np.int64]) -> None:
         """Make room for slots that have not been seen yet."""
         if len(slots) and (highest := int(slots.max())) >= len(self._is_read):
-            grown = np.zeros(highest + 1 + SPARE_SLOTS, np.bool_)
-            grown[: len(self._is_read)] = self._is_read
-            self._is_read = grown
+            num_more = highest + 1 + SPARE_SLOTS - len(self._is_read)
+            self._is_read = np.concatenate([self._is_read, np.zeros(num_more, np.bool_)])
+            self._is_old = np.concatenate([self._is_old, np.zeros(num_more, np.bool_)])

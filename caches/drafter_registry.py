@@ -19,7 +19,6 @@ import msgspec
 
 from paceline.caches import drafter_scripts as scripts
 from paceline.caches.drafter_versions import (
-    SHARED_GROUP,
     DrafterState,
     DrafterVersion,
     GateResult,
@@ -37,7 +36,6 @@ from paceline.caches.records import NewerSchemaError
 from paceline.errors import ConfigError, RecordError
 
 __all__ = [
-    "SHARED_GROUP",
     "DrafterRegistry",
     "DrafterState",
     "DrafterVersion",

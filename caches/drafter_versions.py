@@ -15,8 +15,6 @@ from paceline.caches.records import NewerSchemaError
 from paceline.errors import ConfigError, RecordError
 
 SCHEMA: Final = 1
-SHARED_GROUP: Final = "shared"
-"""Group of every tenant whose policy names no other."""
 CHECKSUM_BYTES: Final = 16
 READ_BYTES: Final = 1 << 20
 

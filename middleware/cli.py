@@ -25,6 +25,7 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 DEFAULT_DRAFT_TOKENS = 16
 DEFAULT_DRAFTER_TOKENS = 4
+DEFAULT_DRAFTER_GROUP = "shared"
 BENCHMARKS = "paceline.benchmarks"
 """Entry-point group of the benchmarks; each entry is a click command."""
 
@@ -171,6 +172,19 @@ def proxy(config_file: Path) -> None:
     help="Most tokens that it drafts a request and step.",
 )
 @click.option(
+    "--drafter-registry",
+    envvar="PACELINE_DRAFTER_REGISTRY",
+    default="",
+    help="Folder of the drafter's versions to follow.  [default: keep the one given]",
+)
+@click.option(
+    "--drafter-group",
+    envvar="PACELINE_DRAFTER_GROUP",
+    default=DEFAULT_DRAFTER_GROUP,
+    show_default=True,
+    help="Whose drafter it is; another than shared drafts for that group's requests alone.",
+)
+@click.option(
     "--always-draft",
     is_flag=True,
     envvar="PACELINE_ALWAYS_DRAFT",
@@ -185,6 +199,8 @@ def vllm(
     draft_tokens: int,
     drafter: str | None,
     drafter_tokens: int,
+    drafter_registry: str,
+    drafter_group: str,
     always_draft: bool,
     allow_untested: bool,
     vllm_args: Sequence[str],
@@ -203,6 +219,8 @@ def vllm(
         num_draft_tokens=draft_tokens,
         drafter=drafter,
         num_drafter_tokens=drafter_tokens,
+        drafter_registry=drafter_registry,
+        drafter_group=drafter_group,
         always_draft=always_draft,
         allow_untested=allow_untested,
     )

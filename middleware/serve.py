@@ -18,6 +18,7 @@ from paceline.adapters.vllm.launch import require_vllm, serve_environment, worke
 from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.keys import redact_url
+from paceline.caches.records import SHARED_GROUP
 from paceline.errors import ConfigError
 from paceline.middleware.config import ListenConfig, ProxyConfig, UpstreamConfig
 from paceline.middleware.corpus import STORE_VARIABLE
@@ -80,6 +81,8 @@ class VllmSettings:
         num_draft_tokens: most tokens drafted a request and step.
         drafter: model that drafts beside the memory, None for none.
         num_drafter_tokens: most tokens that it drafts a request and step.
+        drafter_registry: folder of the drafter's versions that are followed, "" for none.
+        drafter_group: whose drafter it is.
         always_draft: all that may be drafted, whether or not it is worth its time.
         allow_untested: accept a vLLM outside the tested range.
     """
@@ -91,6 +94,8 @@ class VllmSettings:
     num_draft_tokens: int = 16
     drafter: str | None = None
     num_drafter_tokens: int = 4
+    drafter_registry: str = ""
+    drafter_group: str = SHARED_GROUP
     always_draft: bool = False
     allow_untested: bool = False
 
@@ -138,6 +143,11 @@ def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
         UnsupportedError: no vLLM, or none of the tested range, is installed.
         ConfigError: an argument is wrong.
     """
+    if settings.drafter_registry and settings.drafter is None:
+        raise ConfigError(
+            f"--drafter-registry is {settings.drafter_registry}; name a drafter to start with as "
+            "well (--drafter FOLDER), whose shapes its versions have"
+        )
     vllm = require_vllm(allow_untested=settings.allow_untested)
     command = worker_command(
         vllm,
@@ -154,6 +164,8 @@ def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
                 "PACELINE_REDIS_URL": redis_url,
                 "PACELINE_DRAFTER_TOKENS": str(settings.num_drafter_tokens),
                 "PACELINE_ALWAYS_DRAFT": str(settings.always_draft),
+                "PACELINE_DRAFTER_REGISTRY": settings.drafter_registry,
+                "PACELINE_DRAFTER_GROUP": settings.drafter_group,
                 STORE_VARIABLE: corpus_folder(),
             }
         )

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, get_type_hints
 import msgspec
 import yaml
 
-from paceline.caches.drafter_versions import SHARED_GROUP
+from paceline.caches.records import SHARED_GROUP
 from paceline.errors import ConfigError
 from paceline.online.errors_first import EMPHASIS
 from paceline.online.idle import IdleSettings

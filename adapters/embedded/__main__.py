@@ -8,6 +8,9 @@ import click
 import uvicorn
 
 from paceline.adapters.corpora import CorpusFeed
+from paceline.adapters.drafter_following import follow_drafters
+from paceline.adapters.drafter_settings import FollowSettings
+from paceline.adapters.embedded.drafter_host import EmbeddedDrafterHost
 from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
 from paceline.adapters.embedded.server import EngineServer
 from paceline.adapters.embedded.target import Target
@@ -18,6 +21,7 @@ from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
 from paceline.caches.journal import Journal
+from paceline.caches.records import SHARED_GROUP
 from paceline.caches.tombstones import Tombstone
 from paceline.errors import PacelineError
 from paceline.models import PACKAGED_NAME
@@ -59,6 +63,19 @@ FLUSH_SECONDS = 2.0
     help="Hugging Face folder of a small model with the same tokenizer that drafts beside memory.",
 )
 @click.option(
+    "--drafter-registry",
+    envvar="PACELINE_DRAFTER_REGISTRY",
+    default="",
+    help="Folder of the drafter's versions to follow.  [default: keep the one given]",
+)
+@click.option(
+    "--drafter-group",
+    envvar="PACELINE_DRAFTER_GROUP",
+    default=SHARED_GROUP,
+    show_default=True,
+    help="Whose drafter it is; another than shared drafts for that group's requests alone.",
+)
+@click.option(
     "--max-running", default=8, show_default=True, help="Requests answered at a time; others wait."
 )
 @click.option(
@@ -83,6 +100,8 @@ def main(
     max_draft_tokens: int,
     max_branches: int,
     drafter: Path | None,
+    drafter_registry: str,
+    drafter_group: str,
     max_running: int,
     kept_mib: int,
     always_draft: bool,
@@ -97,6 +116,9 @@ def main(
             max_kept_bytes=kept_mib << 20,
             always_draft=always_draft,
         )
+        following = FollowSettings(
+            folder=drafter_registry, group=drafter_group, redis_url=redis_url or ""
+        )
         target = Target.load(model)
         name = model_name or (PACKAGED_NAME if model is None else model.name)
         speculator = None if no_speculation else Speculator()
@@ -107,6 +129,15 @@ def main(
         journal = None
         if redis_url and speculator is not None:
             journal = open_journal(redis_url, speculator, fingerprint, engine)
+        watch = None
+        if drafter_registry and not no_speculation:
+            watch = follow_drafters(
+                following,
+                EmbeddedDrafterHost(engine),
+                fingerprint,
+                folder=drafter,
+                model=small,
+            )
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
 
@@ -115,6 +146,8 @@ def main(
         housekeeping.start()
 
     def close() -> None:
+        if watch is not None:
+            watch.close()
         if housekeeping is not None:
             housekeeping.close()
         if speculator is not None:
@@ -126,8 +159,15 @@ def main(
 
     metrics = None
     if speculator is not None:
-        metrics = registry_of(MemoryCollector(speculator, journal))
-    server = EngineServer(engine, model_name=name, memory_metrics=metrics, on_close=close)
+        drafter_figures = None if watch is None else watch.figures
+        metrics = registry_of(MemoryCollector(speculator, journal, drafter=drafter_figures))
+    server = EngineServer(
+        engine,
+        model_name=name,
+        memory_metrics=metrics,
+        on_close=close,
+        drafter_group=drafter_group,
+    )
     uvicorn.run(
         server.app(),
         host=host,

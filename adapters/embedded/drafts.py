@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -11,10 +11,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.drafter_tally import stratum_of
 from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
 from paceline.adapters.embedded.requests import ALL_SOURCES, DraftSource
 from paceline.adapters.embedded.round_budget import RoundBudget
 from paceline.adapters.embedded.sampling import NextDraws
+from paceline.adapters.embedded.target import Target
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
@@ -76,6 +78,7 @@ class Drafts:
         drafter: the model that drafts beside it, None for none.
         max_branches: most drafted tokens that continue one.
         budget: what drafts may cost; the drafter's too.
+        make_drafter: what drafts with a model that comes later, where none was there at first.
 
     Attributes:
         failures: what went wrong.
@@ -88,11 +91,13 @@ class Drafts:
         *,
         max_branches: int,
         budget: RoundBudget,
+        make_drafter: Callable[[Target], ModelDrafter] | None = None,
     ) -> None:
         self.failures = FailureLog(logger, "drafting")
         self.budget = budget
         self._speculator = speculator
         self._drafter = drafter
+        self._make_drafter = make_drafter
         self._max_branches = max_branches
 
     def begin(self, info: RequestInfo, prompt_ids: Sequence[int]) -> bool:
@@ -125,6 +130,15 @@ class Drafts:
         with self._failing_open():
             trees = self.budget.cut(trees)
         return [Draft(tree.token_ids.tolist(), tree.parent.tolist()) for tree in trees]
+
+    def swap(self, model: Target | None) -> None:
+        """Draft with another model from the next round on, or with none."""
+        if self._drafter is not None and model is not None:
+            self._drafter.swap(model)
+            return
+        self.budget.renew(costs_same=False)
+        make = self._make_drafter
+        self._drafter = None if model is None or make is None else make(model)
 
     def finish(self, info: RequestInfo, tokens: npt.NDArray[np.int32]) -> None:
         """Close an open request, whose prompt and reply are `tokens`."""
@@ -178,6 +192,7 @@ class Drafts:
                 max_tokens=wishes[i].max_tokens,
                 draws=wishes[i].draws,
                 num_left=wishes[i].num_left,
+                stratum=stratum_of(wishes[i].info, is_greedy=wishes[i].draws.params.is_greedy),
             )
             for i in wanting
         ])  # fmt: skip

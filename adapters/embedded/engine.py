@@ -13,6 +13,8 @@ from typing import Final
 
 import torch
 
+from paceline.adapters.drafter_swap import SwapSlot
+from paceline.adapters.drafter_tally import DrafterTally
 from paceline.adapters.embedded.drafts import NO_DRAFT, Draft, Drafts, Wish
 from paceline.adapters.embedded.key_values import KeyValues
 from paceline.adapters.embedded.model_drafter import ModelDrafter
@@ -123,6 +125,11 @@ class EmbeddedEngine:
         prefixes: kept keys and values of the same target, shared with other engines; None for a
             store of its own.
         clock: monotonic seconds; what is worth its time is decided by it.
+        on_swap: told of the drafter's version that drafts from now on, on the engine's thread.
+
+    Attributes:
+        tally: how often the drafter is right.
+        drafter_swaps: takes drafters from other threads; they draft from the next round on.
     """
 
     def __init__(
@@ -134,23 +141,24 @@ class EmbeddedEngine:
         drafter: Target | None = None,
         prefixes: PrefixStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        on_swap: Callable[[int], None] | None = None,
     ) -> None:
         self.target = target
         self.settings = settings or EngineSettings()
         self.counts = EngineCounts()
         self._clock = clock
-        branches = self.settings.max_branches
-        budget = RoundBudget(always_draft=self.settings.always_draft, clock=clock)
-        model = None
-        if drafter is not None:
-            model = ModelDrafter(
-                drafter,
-                target,
-                max_steps=self.settings.max_draft_steps,
-                max_branches=branches,
-                budget=budget,
-            )
-        self._drafts = Drafts(speculator, model, max_branches=branches, budget=budget)
+        self.tally = DrafterTally()
+        self._budget = RoundBudget(always_draft=self.settings.always_draft, clock=clock)
+        self._drafts = Drafts(
+            speculator,
+            None if drafter is None else self._model_drafter(drafter),
+            max_branches=self.settings.max_branches,
+            budget=self._budget,
+            make_drafter=self._model_drafter,
+        )
+        self.drafter_swaps = SwapSlot(
+            lambda swap: self._drafts.swap(swap.model), self.tally, on_swap=on_swap, clock=clock
+        )
         if prefixes is None:
             prefixes = PrefixStore(self.settings.max_kept_bytes)
         self._prefixes = prefixes
@@ -159,6 +167,25 @@ class EmbeddedEngine:
         self._thread = threading.Thread(
             target=self._serve_forever, name="paceline-engine", daemon=True
         )
+
+    def _model_drafter(self, drafter: Target) -> ModelDrafter:
+        return ModelDrafter(
+            drafter,
+            self.target,
+            max_steps=self.settings.max_draft_steps,
+            max_branches=self.settings.max_branches,
+            budget=self._budget,
+            tally=self.tally,
+        )
+
+    @property
+    def is_judging(self) -> bool:
+        """Whether a new version of the drafter is judged, and asked more often where it rests."""
+        return self._budget.is_judging
+
+    @is_judging.setter
+    def is_judging(self, is_judging: bool) -> None:
+        self._budget.is_judging = is_judging
 
     @property
     def draft_failures(self) -> FailureLog:
@@ -173,7 +200,7 @@ class EmbeddedEngine:
     @property
     def draft_counts(self) -> DraftCounts:
         """When the model drafted, and what was cut as not worth its time."""
-        return self._drafts.budget.counts
+        return self._budget.counts
 
     def start(self) -> None:
         """Start serving."""
@@ -245,6 +272,7 @@ class EmbeddedEngine:
 
     def step(self) -> None:
         """One forward pass for all requests that run; does nothing if none does."""
+        self.drafter_swaps.take()
         self._drop_aborted()
         if not self._running:
             return
@@ -262,7 +290,7 @@ class EmbeddedEngine:
                 self._fail(running, error)
         if not is_reading:
             num_tokens = sum(len(row.token_ids) for _, row in rows)
-            self._drafts.budget.note_target(len(rows), num_tokens, self._clock() - began_at)
+            self._budget.note_target(len(rows), num_tokens, self._clock() - began_at)
 
     def _serve_forever(self) -> None:
         is_open = True
@@ -421,7 +449,7 @@ class EmbeddedEngine:
         """Draft for all requests that are being answered, in one call."""
         answering = [r for r in self._running if r.is_answering]
         num_context = sum(len(r.reply.tokens) for r in answering)
-        self._drafts.budget.begin(len(answering), num_context=num_context)
+        self._budget.begin(len(answering), num_context=num_context)
         drafting = [r for r in answering if r.is_drafting]
         wishes = [
             Wish(

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from paceline.adapters.drafter_tally import OTHERS, DrafterTally, Stratum
 from paceline.adapters.embedded.key_values import KeyValues
 from paceline.adapters.embedded.prefixes import num_common
 from paceline.adapters.embedded.round_budget import Asking, RoundBudget
@@ -46,6 +47,7 @@ class DraftWish:
         max_tokens: most nodes.
         draws: how the target draws the tokens that are to be drafted.
         num_left: most tokens that the request will still say.
+        stratum: whose rounds its own are counted with.
     """
 
     request_id: str
@@ -55,6 +57,7 @@ class DraftWish:
     max_tokens: int
     draws: NextDraws = GREEDY
     num_left: int = 1
+    stratum: Stratum = OTHERS
 
     @property
     def judged(self) -> TokenTree:
@@ -96,6 +99,30 @@ class _Places:
         self.top_token.extend(token_ids.to(torch.int32).numpy())
         self.top_prob.extend(guesses.to(torch.float32).numpy())
 
+    def own_chain(self) -> list[int]:
+        """What the model itself finds likeliest, token by token, as far as it has read that."""
+        path: tuple[int, ...] = ()
+        while (place := self.paths.get(path)) is not None and place < len(self.top_token):
+            path = (*path, int(self.top_token[place][0]))
+        return list(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A round that the model drafted in, until it is known what became of it.
+
+    Attributes:
+        batch: what fusion learns from.
+        wishes: of the requests that it drafted for.
+        guesses: the model's own chain for each.
+        num_expected: tokens of memory's draft for each that were expected to be accepted.
+    """
+
+    batch: FusedBatch
+    wishes: list[DraftWish]
+    guesses: list[list[int]]
+    num_expected: list[float]
+
 
 class ModelDrafter:
     """Drafts from a small model, fused with what memory drafts.
@@ -107,6 +134,7 @@ class ModelDrafter:
         max_branches: most nodes that continue one; 1 gives chains.
         min_probability: paths less likely than this are not drafted.
         budget: decides whom it drafts for; None: for all.
+        tally: counts how often it is right.
 
     Raises:
         ConfigError: the two do not share a vocabulary.
@@ -121,13 +149,10 @@ class ModelDrafter:
         max_branches: int = 1,
         min_probability: float = 0.1,
         budget: RoundBudget | None = None,
+        tally: DrafterTally | None = None,
     ) -> None:
-        sizes = [int(each.model.config.vocab_size) for each in (model, target)]
-        if sizes[0] != sizes[1]:
-            raise ConfigError(
-                f"the drafter has {sizes[0]} tokens and the target {sizes[1]}; give a drafter with "
-                "the target's tokenizer"
-            )
+        require_same_tokens(model, target)
+        self.tally = DrafterTally() if tally is None else tally
         self._budget = RoundBudget(always_draft=True) if budget is None else budget
         self._model = model
         self._max_steps = max_steps
@@ -135,7 +160,7 @@ class ModelDrafter:
         self._min_probability = min_probability
         self._fusion = Fusion(min_probability=min_probability)
         self._readings: dict[str, _Reading] = {}
-        self._pending: tuple[FusedBatch, list[DraftWish]] | None = None
+        self._pending: _Pending | None = None
 
     @property
     def num_passes(self) -> int:
@@ -144,11 +169,31 @@ class ModelDrafter:
 
     def begin(self, request_id: str) -> None:
         """Open a request; its prompt is read when the model first drafts for it."""
-        self._readings[request_id] = _Reading(self._model.sequence())
+        self._reading(request_id)
 
     def finish(self, request_id: str) -> None:
         """Close a request."""
         self._readings.pop(request_id, None)
+
+    def swap(self, model: Target) -> None:
+        """Draft with another model from the next round on, as if it had always been this one.
+
+        What the one before has read of running requests is dropped, as keys and values of its
+        weights are not this one's; it is read again like what was missed in a rest. So is what was
+        learned of how it drafts, and the round that is not judged yet. O(1) but for what is freed.
+
+        Args:
+            model: with the target's tokens (`require_same_tokens`).
+        """
+        costs_same = (model.shape, model.num_head_rows) == (
+            self._model.shape,
+            self._model.num_head_rows,
+        )
+        self._readings = {request_id: _Reading(model.sequence()) for request_id in self._readings}
+        self._model = model
+        self._fusion = Fusion(min_probability=self._min_probability)
+        self._budget.renew(costs_same=costs_same)
+        self._pending = None
 
     def forget(self, key: int) -> None:
         """Drop what was learned for a key."""
@@ -182,9 +227,15 @@ class ModelDrafter:
             num_left=wish.num_left,
         )
 
+    def _reading(self, request_id: str) -> _Reading:
+        """Where it stands in a request: at its beginning if it was not there when that began."""
+        if request_id not in self._readings:
+            self._readings[request_id] = _Reading(self._model.sequence())
+        return self._readings[request_id]
+
     def _num_read(self, wish: DraftWish) -> int:
         """Tokens that need not be read again, at most all but one."""
-        reading = self._readings[wish.request_id]
+        reading = self._reading(wish.request_id)
         # a pass that failed may have left fewer keys and values than tokens
         held = min(len(reading.key_values), len(wish.tokens) - 1)
         return min(num_common(reading.tokens, wish.tokens), held)
@@ -210,7 +261,12 @@ class ModelDrafter:
             )
             trees, _ = self._fuse(wishes, places, max_branches=1)
         trees, batch = self._fuse(wishes, places, max_branches=self._max_branches)
-        self._pending = batch, wishes
+        self._pending = _Pending(
+            batch,
+            wishes,
+            [place.own_chain() for place in places],
+            [float(recalled[i].path_probabilities().sum()) for i in asked],
+        )
         return trees
 
     def _read_memory(self, wishes: Sequence[DraftWish], places: Sequence[_Places]) -> None:
@@ -337,17 +393,37 @@ class ModelDrafter:
         """Learn from what has become of the last round's drafts."""
         if self._pending is None:
             return
-        batch, drafted = self._pending
+        pending = self._pending
         self._pending = None
         now = {wish.request_id: wish.tokens for wish in wishes}
         committed = {
             wish.request_id: now.get(wish.request_id, wish.tokens)[len(wish.tokens) :].tolist()
-            for wish in drafted
+            for wish in pending.wishes
         }
         rows = list(committed.values())
         offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        self._fusion.learn(batch, np.array(list(chain.from_iterable(rows)), np.int32), offsets)
+        said = np.array(list(chain.from_iterable(rows)), np.int32)
+        self._fusion.learn(pending.batch, said, offsets)
         self._budget.learn(committed)
+        for wish, guess, num_expected, row in zip(
+            pending.wishes, pending.guesses, pending.num_expected, rows, strict=True
+        ):
+            if guess and row:
+                self.tally.note(wish.stratum, num_expected, guess, row)
+
+
+def require_same_tokens(model: Target, target: Target) -> None:
+    """Check that a model can draft for a target.
+
+    Raises:
+        ConfigError: the two do not share a vocabulary.
+    """
+    sizes = [int(each.model.config.vocab_size) for each in (model, target)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the drafter has {sizes[0]} tokens and the target {sizes[1]}; give a drafter with "
+            "the target's tokenizer"
+        )
 
 
 def _joined(rows: Sequence[npt.NDArray[T]], dtype: type[T]) -> npt.NDArray[T]:

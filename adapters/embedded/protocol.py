@@ -18,6 +18,7 @@ from paceline.adapters.embedded.sampling import SamplingParams
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.identity import draft_limits, request_info_from_xargs
 from paceline.api_errors import ApiError
+from paceline.caches.records import SHARED_GROUP
 
 MAX_STOP_STRINGS: Final = 4
 SEED_BITS: Final = 63
@@ -178,8 +179,16 @@ def generation_request(
     target: Target,
     *,
     request_id: str,
+    drafter_group: str = SHARED_GROUP,
 ) -> GenerationRequest:
     """The engine's request for a client's.
+
+    Args:
+        request: the client's.
+        prompt_ids: its prompt.
+        target: what answers.
+        request_id: unique while it is open.
+        drafter_group: whose drafter the engine's model is.
 
     Raises:
         ApiError: 400, prompt and reply do not fit the context, the prompt is not of this
@@ -206,7 +215,7 @@ def generation_request(
         )
     xargs = request.vllm_xargs
     check_drafts(xargs)
-    drafts = draft_limits(xargs)
+    drafts = draft_limits(xargs, drafter_group=drafter_group)
     temperature = 1.0 if request.temperature is None else request.temperature
     return GenerationRequest(
         info=replace(request_info_from_xargs(request_id, xargs), temperature=temperature),

@@ -225,6 +225,23 @@ class RoundBudget:
         """Drop what was learned for a key."""
         self._gate.forget(key)
 
+    def renew(self, *, costs_same: bool) -> None:
+        """Another model drafts from now on (`ModelGate.renew`)."""
+        self._gate.renew(costs_same=costs_same)
+        self._issued = {}
+        self._num_asked = 0
+        if not costs_same:
+            self._further_each = 0.0
+
+    @property
+    def is_judging(self) -> bool:
+        """Whether a new version of the model is judged, and tried more often where it rests."""
+        return self._gate.is_judging
+
+    @is_judging.setter
+    def is_judging(self, is_judging: bool) -> None:
+        self._gate.is_judging = is_judging
+
     def _worth(self, tree: TokenTree, committed: Sequence[int]) -> float:
         """Tokens that a draft has brought, less what verifying it was worth."""
         num_nodes = int(self._verify.num_worth(TreeBatch.of([tree]))[0])

@@ -29,6 +29,7 @@ from paceline.adapters.embedded.protocol import (
 from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
 from paceline.adapters.embedded.wire import CHAT, COMPLETION, ChoiceWriter, Style
 from paceline.api_errors import ApiError
+from paceline.caches.records import SHARED_GROUP
 from paceline.errors import EngineError
 
 OVERLOADED: Final = 503
@@ -43,6 +44,7 @@ class EngineServer:
         model_name: the name that clients use.
         memory_metrics: further metrics, of the draft memory.
         on_close: called once after the engine is closed.
+        drafter_group: whose drafter the engine's model is.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class EngineServer:
         model_name: str,
         memory_metrics: CollectorRegistry | None = None,
         on_close: Callable[[], None] = lambda: None,
+        drafter_group: str = SHARED_GROUP,
     ) -> None:
         self._engine = engine
         self._model_name = model_name
         self._memory_metrics = memory_metrics
         self._on_close = on_close
+        self._drafter_group = drafter_group
         self._created = int(time.time())
 
     def app(self) -> Starlette:
@@ -116,7 +120,11 @@ class EngineServer:
         # A client may use one id twice at a time; ours must tell its requests apart.
         unique_id = f"{request_id}-{uuid.uuid4().hex[:8]}"
         generation = generation_request(
-            request, prompt_ids, self._engine.target, request_id=unique_id
+            request,
+            prompt_ids,
+            self._engine.target,
+            request_id=unique_id,
+            drafter_group=self._drafter_group,
         )
         reply = _Reply(self._engine, generation)
         writer = ChoiceWriter(

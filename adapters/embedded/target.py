@@ -89,6 +89,12 @@ class Target:
             keep_head_rows(loaded.model, loaded._kept_token_ids)
         return loaded
 
+    @property
+    def num_head_rows(self) -> int:
+        """Tokens that it has logits for."""
+        kept = self._kept_token_ids
+        return int(self.model.config.vocab_size) if kept is None else len(kept)
+
     def sequence(self) -> KeyValues:
         """An empty sequence."""
         return KeyValues(self.shape)

@@ -11,7 +11,7 @@ that token.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.chain_fusing import NOBODY, ChainFuser, Reading, Recalled
+from paceline.adapters.drafter_swap import Swap, SwapSlot
+from paceline.adapters.drafter_tally import DrafterTally, Stratum, stratum_of
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.model_chains import Continued, ModelChains
 from paceline.adapters.speculator import Speculator
@@ -27,6 +29,7 @@ from paceline.adapters.vllm.model_drafter import VllmModelDrafter
 from paceline.adapters.vllm.open_requests import OpenRequests
 from paceline.adapters.vllm.round_clock import RoundClock
 from paceline.adapters.vllm.step import DraftingStep, read_step
+from paceline.caches.records import SHARED_GROUP
 
 logger = logging.getLogger("paceline.vllm")
 
@@ -74,11 +77,16 @@ class FusedProposer:
         num_model_tokens: most tokens that the model drafts for a request and step.
         min_probability: chains less likely than this are not drafted.
         always_draft: all that may be drafted, whether or not it is worth its time.
+        drafter_group: whose drafter the model is.
+        on_swap: told of the version of the model that drafts from now on, on the worker's thread.
 
     Attributes:
         failures: what went wrong.
         fuser: learns and counts.
         model: vLLM's drafter.
+        tally: how often the model is right.
+        swaps: takes weights for the model from other threads, before a step.
+        num_rounds: steps that were drafted for.
     """
 
     def __init__(
@@ -89,9 +97,19 @@ class FusedProposer:
         num_model_tokens: int,
         min_probability: float = 0.1,
         always_draft: bool = False,
+        drafter_group: str = SHARED_GROUP,
+        on_swap: Callable[[int], None] | None = None,
     ) -> None:
         self.failures = FailureLog(logger, "drafting")
-        self.fuser = ChainFuser(min_probability=min_probability, always_draft=always_draft)
+        self.tally = DrafterTally()
+        self.num_rounds = 0
+        self.fuser = ChainFuser(
+            min_probability=min_probability, always_draft=always_draft, on_judged=self._note_judged
+        )
+        self.swaps = SwapSlot(self._swap, self.tally, on_swap=on_swap)
+        self._strata: dict[str, Stratum] = {}
+        """Of each open request, whose rounds its own are counted with."""
+        self._drafter_group = drafter_group
         self._rounds = RoundClock(self.fuser.budget.target)
         self.model = VllmModelDrafter(runner, num_steps=num_model_tokens)
         self._runner = runner
@@ -110,6 +128,7 @@ class FusedProposer:
                 self.failures,
                 num_draft_tokens=runner.num_spec_tokens,
                 max_model_len=runner.max_model_len,
+                drafter_group=drafter_group,
             )
         runner.propose_draft_token_ids = self.propose
 
@@ -120,6 +139,7 @@ class FusedProposer:
 
     def begin_step(self, scheduler_output: Any) -> None:
         """The runner begins the step that vLLM has scheduled so."""
+        self.swaps.take()
         try:
             self._rounds.begin(scheduler_output)
             if scheduler_output.total_num_scheduled_tokens:
@@ -163,6 +183,7 @@ class FusedProposer:
         for request_id in request_ids:
             try:
                 key, is_own = self._keys.pop(request_id, (0, False))
+                self._strata.pop(request_id, None)
                 if is_own:
                     self.fuser.forget(key)
                 self._opened.finish(request_id)
@@ -182,6 +203,18 @@ class FusedProposer:
         costs = {"target": self.budget.target, "model": self.fuser.gate.cost}
         return DraftingFigures(self.stats(), self.budget.price, costs)
 
+    def _swap(self, swap: Swap) -> None:
+        """Put the model's new weights into place."""
+        self.model.swap(swap.model, swap.before)
+        self.fuser.renew()
+
+    def _note_judged(
+        self, request_id: str, num_expected: float, guess: Sequence[int], said: Sequence[int]
+    ) -> None:
+        stratum = self._strata.get(request_id)
+        if stratum is not None:
+            self.tally.note(stratum, num_expected, guess, said)
+
     def _alone(
         self, step: DraftingStep | None, named: Mapping[str, Any], arguments: Sequence[Any]
     ) -> Any:
@@ -191,6 +224,10 @@ class FusedProposer:
         same passes.
         """
         nothing: list[list[int]] = [[] for _ in range(len(named["sampled_token_ids"]))]
+        if self._drafter_group != SHARED_GROUP:
+            # what its tenants have taught the model is for them: here nobody asks who they are
+            self.model.lose_account()
+            return nothing
         if self._guessed is not None:
             (chains,) = self._guessed
             return nothing if chains is None else chains.token_ids.tolist()
@@ -221,9 +258,15 @@ class FusedProposer:
         if chains is not None:
             model = chains.rows(asked.rows).only([limit > 0 for limit in asked.by_model])
             continued = self._continue(speculator, asked, recalled, model)
+        is_pure = self.model.is_pure(step)
         fused = self.fuser.fuse(
-            recalled, model, continued, drafting_seconds=self._rounds.model_seconds
+            recalled,
+            model,
+            continued,
+            drafting_seconds=self._rounds.model_seconds,
+            is_counted=[is_pure[row] for row in asked.rows],
         )
+        self.num_rounds += 1
         for row, tokens in zip(asked.rows, fused, strict=True):
             drafts[row] = tokens
         if chains is not None:
@@ -254,8 +297,10 @@ class FusedProposer:
         for row in rows:
             if step.request_ids[row] not in self._keys:
                 info = opened.info(step.request_ids[row])
-                key = info.learning_key(is_greedy=opened.is_greedy(info.request_id))
+                is_greedy = opened.is_greedy(info.request_id)
+                key = info.learning_key(is_greedy=is_greedy)
                 self._keys[info.request_id] = key, not info.scope
+                self._strata[info.request_id] = stratum_of(info, is_greedy=is_greedy)
         memory, model = (
             [
                 opened.draft_limit(request_id, source, before + len(accepted)) if accepted else 0

@@ -24,6 +24,7 @@ import torch
 
 from paceline.adapters.model_chains import ModelChains
 from paceline.adapters.read_ledger import ReadLedger
+from paceline.adapters.vllm.drafter_weights import DrafterWeights, RunningWeights
 from paceline.adapters.vllm.step import DraftingStep
 
 NEEDED: Final = {"scheduler_output", "sampled_token_ids", "common_attn_metadata"}
@@ -58,11 +59,13 @@ class VllmModelDrafter:
     Attributes:
         num_caught_up: tokens read later than in their step.
         num_unsound: rows that were in a pass without the tokens that it had missed of them.
+        is_usable: whether its weights are whole.
     """
 
     def __init__(self, runner: Any, *, num_steps: int) -> None:
         self.num_caught_up = 0
         self.num_unsound = 0
+        self.is_usable = True
         self._runner = runner
         self._proposer = runner.drafter
         self._propose_all = runner.propose_draft_token_ids
@@ -81,6 +84,8 @@ class VllmModelDrafter:
         self._abilities: Abilities | None = None
         self._ledger: ReadLedger | None = None
         self._room = 0
+        self._is_swapped = False
+        self._weights = RunningWeights(runner)
         self._steps = self.num_steps
         self._unread: npt.NDArray[np.int64] | None = None
         self._step: DraftingStep | None = None
@@ -116,14 +121,49 @@ class VllmModelDrafter:
 
     def fits(self, longest: int) -> bool:
         """Whether the model can draft behind the longest context of a batch, or the end is near."""
-        return bool(longest + self.num_steps <= self._max_model_len)
+        return self.is_usable and bool(longest + self.num_steps <= self._max_model_len)
 
     def num_unread(self, step: DraftingStep) -> npt.NDArray[np.int64]:
         """Tokens of each row before the step that the model has missed, int64 (rows,)."""
         if not self.abilities.skips:
             return np.zeros(len(step.rows), np.int64)
         assert self._ledger is not None
-        return self._ledger.num_unread(step.rows)
+        unread = self._ledger.num_unread(step.rows)
+        if self._is_swapped:
+            # what no pass has room for is read no more: better a context of old readings than none
+            for i in np.flatnonzero(unread > self._room):
+                self._ledger.accept_old(step.rows[i])
+            unread = self._ledger.num_unread(step.rows)
+        return unread
+
+    def is_pure(self, step: DraftingStep) -> list[bool]:
+        """Whether the model drafts for each row from nothing but what its own weights have read."""
+        if not self._is_swapped or self._ledger is None:
+            return [True] * len(step.rows)
+        return [not self._ledger.is_mixed(row) for row in step.rows]
+
+    def swap(self, weights: DrafterWeights, before: DrafterWeights | None) -> None:
+        """Draft with other weights of the same shapes from the next step on.
+
+        What was read with the old ones counts as unread, and is read again as far as it fits into
+        passes. If it fails, the weights before are put back; without them the model drafts no more
+        until a swap succeeds.
+
+        Args:
+            weights: the new ones.
+            before: those that are replaced; None if they are not at hand.
+        """
+        self.is_usable = False
+        try:
+            self._weights.put(weights, before)
+        except Exception:
+            if before is not None:
+                self._weights.put(before)
+                self.is_usable = True
+            raise
+        self.is_usable = self._is_swapped = True
+        if self._ledger is not None:
+            self._ledger.retire()
 
     def skip(self, step: DraftingStep) -> None:
         """The model does not run in this step."""

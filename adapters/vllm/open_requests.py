@@ -13,6 +13,7 @@ from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DraftLimits, draft_limits, request_info_from_xargs
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
+from paceline.caches.records import SHARED_GROUP
 
 LEAST_TEMPERATURE: Final = 1e-5
 """vLLM's: below it nothing is sampled."""
@@ -27,6 +28,7 @@ class OpenRequests:
         failures: counts what goes wrong with one request.
         num_draft_tokens: most tokens that vLLM verifies for a request and step.
         max_model_len: most tokens of a request.
+        drafter_group: whose drafter the engine's model is.
     """
 
     def __init__(
@@ -37,12 +39,14 @@ class OpenRequests:
         *,
         num_draft_tokens: int,
         max_model_len: int,
+        drafter_group: str = SHARED_GROUP,
     ) -> None:
         self._runner = runner
         self._speculator = speculator
         self._failures = failures
         self._num_draft_tokens = num_draft_tokens
         self._max_model_len = max_model_len
+        self._drafter_group = drafter_group
         self._limits: dict[str, DraftLimits] = {}
 
     def is_open(self, request_id: str, token_ids: npt.NDArray[np.int32]) -> bool:
@@ -101,7 +105,9 @@ class OpenRequests:
         limits = self._limits.get(request_id)
         if limits is None:
             xargs = self._runner.requests[request_id].sampling_params.extra_args
-            limits = self._limits[request_id] = draft_limits(xargs)
+            limits = self._limits[request_id] = draft_limits(
+                xargs, drafter_group=self._drafter_group
+            )
         most = limits.most(source, self._num_draft_tokens)
         return max(0, min(most, self.num_left(request_id, num_tokens) - 1))
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final
 
+from paceline.adapters.drafter_settings import FollowSettings
+from paceline.caches.records import SHARED_GROUP
 from paceline.caches.tier_settings import TIERS, MemorySettings, TierSettings
 from paceline.errors import ConfigError
 
@@ -48,6 +50,10 @@ class WorkerSettings:
         warm_up_tokens: most tokens read back from the journal at start.
         corpus_dir: folder of the corpora that requests are drafted from (`paceline corpus`); ""
             for none.
+        drafter_registry: folder of the versions of the model drafter that is followed; "" to keep
+            the one that vLLM is started with.
+        drafter_group: whose drafter the model is; another than ``shared`` drafts for that group's
+            requests alone.
     """
 
     redis_url: str = ""
@@ -65,6 +71,8 @@ class WorkerSettings:
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"
     corpus_dir: str = ""
+    drafter_registry: str = ""
+    drafter_group: str = SHARED_GROUP
 
     def __post_init__(self) -> None:
         for name in ("shared_capacity", "session_tokens", "warm_up_tokens"):
@@ -93,6 +101,17 @@ class WorkerSettings:
                 "keep what there is room for"
             )
         self.memory()
+        self.following()
+
+    def following(self) -> FollowSettings:
+        """Where versions of the drafter are.
+
+        Raises:
+            ConfigError: they have no Redis, or the group no name.
+        """
+        return FollowSettings(
+            folder=self.drafter_registry, group=self.drafter_group, redis_url=self.redis_url
+        )
 
     @property
     def tiers_on(self) -> frozenset[str]:

@@ -17,11 +17,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from paceline.adapters.corpora import CorpusFeed
+from paceline.adapters.drafter_figures import DrafterFigures
+from paceline.adapters.drafter_following import follow_drafters
+from paceline.adapters.drafter_watch import DrafterWatch
 from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures
 from paceline.adapters.vllm.cpu_sampling import mend
+from paceline.adapters.vllm.drafter_host import VllmDrafterHost
+from paceline.adapters.vllm.drafter_weights import why_not_swapped
 from paceline.adapters.vllm.fused import FusedProposer
 from paceline.adapters.vllm.proposer import DraftProposer
 from paceline.adapters.vllm.seeding import make_rewindable
@@ -29,7 +34,7 @@ from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.caches import DraftIndex, ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
 from paceline.caches.journal import Journal
-from paceline.errors import JournalError
+from paceline.errors import JournalError, PacelineError
 
 logger = logging.getLogger("paceline.vllm")
 
@@ -52,6 +57,7 @@ class SpeculatingWorker:
     _housekeeping: Housekeeping | None = None
     _stop_metrics: Callable[[], None] | None = None
     _corpora: CorpusFeed | None = None
+    _watch: DrafterWatch | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the target, then open the draft memory on the rank whose drafts vLLM uses."""
@@ -86,9 +92,13 @@ class SpeculatingWorker:
                 num_model_tokens=settings.drafter_tokens,
                 min_probability=settings.min_probability,
                 always_draft=settings.always_draft,
+                drafter_group=settings.drafter_group,
             )
         except (AttributeError, TypeError, ValueError):
             logger.exception("drafts are vLLM's own: its model drafter is not as we know it")
+            return
+        if settings.drafter_registry and speculator is not None:
+            self._watch = follow(settings, self.model_runner, self._proposer)
 
     def _open_memory(self, settings: WorkerSettings) -> Speculator:
         """The draft memory and all that belongs to it."""
@@ -102,12 +112,16 @@ class SpeculatingWorker:
         self._journal = open_journal(settings, speculator, self.vllm_config.model_config)
         self._corpora = open_corpora(settings, speculator, self.vllm_config.model_config)
         self._stop_metrics = open_metrics(
-            settings, MemoryParts(speculator, self._journal, self._figures)
+            settings,
+            MemoryParts(speculator, self._journal, self._figures, self._drafter_figures),
         )
         return speculator
 
     def _figures(self) -> DraftingFigures | None:
         return None if self._proposer is None else self._proposer.figures()
+
+    def _drafter_figures(self) -> DrafterFigures | None:
+        return None if self._watch is None else self._watch.figures()
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Close the requests that left the engine, then run the step."""
@@ -119,6 +133,8 @@ class SpeculatingWorker:
 
     def shutdown(self) -> None:
         """Publish what is open, flush the journal, then shut the platform's worker down."""
+        if self._watch is not None:
+            self._watch.close()
         if self._stop_metrics is not None:
             self._stop_metrics()
         if self._housekeeping is not None:
@@ -204,6 +220,29 @@ def open_corpora(
     return feed
 
 
+def follow(settings: WorkerSettings, runner: Any, proposer: FusedProposer) -> DrafterWatch | None:
+    """Start to follow the registry of drafters; None where it cannot change, which is logged.
+
+    Whatever keeps us from it leaves the drafter that vLLM was started with.
+    """
+    draft_config = runner.vllm_config.speculative_config.draft_model_config
+    folder = str(getattr(draft_config, "model", ""))
+    if reason := why_not_swapped(runner, folder):
+        logger.error("the drafter stays the one that vLLM was started with: %s", reason)
+        return None
+    host = VllmDrafterHost(proposer, Path(folder), pin=runner.device.type == "cuda")
+    try:
+        return follow_drafters(
+            settings.following(),
+            host,
+            fingerprint(runner.vllm_config.model_config),
+            folder=Path(folder),
+        )
+    except PacelineError as error:
+        logger.error("the drafter stays the one that vLLM was started with: %s", error)
+        return None
+
+
 def why_not_fused(runner: Any) -> str:
     """Why drafts of this runner's drafter are not fused with memory's; "" where they are."""
     method = getattr(getattr(runner, "speculative_config", None), "method", None)
@@ -227,11 +266,13 @@ class MemoryParts:
         speculator: whose memory.
         journal: the one it publishes to, None without one.
         figures: reads those of drafting, None where nothing drafts yet.
+        drafter: reads those of the model drafter's versions, None where they are not followed.
     """
 
     speculator: Speculator
     journal: Journal | None
     figures: Callable[[], DraftingFigures | None]
+    drafter: Callable[[], DrafterFigures | None] = lambda: None
 
 
 def open_metrics(settings: WorkerSettings, parts: MemoryParts) -> Callable[[], None] | None:
@@ -245,7 +286,9 @@ def open_metrics(settings: WorkerSettings, parts: MemoryParts) -> Callable[[], N
         from paceline.adapters.metrics import MemoryCollector, serve_metrics
 
         return serve_metrics(
-            MemoryCollector(parts.speculator, parts.journal, figures=parts.figures),
+            MemoryCollector(
+                parts.speculator, parts.journal, figures=parts.figures, drafter=parts.drafter
+            ),
             host=settings.metrics_host,
             port=settings.metrics_port,
         )

@@ -4,6 +4,7 @@
 
     PacelineError
     ├── ConfigError         a setting, policy file or command-line argument is wrong
+    │   └── DamagedDrafterError   files of a drafter are not those of one that fits the target
     ├── DraftError          the draft memory was asked for something it does not hold
     ├── RecordError         a record read from another process cannot be used
     ├── CorpusError         a corpus cannot be built, found or removed
@@ -23,6 +24,10 @@ class PacelineError(Exception):
 
 class ConfigError(PacelineError):
     """A setting, policy file or command-line argument is wrong."""
+
+
+class DamagedDrafterError(ConfigError):
+    """Files of a drafter are damaged, or not those of a drafter of this target."""
 
 
 class DraftError(PacelineError):

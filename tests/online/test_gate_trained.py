@@ -1,4 +1,4 @@
-"""The gate on drafters that were really trained: on the right lessons, on wrong ones, too little."""
+"""The gate on drafters that were really trained: on right lessons, on wrong ones, too little."""
 
 from __future__ import annotations
 
