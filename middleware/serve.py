@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,16 +24,17 @@ from paceline.errors import ConfigError
 from paceline.middleware.config import ListenConfig, ProxyConfig, UpstreamConfig
 from paceline.middleware.corpus import STORE_VARIABLE
 from paceline.middleware.server import running_proxy
-from paceline.models import PACKAGED_NAME
 from paceline.online.learner_settings import LearnerSettings, LoadSettings
 from paceline.processes import ChildProcess, ProcessError, answers, free_port
 
 Echo = Callable[[str], None]
 
 ENGINE_START_SECONDS: Final = 300.0
+WATCH_SECONDS: Final = 0.2
 STORE_FOLDER: Final = "store"
 ENGINE_LOG: Final = "engine.log"
 LEARNER_LOG: Final = "learner.log"
+PACKAGED_NAME: Final = "smollm2"
 DRAFTERS_FOLDER: Final = "drafters"
 LEARNER_FOLDER: Final = "learner"
 CORPUS_FOLDER: Final = "corpus"
@@ -127,12 +129,17 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
         echo("loading the model ...")
         health = f"{config.upstreams[0].url}/health"
         engine.wait_until(lambda: answers(health), timeout_seconds=ENGINE_START_SECONDS)
+        learner = None
         if settings.learn:
-            stack.enter_context(_learner(settings, config, redis_url, folder))
+            learner = stack.enter_context(_learner(settings, config, redis_url, folder))
             echo(f"learning: {folder / LEARNER_LOG}")
         proxy = stack.enter_context(running_proxy(config))
         echo(greeting(f"{proxy.url}/v1", settings.model_name))
-        engine.wait()
+        while engine.exit_code is None:
+            time.sleep(WATCH_SECONDS)
+            if learner is not None and learner.exit_code is not None:
+                echo(f"the learner ended on its own, serving goes on; see {folder / LEARNER_LOG}")
+                learner = None
         raise ProcessError(f"the engine ended on its own; see {folder / ENGINE_LOG}")
 
 
