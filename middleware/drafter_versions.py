@@ -219,7 +219,11 @@ def rollback(place: Place, to: int | None, reason: str, group: str) -> None:
     With --to it is the current version in any case. What is taken back never runs again.
     """
     with place.open() as (_, registry):
-        registry.roll_back(group, reason=reason, to=to)
+        before = registry.state(group)
+        # named, so that nothing is taken back that somebody promotes just now
+        number = before.current if to is not None else before.canary or before.current
+        registry.roll_back(group, reason=reason, version=number or None, to=to)
+        click.echo(f"version {number} of {group} is rolled back")
         _say_state(registry, group)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -165,7 +166,10 @@ def test_promote_and_rollback_change_what_engines_run(machine: Machine) -> None:
     """With their reasons kept; a rollback takes the canary first, and --to goes past others."""
     fill(machine)
     done = machine.run("rollback", "--reason", "it stutters")
-    assert done.stdout == "shared: version 2 is current, 1 is what to fall back to\n"
+    assert done.stdout == (
+        "version 4 of shared is rolled back\n"
+        "shared: version 2 is current, 1 is what to fall back to\n"
+    )
     assert machine.registry.version("shared", 4).state == "rolled_back"
     assert machine.registry.version("shared", 4).reason == "it stutters"
     machine.publish()
@@ -174,12 +178,15 @@ def test_promote_and_rollback_change_what_engines_run(machine: Machine) -> None:
     )
     assert machine.registry.version("shared", 5).reason == "I know it"
     assert machine.run("rollback", "--to", 1).stdout == (
+        "version 5 of shared is rolled back\n"
         "shared: version 1 is current, 2 is what to fall back to\n"
     )
     assert machine.registry.version("shared", 5).state == "rolled_back"
     assert machine.registry.version("shared", 5).reason == "by hand"
     machine.run("rollback")
-    assert machine.run("rollback").stdout == "shared: no version is current\n"
+    assert machine.run("rollback").stdout == (
+        "version 2 of shared is rolled back\nshared: no version is current\n"
+    )
     for words, message in (
         (["rollback"], "shared has neither a current version nor a canary to roll back"),
         (["promote", 5], "version 5 of shared is rolled_back; a candidate, canary or retired"),
@@ -204,6 +211,9 @@ def test_export_copies_a_version(machine: Machine) -> None:
     other = machine.folder / "other"
     assert "its checksum is another" in machine.run("export", 1, other, code=1).output
     assert not other.exists()
+    machine.publish()
+    shutil.rmtree(machine.registry.version("shared", 2).folder)
+    assert f"cannot be copied to {other}" in machine.run("export", 2, other, code=1).output
     nowhere = machine.folder / "nowhere" / "out"
     assert (
         "nowhere does not exist; make it first" in machine.run("export", 1, nowhere, code=1).output
