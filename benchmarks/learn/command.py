@@ -1,0 +1,116 @@
+"""The command `paceline bench learn`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from paceline.benchmarks.learn.plot import draw
+from paceline.benchmarks.learn.records import Workload
+from paceline.benchmarks.learn.run import LearnBenchSettings, LearnRun, figures
+from paceline.benchmarks.report import Report, write_report
+from paceline.errors import ConfigError
+
+WORKLOADS: Final = ("tau-bench:tau-airline", "intercode-sql")
+NUM_CORES: Final = 2
+
+
+def _learner_option(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, Any]:
+    """``BLOCK.NAME=VALUE`` as nested settings."""
+    told: dict[str, Any] = {}
+    for text in values:
+        path, equals, value = text.partition("=")
+        *blocks, name = path.split(".")
+        if not equals or not name:
+            raise click.BadParameter(f"{text!r} is not BLOCK.NAME=VALUE")
+        block = told
+        for each in blocks:
+            block = block.setdefault(each, {})
+        try:
+            block[name] = json.loads(value)
+        except ValueError:
+            block[name] = value
+    return told
+
+
+@click.command()
+@click.argument("traces", type=click.Path(path_type=Path))
+@click.option(
+    "--drafter",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the drafter to begin with, distilled on something else.",
+)
+@click.option("--target", default="smollm2", show_default=True)
+@click.option("--workload", default=WORKLOADS[0], show_default=True, help="SOURCE[:TASKS].")
+@click.option("--then", default=WORKLOADS[1], show_default=True, help="What traffic turns to.")
+@click.option("--tokens", default=200_000, show_default=True, help="Said in the first workload.")
+@click.option("--then-tokens", default=50_000, show_default=True, help="And in the second.")
+@click.option("--mark-tokens", default=10_000, show_default=True, help="Said between two marks.")
+@click.option("--chunk-tokens", default=5_000, show_default=True, help="Between two pauses.")
+@click.option("--pause-seconds", default=180.0, show_default=True, help="Longest pause.")
+@click.option("--held-out", default=48, show_default=True, help="Prompts to measure by.")
+@click.option("--context-tokens", default=384, show_default=True)
+@click.option("--output-tokens", default=64, show_default=True)
+@click.option("--in-flight", default=8, show_default=True)
+@click.option("--draft-tokens", default=8, show_default=True)
+@click.option(
+    "--learner-option",
+    "learner",
+    multiple=True,
+    callback=_learner_option,
+    help="BLOCK.NAME=VALUE (JSON) for the learner; may be repeated.",
+)
+@click.option("--work", type=click.Path(path_type=Path), help="Folder for logs; kept.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw it there.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
+)
+def learn(
+    traces: Path,
+    drafter: Path,
+    target: str,
+    workload: str,
+    then: str,
+    tokens: int,
+    then_tokens: int,
+    work: Path | None,
+    plot: Path | None,
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    """A drafter that learns from what is served, beside the same one frozen.
+
+    Prompts of recorded agents are asked through the proxy; the engine's own replies are what is
+    learned from, in pauses between. Each mark replays both drafters on the target's replies to
+    prompts of other tasks. Needs two cores.
+    """
+    cores = sorted(os.sched_getaffinity(0))[:NUM_CORES]
+    if len(cores) < NUM_CORES:
+        raise ConfigError("one core is allowed; two are needed, the engine's and the learner's")
+    settings = LearnBenchSettings(
+        traces=str(traces.absolute()),
+        target=target,
+        drafter=str(drafter.absolute()),
+        workloads=(Workload.parse(workload), Workload.parse(then)),
+        tokens=(tokens, then_tokens),
+        **options,
+    )
+    with tempfile.TemporaryDirectory(prefix="paceline-learn-") as scratch:
+        folder = work.absolute() if work is not None else Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        run = LearnRun(settings, folder, (cores[0], cores[1]))
+        frozen, learned = run.run()
+    if plot is not None:
+        draw(run.marks, plot)
+    said = msgspec.to_builtins(settings)
+    said["traces"], said["drafter"] = traces.name, drafter.name
+    said["workloads"] = [each.name for each in settings.workloads]
+    report = Report("learn", said, figures(run.marks, frozen, learned))
+    write_report(report, json_file)

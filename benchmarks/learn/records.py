@@ -1,0 +1,147 @@
+"""What `paceline bench learn` notes, and what its processes tell each other."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Workload(msgspec.Struct, frozen=True):
+    """Recorded tasks whose prompts are asked.
+
+    Attributes:
+        source: name of the trace file.
+        tasks: beginning of the names of its tasks, "" for all.
+    """
+
+    source: str
+    tasks: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Workload:
+        """From ``SOURCE`` or ``SOURCE:TASKS``."""
+        source, _, tasks = text.partition(":")
+        return cls(source, tasks)
+
+    @property
+    def name(self) -> str:
+        """As in figures."""
+        return f"{self.source}:{self.tasks}" if self.tasks else self.source
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A prompt.
+
+    Attributes:
+        session: what ties prompts together.
+        token_ids: of it.
+    """
+
+    session: str
+    token_ids: tuple[int, ...]
+
+
+class Examined(msgspec.Struct, frozen=True):
+    """A drafter on the target's replies to prompts of held-out sessions, by greedy replay.
+
+    Attributes:
+        accepted_length: tokens of its chains a round.
+        agreement: share of tokens where it finds the same one likeliest.
+    """
+
+    accepted_length: float
+    agreement: float
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known at one time of the run.
+
+    Attributes:
+        workload: that is served.
+        served: tokens said so far, by both workloads.
+        seconds: since the start.
+        version: of the drafter that runs.
+        learned: it, on held-out sessions of each workload by name.
+        frozen: the one that the run began with.
+    """
+
+    workload: str
+    served: int
+    seconds: float
+    version: int
+    learned: dict[str, Examined]
+    frozen: dict[str, Examined]
+
+
+class AnswerWork(msgspec.Struct, frozen=True, tag="answer"):
+    """Have the target answer prompts, greedily, and note its likeliest tokens.
+
+    Attributes:
+        target: Hugging Face folder, GGUF file or the packaged model's name.
+        prompts: what is asked.
+        output_tokens: longest reply.
+        out: folder for the lessons.
+        core: to compute on.
+    """
+
+    target: str
+    prompts: tuple[Asked, ...]
+    output_tokens: int
+    out: str
+    core: int
+
+
+class ExamineWork(msgspec.Struct, frozen=True, tag="examine"):
+    """Replay drafters on lessons.
+
+    Attributes:
+        drafters: folders.
+        lessons: folders that `AnswerWork` has filled.
+        chain_tokens: longest chain.
+        core: to compute on.
+    """
+
+    drafters: tuple[str, ...]
+    lessons: tuple[str, ...]
+    chain_tokens: int
+    core: int
+
+
+class SpeedWork(msgspec.Struct, frozen=True, tag="speed"):
+    """Answer prompts with memory and a drafter.
+
+    Attributes:
+        target: as in `AnswerWork`.
+        drafter: folder.
+        prompts: what is asked.
+        output_tokens: longest reply.
+        in_flight: requests at a time.
+        draft_tokens: most tokens drafted a request and round.
+        num_warm: prompts that are asked first and not counted.
+        core: to compute on.
+    """
+
+    target: str
+    drafter: str
+    prompts: tuple[Asked, ...]
+    output_tokens: int
+    in_flight: int
+    draft_tokens: int
+    num_warm: int
+    core: int
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """What an engine came to.
+
+    Attributes:
+        tokens_per_second: said.
+        tokens_per_round: of a request.
+        digest: of the replies.
+    """
+
+    tokens_per_second: float
+    tokens_per_round: float
+    digest: str
+
+
+Work = AnswerWork | ExamineWork | SpeedWork

@@ -1,0 +1,282 @@
+"""One run of `paceline bench learn`: two workloads one after the other, and marks between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from paceline.benchmarks.learn.records import (
+    AnswerWork,
+    Asked,
+    Examined,
+    ExamineWork,
+    Mark,
+    Speed,
+    SpeedWork,
+    Workload,
+)
+from paceline.benchmarks.learn.stack import Stack, run_worker, running_stack
+from paceline.benchmarks.rendering import requests_of
+from paceline.benchmarks.replay.tokens import Renderer, load_encoder
+from paceline.benchmarks.traces import read_recorded
+from paceline.caches.drafter_registry import DrafterRegistry
+from paceline.caches.records import SHARED_GROUP
+from paceline.errors import ConfigError
+
+TURNS: Final = 6
+CHAIN_TOKENS: Final = 8
+CACHED: Final = "held-out"
+
+
+class LearnBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is served and how.
+
+    Attributes:
+        traces: folder of recorded traces.
+        target: Hugging Face folder, GGUF file or the packaged model's name.
+        drafter: folder of the drafter that the run begins with.
+        workloads: the first one, and what the traffic turns to.
+        tokens: said in each of them.
+        mark_tokens: said between two marks.
+        chunk_tokens: said between two pauses, in which the learner has the machine.
+        pause_seconds: longest such pause.
+        held_out: prompts of each workload that are never asked but measured by.
+        context_tokens: longest prompt.
+        output_tokens: longest reply.
+        in_flight: requests at a time.
+        draft_tokens: most tokens drafted a request and round.
+        learner: settings of the learner.
+    """
+
+    traces: str
+    target: str
+    drafter: str
+    workloads: tuple[Workload, ...]
+    tokens: tuple[int, ...]
+    mark_tokens: int
+    chunk_tokens: int
+    pause_seconds: float
+    held_out: int
+    context_tokens: int
+    output_tokens: int
+    in_flight: int
+    draft_tokens: int
+    learner: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Of one workload.
+
+    Attributes:
+        asked: whose replies are learned from.
+        held_out: of other sessions.
+    """
+
+    asked: list[Asked]
+    held_out: list[Asked]
+
+
+def read_prompts(settings: LearnBenchSettings, workload: Workload, renderer: Renderer) -> Prompts:
+    """Prompts of a workload; those of its last sessions are held out.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    found: dict[str, list[Asked]] = {}
+    for episode in read_recorded(Path(settings.traces), workload.source):
+        if not episode.task_group.startswith(workload.tasks):
+            continue
+        requests = requests_of(
+            episode,
+            renderer,
+            context_tokens=settings.context_tokens,
+            output_tokens=1,
+            max_requests=TURNS,
+        )
+        # a task that was tried several times is one session here: none of it is on both sides
+        found.setdefault(episode.task_group, []).extend(
+            Asked(f"{workload.name}/{request.episode_id}", request.prompt_ids)
+            for request in requests
+        )
+    sessions = list(found.values())
+    held_out: list[Asked] = []
+    while sessions and len(held_out) < settings.held_out:
+        held_out += sessions.pop()[:TURNS]
+    asked = [prompt for session in sessions for prompt in session]
+    if not asked or len(held_out) < settings.held_out:
+        raise ConfigError(
+            f"{workload.name} has {len(asked)} prompts beside {len(held_out)} held-out ones; take "
+            "fewer (--held-out) or another workload"
+        )
+    return Prompts(asked, held_out[: settings.held_out])
+
+
+class LearnRun:
+    """A run, its folder and what it has found so far.
+
+    Args:
+        settings: what is served.
+        folder: for everything that is written.
+        cores: the engine's and the learner's.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: LearnBenchSettings,
+        folder: Path,
+        cores: tuple[int, int],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.marks: list[Mark] = []
+        self._settings = settings
+        self._folder = folder
+        self._cores = cores
+        self._clock = clock
+        renderer = Renderer(load_encoder(None if settings.target == "smollm2" else settings.target))
+        self._prompts = {w.name: read_prompts(settings, w, renderer) for w in settings.workloads}
+        self._served = 0
+        self._began = 0.0
+
+    def run(self) -> tuple[Speed, Speed]:
+        """Serve all; returns the speed with the frozen drafter and with the one that learned."""
+        settings = self._settings
+        for workload in settings.workloads:
+            self._answer_held_out(workload)
+        with running_stack(
+            settings.target,
+            Path(settings.drafter),
+            self._folder,
+            settings.learner,
+            self._cores,
+        ) as stack:
+            self._began = self._clock()
+            best = settings.drafter
+            for workload, tokens in zip(settings.workloads, settings.tokens, strict=True):
+                self._serve(stack, workload, tokens)
+                if workload is settings.workloads[0]:
+                    best = current_folder(stack.registry) or best
+        frozen, learned = (self._speed(folder) for folder in (settings.drafter, best))
+        return frozen, learned
+
+    def _serve(self, stack: Stack, workload: Workload, tokens: int) -> None:
+        """One workload's traffic, with its marks."""
+        settings = self._settings
+        until, mark_at = self._served + tokens, self._served
+        prompts = around(self._prompts[workload.name].asked)
+        while True:
+            if self._served >= mark_at:
+                self._mark(stack, workload)
+                mark_at += settings.mark_tokens
+            if self._served >= until:
+                return
+            num = max(1, settings.chunk_tokens // settings.output_tokens)
+            self._served += stack.ask(
+                list(islice(prompts, num)),
+                workload=workload.name,
+                output_tokens=settings.output_tokens,
+                in_flight=settings.in_flight,
+            )
+            stack.wait_for_learner(settings.pause_seconds, self._clock)
+
+    def _mark(self, stack: Stack, workload: Workload) -> None:
+        version = stack.registry.state(SHARED_GROUP).current
+        folder = current_folder(stack.registry) or self._settings.drafter
+        names = [each.name for each in self._settings.workloads]
+        work = ExamineWork(
+            (self._settings.drafter, folder),
+            tuple(str(self._folder / CACHED / str(i)) for i in range(len(names))),
+            CHAIN_TOKENS,
+            self._cores[1],
+        )
+        found = msgspec.convert(run_worker(work, self._folder), list[list[Examined]])
+        frozen, learned = (dict(zip(names, its, strict=True)) for its in found)
+        mark = Mark(
+            workload=workload.name,
+            served=self._served,
+            seconds=self._clock() - self._began,
+            version=version,
+            learned=learned,
+            frozen=frozen,
+        )
+        self.marks.append(mark)
+        said = ", ".join(
+            f"{name} {it.agreement:.1%} ({frozen[name].agreement:.1%} frozen), "
+            f"{it.accepted_length:.3f} ({frozen[name].accepted_length:.3f})"
+            for name, it in learned.items()
+        )
+        click.echo(f"{mark.served:,} tokens, {mark.seconds:,.0f} s, version {version}: {said}")
+
+    def _answer_held_out(self, workload: Workload) -> None:
+        index = self._settings.workloads.index(workload)
+        work = AnswerWork(
+            self._settings.target,
+            tuple(self._prompts[workload.name].held_out),
+            self._settings.output_tokens,
+            str(self._folder / CACHED / str(index)),
+            self._cores[0],
+        )
+        run_worker(work, self._folder)
+
+    def _speed(self, drafter: str) -> Speed:
+        settings = self._settings
+        prompts = self._prompts[settings.workloads[0].name].held_out
+        work = SpeedWork(
+            settings.target,
+            drafter,
+            tuple(prompts),
+            settings.output_tokens,
+            settings.in_flight,
+            settings.draft_tokens,
+            len(prompts) // 4,
+            self._cores[0],
+        )
+        return msgspec.convert(run_worker(work, self._folder), Speed)
+
+
+def current_folder(registry: DrafterRegistry) -> str:
+    """Of the version that engines run; "" without one."""
+    current = registry.state(SHARED_GROUP).current
+    return registry.version(SHARED_GROUP, current).folder if current else ""
+
+
+def around(prompts: Sequence[Asked]) -> Iterator[Asked]:
+    """All of them again and again, each time as other sessions."""
+    turn = 0
+    while True:
+        for asked in prompts:
+            yield Asked(f"{asked.session}#{turn}", asked.token_ids)
+        turn += 1
+
+
+def figures(marks: Sequence[Mark], frozen: Speed, learned: Speed) -> dict[str, float]:
+    """Flat names to numbers."""
+    found: dict[str, float] = {
+        "speed.frozen": frozen.tokens_per_second,
+        "speed.learned": learned.tokens_per_second,
+        "speed.ratio": learned.tokens_per_second / frozen.tokens_per_second,
+        "speed.frozen_tokens_per_round": frozen.tokens_per_round,
+        "speed.learned_tokens_per_round": learned.tokens_per_round,
+        "speed.identical": float(frozen.digest == learned.digest),
+    }
+    for number, mark in enumerate(marks):
+        where = f"mark-{number:02d}"
+        found |= {
+            f"{where}.served": mark.served,
+            f"{where}.seconds": mark.seconds,
+            f"{where}.version": mark.version,
+        }
+        for kind, its in (("learned", mark.learned), ("frozen", mark.frozen)):
+            for name, it in its.items():
+                found[f"{where}.{name}.{kind}.agreement"] = it.agreement
+                found[f"{where}.{name}.{kind}.accepted_length"] = it.accepted_length
+    return found
