@@ -64,7 +64,7 @@ def serve(settings: LearnerSettings, is_stopping: Callable[[], bool]) -> None:
         JournalError: the URL of Redis cannot be understood.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # it says so of each look
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it tells of each look
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = torch_device(settings.device)

@@ -128,6 +128,6 @@ def main(work: Work) -> None:
 
 
 if __name__ == "__main__":
-    told = msgspec.json.decode(sys.stdin.buffer.read(), type=Work)  # type: ignore[arg-type]  # a union
+    told = msgspec.json.decode(sys.stdin.buffer.read(), type=Work)
     os.sched_setaffinity(0, {told.core})
     main(told)
