@@ -158,9 +158,9 @@ class ServedTeacher:
                 self._counts["taught_tokens"] += len(token_ids)
                 top_ids, top_logprobs = parse_prompt_logprobs(data, len(token_ids), self.top_k)
                 return lesson_of(passage, top_ids, top_logprobs, self._read_weight)
-            self._take_limit(status, data)
+            self._take_limit(status, data, len(token_ids))
 
-    def _take_limit(self, status: int, data: bytes) -> None:
+    def _take_limit(self, status: int, data: bytes, num_tokens: int) -> None:
         """Ask for fewer likeliest tokens if that is what was refused."""
         text = data.decode("utf-8", "replace")
         found = _TOO_MANY_LOGPROBS.search(text) if "logprobs" in text else None
@@ -174,7 +174,9 @@ class ServedTeacher:
             self.top_k = most
             return
         self._counts["failed"] += 1
-        raise LearningError(f"{self._url} refuses to read a passage ({status}): {text:.300}")
+        raise LearningError(
+            f"{self._url} refuses to read a passage of {num_tokens} tokens ({status}): {text:.300}"
+        )
 
     def _first_model(self) -> str | None:
         answer = self._asked("GET", "/v1/models", None)

@@ -35,6 +35,13 @@ def test_a_request_narrows_its_drafts() -> None:
     assert read({"draft_sources": ""}).draft_sources == set()
 
 
+def test_a_request_brings_what_its_record_says() -> None:
+    """Whether it is learned from, by whose drafter, and the temperature it is answered at."""
+    info = read({"paceline_tenant": "t", "paceline_learn": 1, "paceline_drafter": "b"}).info
+    assert (info.learn, info.drafter_group, info.temperature) == (True, "b", 1.0)
+    assert not read({"paceline_tenant": "t"}).info.learn
+
+
 @pytest.mark.parametrize(
     ("xargs", "message"),
     [

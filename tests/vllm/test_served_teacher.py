@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import time
+import threading
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
+import openai
 import pytest
 
+from captured import metric_in
 from paceline.errors import LearningError
 from paceline.models import load_model
 from paceline.online.idle import ServedLoad
@@ -16,6 +21,7 @@ from paceline.online.passage_teaching import TargetTeacher
 from paceline.online.passages import Passage
 from paceline.online.served_teacher import ServedTeacher
 from vllm_server import VllmServer
+from waiting import wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.model, pytest.mark.timeout(900)]
 
@@ -102,49 +108,47 @@ def test_the_servers_own_limit_is_found(server: VllmServer, passages: list[Passa
     teacher = ServedTeacher(server.url, top_k=64)
     [lesson] = teacher.teach(passages[:1])
     assert lesson.top_ids.shape[1] == teacher.top_k == 20
-    long = Passage(
-        token_ids=np.ones(1024, np.int32),
-        is_said=np.ones(1024, np.bool_),
-        tenant="a",
-        scope="tenant:a",
-        workload="",
-        session="long",
-        begun_at=1.0,
-        finished_at=1.0,
-    )
-    with pytest.raises(LearningError, match="1024"):
+    long = replace(passages[0], token_ids=np.ones(1024, np.int32), is_said=np.ones(1024, np.bool_))
+    with pytest.raises(LearningError, match="passage of 1024 tokens"):
         ServedTeacher(server.url).teach([long])
+
+
+def num_answered(server: VllmServer) -> float:
+    """Completions that came to their end."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:  # noqa: S310  our own
+        text = response.read().decode()
+    return metric_in(text, "vllm:request_success_total", finished_reason="length")
 
 
 def test_what_vllm_reads_ends_when_leave_is_taken(
     server: VllmServer, passages: list[Passage]
 ) -> None:
-    """The request leaves the engine with the connection; the gate's source sees both."""
-    source = ServedLoad(server.url, full_requests=1)
-    assert source.load() == 0
-    seen: list[float] = []
-
-    def may_go_on() -> bool:
-        seen.append(source.load() or 0.0)
-        return seen[-1] == 0  # until the engine has begun
-
-    whole = Passage(
+    """The request leaves the engine with the connection, unanswered, and the next one is read."""
+    whole = replace(
+        passages[-1],
         token_ids=np.tile(passages[-1].token_ids, 8)[:1000],
         is_said=np.ones(1000, np.bool_),
-        tenant="a",
-        scope="tenant:a",
-        workload="",
-        session="whole",
-        begun_at=1.0,
-        finished_at=1.0,
     )
-    teacher = ServedTeacher(server.url, may_go_on=may_go_on)
+    before = num_answered(server)
+    looks = count()
+    teacher = ServedTeacher(server.url, model="target", may_go_on=lambda: next(looks) < 3)
     assert teacher.teach([whole]) == []
-    assert max(seen) > 0
     assert teacher.stats()["cancelled"] == 1
-    deadline = time.monotonic() + 60
-    while source.load() != 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    (lesson,) = ServedTeacher(server.url).teach(passages[:1])
+    [lesson] = ServedTeacher(server.url).teach(passages[:1])
     assert lesson.num_reply == len(passages[0].token_ids) - 1
+    wait_until(lambda: num_answered(server) == before + 1)
+
+
+def test_the_gate_sees_vllms_requests(server: VllmServer) -> None:
+    """An idle engine is no load, one that answers is."""
+    source = ServedLoad(server.url, full_requests=2)
+    assert source.load() == 0
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as api:
+        asking = {"prompt": "one two", "max_tokens": 200, "extra_body": {"ignore_eos": True}}
+        thread = threading.Thread(
+            target=lambda: api.completions.create(model="target", **asking)  # type: ignore[call-overload]
+        )
+        thread.start()
+        wait_until(lambda: source.load() == 0.5, seconds=60)
+        thread.join()
+    wait_until(lambda: source.load() == 0)
