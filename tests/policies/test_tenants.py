@@ -204,3 +204,11 @@ def test_limits_of_a_workload_hold_beside_its_tenants() -> None:
     assert parsed.resolved(a, "sql-1").policy.limits.concurrency == 2
     nothing = parse_policy("tenants: [{name: a}]", name="p.yaml")
     assert nothing.limits_of(nothing.tenants[0], "w") == []
+
+
+def test_everybodys_drafter_has_one_name() -> None:
+    """What policies call it is what records and the registry do."""
+    from paceline.caches.records import SHARED_GROUP
+    from paceline.policies.rules import SHARED_DRAFTER
+
+    assert SHARED_DRAFTER == SHARED_GROUP
