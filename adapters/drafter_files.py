@@ -88,7 +88,7 @@ def expected_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     except Exception as error:
         raise DamagedDrafterError(f"{folder / CONFIG} is of no model: {error}") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
+    if getattr(config, "tie_word_embeddings", False):
         shapes.pop(TIED_HEAD, None)
     return shapes
 

@@ -14,7 +14,7 @@ TRIAL_SHARE: Final = 0.01
 """Of the time, for trying a model that rests: what it adds can only be seen where it runs."""
 JUDGING_SHARE: Final = 0.05
 """The same while a new version is judged, which takes some hundred rounds."""
-JUDGING_PATIENCE: Final = 8
+JUDGING_PATIENCE: Final = 4
 """Rounds in a row without the model after which it is tried while it is judged."""
 
 

@@ -54,6 +54,7 @@ class ReadLedger:
         self._is_read = np.zeros(0, np.bool_)
         self._is_old = np.zeros(0, np.bool_)
         """Slots that hold what the drafter before read."""
+        self._has_old = False
         self._held: dict[str, tuple[int, int]] = {}
         """Of each request of the last step: its tokens read from its first on, and its tokens."""
         self._mixed: set[str] = set()
@@ -76,7 +77,7 @@ class ReadLedger:
                 step and those that were unread before.
         """
         held = {}
-        mixed = {row.request_id for row in rows if self.is_mixed(row)}
+        mixed = {row.request_id for row in rows if self._has_old and self.is_mixed(row)}
         for row, complete in zip(rows, is_complete, strict=True):
             num_read = self._num_read(row)
             end = row.start + row.num_scheduled
@@ -94,6 +95,7 @@ class ReadLedger:
         """Nothing counts as read any more."""
         self._is_read[:] = False
         self._is_old[:] = False
+        self._has_old = False
         self._held, self._mixed = {}, set()
 
     def retire(self) -> None:
@@ -101,6 +103,7 @@ class ReadLedger:
 
         O(slots).
         """
+        self._has_old = True
         self._is_old |= self._is_read
         self._is_read[:] = False
         self._held, self._mixed = {}, set()

@@ -42,7 +42,7 @@ LOG_ODDS: Final = np.linspace(-8.0, 8.0, 801)
 """Of the rates that are thought possible."""
 COLLAPSE: Final = 4.0
 """Shift of the log odds that is looked for where nothing can be compared: 0.5 becomes 0.02."""
-COMPARED_SHARE: Final = 0.75
+COMPARED_SHARE: Final = 0.8
 """Of false alarms, those that the comparison may give."""
 LEAST_MEAN: Final = 0.02
 """The old mean is taken to lie that far from 0 and 1."""
@@ -89,8 +89,8 @@ class CanaryRules:
     """When a version is judged.
 
     Attributes:
-        false_alarms: chance at which one that is as good may be called worse, three quarters of it
-            where versions can be compared and one where not.
+        false_alarms: chance at which one that is as good may be called worse, most of it
+            where versions can be compared.
         false_passes: chance at which one that is worse by the least shift may be kept early.
         shifts: how much lower the log odds of a worse one are thought to be, rising.
         least_rounds: before so many none is kept.

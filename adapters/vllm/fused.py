@@ -258,13 +258,13 @@ class FusedProposer:
         if chains is not None:
             model = chains.rows(asked.rows).only([limit > 0 for limit in asked.by_model])
             continued = self._continue(speculator, asked, recalled, model)
-        is_pure = self.model.is_pure(step)
+        mixed = self.model.mixed
         fused = self.fuser.fuse(
             recalled,
             model,
             continued,
             drafting_seconds=self._rounds.model_seconds,
-            is_counted=[is_pure[row] for row in asked.rows],
+            is_counted=[step.request_ids[row] not in mixed for row in asked.rows],
         )
         self.num_rounds += 1
         for row, tokens in zip(asked.rows, fused, strict=True):

@@ -60,12 +60,14 @@ class VllmModelDrafter:
         num_caught_up: tokens read later than in their step.
         num_unsound: rows that were in a pass without the tokens that it had missed of them.
         is_usable: whether its weights are whole.
+        mixed: requests of the last draft, of which it drafted some behind what other weights read.
     """
 
     def __init__(self, runner: Any, *, num_steps: int) -> None:
         self.num_caught_up = 0
         self.num_unsound = 0
         self.is_usable = True
+        self.mixed: frozenset[str] = frozenset()
         self._runner = runner
         self._proposer = runner.drafter
         self._propose_all = runner.propose_draft_token_ids
@@ -136,12 +138,6 @@ class VllmModelDrafter:
             unread = self._ledger.num_unread(step.rows)
         return unread
 
-    def is_pure(self, step: DraftingStep) -> list[bool]:
-        """Whether the model drafts for each row from nothing but what its own weights have read."""
-        if not self._is_swapped or self._ledger is None:
-            return [True] * len(step.rows)
-        return [not self._ledger.is_mixed(row) for row in step.rows]
-
     def swap(self, weights: DrafterWeights, before: DrafterWeights | None) -> None:
         """Draft with other weights of the same shapes from the next step on.
 
@@ -192,6 +188,7 @@ class VllmModelDrafter:
         is_sound = np.ones(len(step.rows), np.bool_)
         if self.abilities.skips:
             is_sound = self._plan(step, catching_up)
+            self._note_mixed(step)
         self._step, self._steps, self._heard = step, num_steps, []
         try:
             drafted = self._propose_all(*arguments)
@@ -217,6 +214,11 @@ class VllmModelDrafter:
     def stop_skipping(self) -> None:
         """From now on let the model run in every round, over what vLLM gives it."""
         self._abilities = Abilities(skips=False, shortens=self.abilities.shortens)
+
+    def _note_mixed(self, step: DraftingStep) -> None:
+        if self._is_swapped and self._ledger is not None:
+            is_mixed = self._ledger.is_mixed
+            self.mixed = frozenset(row.request_id for row in step.rows if is_mixed(row))
 
     def _plan(
         self, step: DraftingStep, catching_up: npt.NDArray[np.bool_]

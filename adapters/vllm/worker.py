@@ -221,9 +221,9 @@ def open_corpora(
 
 
 def follow(settings: WorkerSettings, runner: Any, proposer: FusedProposer) -> DrafterWatch | None:
-    """Start to follow the registry of drafters; None where it cannot change, which is logged.
+    """Start to follow the registry of drafters; None where the model cannot change.
 
-    Whatever keeps us from it leaves the drafter that vLLM was started with.
+    Whatever keeps us from it is logged and leaves the drafter that vLLM was started with.
     """
     draft_config = runner.vllm_config.speculative_config.draft_model_config
     folder = str(getattr(draft_config, "model", ""))

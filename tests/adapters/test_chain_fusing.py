@@ -266,3 +266,35 @@ def test_what_memory_has_drafted_stays_beside_what_goes_on() -> None:
     said = model((REMEMBERED[:2], 0.3))
     fused = fuser.fuse(recalled, said, continued(fuser, speculator, recalled, said))
     assert fused == [[61, 62, 63, 64]]
+
+
+def test_what_the_model_gets_right_is_told() -> None:
+    """Its own chain, whichever was verified; not where it has not read all, or is not counted."""
+    told: list[tuple[str, list[int], list[int]]] = []
+    fuser = ChainFuser(
+        on_judged=lambda name, _, guess, said: told.append((name, list(guess), list(said)))
+    )
+    said = model(([1, 2, 3], 0.3), ([4, 5, 6], 0.9), ([7, 8, 9], 0.9), ([7, 8, 9], 0.9))
+    said.is_sound[2] = False
+    recalled = recall(fuser, memory(([1, 9], 0.95), ([], 1.0), ([], 1.0), ([], 1.0)))
+    fuser.fuse(recalled, said, is_counted=[True, True, True, False])
+    fuser.learn({name: [4, 5, 1] for name in recalled.request_ids})
+    assert told == [("r0", [1, 2, 3], [4, 5, 1]), ("r1", [4, 5, 6], [4, 5, 1])]
+
+
+def test_another_model_begins_anew() -> None:
+    """Nothing is learned from chains of the model before, and what was learned is gone."""
+    told: list[str] = []
+    fuser = ChainFuser(on_judged=lambda name, *_: told.append(name))
+    fresh = ChainFuser()
+    for _ in range(60):  # the model is sure, and wrong
+        fuser.fuse(recall(fuser, memory(([1, 2], 0.4))), model(([7, 8], 0.9)))
+        fuser.learn({"r0": [1, 2, 5]})
+    trees, said = memory(([1, 2], 0.4)), model(([7, 8], 0.9))
+    expected = fresh.fuse(recall(fresh, trees), said)
+    assert fuser.fuse(recall(fuser, trees), said) != expected
+    fuser.renew()
+    num_told = len(told)
+    fuser.learn({"r0": [1, 2, 5]})
+    assert len(told) == num_told
+    assert fuser.fuse(recall(fuser, trees), said) == expected

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from drafter_folders import (
     truncate,
     widen_vocabulary,
 )
+from embedded_server import MODEL as MODEL_NAME
+from embedded_server import EmbeddedServer
 from paceline.adapters.drafter_watch import RETRY_SECONDS, DrafterWatch
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
@@ -26,6 +30,7 @@ from paceline.caches.records import SHARED_GROUP
 from redis_server import RedisServer
 from small_models import random_model
 from small_traces import save_tokenizer
+from waiting import wait_until
 
 pytestmark = pytest.mark.redis
 
@@ -33,6 +38,13 @@ NUM_REQUESTS = 4
 MOST_CANARY_ROUNDS = 200
 RIGHT, POOR, NOISY = 0.01, 0.02, 0.2
 """Noise on a drafter's weights: right in 56 rounds of a hundred, in 34, in one."""
+
+
+def post_json(url: str, body: dict[str, Any]) -> None:
+    data = json.dumps({"model": MODEL_NAME, **body}).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})  # noqa: S310  our own
+    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310  our own
+        response.read()
 
 
 class Replica:
@@ -378,3 +390,37 @@ def test_the_checksum_is_of_what_was_published(
     one.serve()
     assert state_of(registry, version) == "rolled_back"
     assert one.swapped == []
+
+
+def test_a_served_engine_follows_by_itself(
+    redis_server: RedisServer, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The command's engine takes over what is promoted, while it serves, and its metrics say so."""
+    from paceline.adapters.embedded.__main__ import fingerprint_of
+    from paceline.adapters.embedded.target import Target
+
+    place = tmp_path / "versions"
+    fingerprint = fingerprint_of(Target.load(folders["target"]), MODEL_NAME)
+    registry = open_registry(redis_server.url, place, fingerprint)
+    arguments = ["--redis", redis_server.url, "--drafter", str(folders["poor"])]
+    server = EmbeddedServer(
+        folders["target"], tmp_path, "engine", *arguments, "--drafter-registry", str(place)
+    )
+    server.start()
+    try:
+        server.wait_ready()
+        assert server.metric("paceline_drafter_version") == 0
+        version = publish(registry, folders["right"])
+        registry.promote(SHARED_GROUP, version, reason="first")
+
+        def follows() -> bool:
+            post_json(f"{server.url}/v1/completions", {"prompt": "abc", "max_tokens": 8})
+            return server.metric("paceline_drafter_version") == version
+
+        wait_until(follows, seconds=60)
+        rounds = "paceline_drafter_rounds_total"
+        assert server.metric(rounds, version="0") > 0
+        wait_until(lambda: follows() and server.metric(rounds, version=str(version)) > 0, 60)
+        wait_until(lambda: [each.version for each in registry.live(SHARED_GROUP)] == [version], 60)
+    finally:
+        server.stop()

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from paceline.adapters.embedded.requests import GenerationRequest
 
 
-def read(xargs: dict[str, Any] | None) -> GenerationRequest:
+def read(xargs: dict[str, Any] | None, **options: Any) -> GenerationRequest:
     from paceline.adapters.embedded.protocol import generation_request, parse_completion
     from paceline.adapters.embedded.target import Target
 
     body = {"model": "m", "prompt": [1, 2], "max_tokens": 3, "vllm_xargs": xargs}
     request = parse_completion(json.dumps(body).encode())
     target = Target(random_model("llama"), tokenizer=None)
-    return generation_request(request, [1, 2], target, request_id="r")
+    return generation_request(request, [1, 2], target, request_id="r", **options)
 
 
 def test_a_request_narrows_its_drafts() -> None:
@@ -57,3 +57,12 @@ def test_drafts_that_there_are_not_are_refused(xargs: dict[str, Any], message: s
     with pytest.raises(ApiError, match=message) as refused:
         read(xargs)
     assert refused.value.status == 400
+
+
+def test_a_groups_drafter_is_not_for_others() -> None:
+    """An engine that runs a group's drafter drafts for its requests with it, for others without."""
+    others, own = (
+        read(xargs, drafter_group="team") for xargs in (None, {"paceline_drafter": "team"})
+    )
+    assert others.draft_sources == {"memory"}
+    assert own.draft_sources == {"memory", "model"}

@@ -213,3 +213,17 @@ def test_policy_and_client_narrow_drafts_together(
         allowed = source in expected.sources
         most = 8 if expected.max_tokens is None else expected.max_tokens
         assert limits.most(source, 8) == (most if allowed else 0)
+
+
+@pytest.mark.parametrize(
+    "xargs", [None, {}, {"paceline_drafter": "other"}, {"paceline_drafter": 3}]
+)
+def test_a_groups_drafter_drafts_for_its_requests_alone(xargs: dict[str, Any] | None) -> None:
+    """Memory drafts for the others; a shared drafter, which nobody private taught, for all."""
+    assert draft_limits(xargs, drafter_group="team").sources == {"memory"}
+    assert draft_limits(xargs, drafter_group="shared").sources == {"memory", "model"}
+    own = {**(xargs or {}), "paceline_drafter": "team"}
+    assert draft_limits(own, drafter_group="team").sources == {"memory", "model"}
+    narrowed = {**own, "draft_sources": "memory"}
+    assert draft_limits(narrowed, drafter_group="team").sources == {"memory"}
+    assert draft_limits({"draft_sources": "model"}, drafter_group="team").sources == set()

@@ -6,11 +6,13 @@ import urllib.request
 
 from prometheus_client import CollectorRegistry
 
+from paceline.adapters.drafter_figures import DrafterFigures, WatchCounts
 from paceline.adapters.metrics import MemoryCollector, registry_of, serve_metrics
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 from paceline.caches.journal_lag import LagCounts, LagHistogram
 from paceline.errors import DraftError
+from paceline.policies.canary import Seen
 from paceline.processes import free_port
 
 TEXT = list(range(100, 140))
@@ -114,3 +116,23 @@ def test_metrics_can_be_fetched() -> None:
     finally:
         stop()
     assert 'paceline_memory_tokens{scope="tenant:a"}' in body
+
+
+def test_the_drafters_versions_are_told() -> None:
+    """Which drafts, what has happened to versions, and how right each is; nothing without any."""
+    figures = DrafterFigures(
+        "team", 3, True, WatchCounts(swaps=4, rollbacks=1), 0.25, {2: Seen(10, 5, 9), 3: Seen(4, 1)}
+    )
+    registry = registry_of(MemoryCollector(Speculator(), drafter=lambda: figures))
+    of = {"group": "team"}
+    assert value(registry, "paceline_drafter_version", **of) == 3
+    assert value(registry, "paceline_drafter_canary", **of) == 1
+    assert value(registry, "paceline_drafter_swap_seconds", **of) == 0.25
+    for event, count in (("swaps", 4), ("rollbacks", 1), ("failures", 0), ("unreachable", 0)):
+        assert value(registry, "paceline_drafter_events_total", event=event, **of) == count
+    for version, counts in (("2", (10, 5, 9)), ("3", (4, 1, 0))):
+        for name, count in zip(("rounds", "agreed", "right_tokens"), counts, strict=True):
+            found = value(registry, f"paceline_drafter_{name}_total", version=version, **of)
+            assert found == count
+    without = registry_of(MemoryCollector(Speculator(), drafter=lambda: None))
+    assert without.get_sample_value("paceline_drafter_version", of) is None

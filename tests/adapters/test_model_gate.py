@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from paceline.adapters.model_gain import PATIENCE
-from paceline.adapters.model_gate import TRIAL_SHARE, Candidates, ModelGate
+from paceline.adapters.model_gate import JUDGING_SHARE, TRIAL_SHARE, Candidates, ModelGate
 
 ROUND = 1.0
 """Seconds of the target's."""
@@ -92,3 +92,26 @@ def test_trials_of_many_keys_share_the_time() -> None:
         teach(gate, 0.0, key=key)
     num_tried = sum(len(asked(gate, *batch)) for _ in range(1000))
     assert 10 <= num_tried <= 20  # of 0.5 seconds each, in 1,000 seconds
+
+
+def test_a_model_that_is_judged_is_tried_more_often_and_not_without_bound() -> None:
+    """Two hundred trials come in some thousand rounds, for a twentieth of the time at most."""
+    gate = make_gate(seconds=0.2)
+    teach(gate, 0.0)
+    gate.is_judging = True
+    num_tried = sum(len(asked(gate, Candidate())) for _ in range(1000))
+    assert num_tried >= 180
+    assert num_tried * 0.2 <= JUDGING_SHARE * 1000 * ROUND
+    gate.is_judging = False
+    assert sum(len(asked(gate, Candidate())) for _ in range(1000)) <= 1000 / PATIENCE + 1
+
+
+def test_another_model_begins_without_what_was_learned_of_the_one_before() -> None:
+    """A useless one that rests is followed by one that is asked at once; costs stay if they do."""
+    for costs_same in (True, False):
+        gate = make_gate(seconds=0.2)
+        teach(gate, 0.0)
+        assert asked(gate, Candidate()) == []
+        gate.renew(costs_same=costs_same)
+        assert asked(gate, Candidate()) == [0]
+        assert (gate.cost.seconds(1, 1) > 0.1) == costs_same

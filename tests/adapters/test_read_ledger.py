@@ -79,3 +79,48 @@ def test_it_agrees_with_a_list_of_what_was_read(steps: list[tuple[int, int, bool
         if complete:
             is_read = [True] * len(is_read)
         ledger.note([step], [complete])
+
+
+def test_another_drafter_has_read_nothing() -> None:
+    """After one retires, all tokens of a request that goes on are unread, and can be read again."""
+    ledger = ReadLedger(BLOCK)
+    ledger.note([row(0, 6, blocks=(5, 2))], [True])
+    ledger.retire()
+    going_on = row(6, 1, blocks=(5, 2))
+    assert unread(ledger, going_on) == [6]
+    ledger.note([going_on], [True])
+    assert unread(ledger, row(7, 1, blocks=(5, 2))) == [0]
+    assert not ledger.is_mixed(row(7, 1, blocks=(5, 2)))
+
+
+def test_old_readings_may_be_accepted_and_are_known_as_such() -> None:
+    """As far as they reach without a gap; what stands behind them is mixed until read anew."""
+    ledger = ReadLedger(BLOCK)
+    blocks = (5, 2, 9)
+    ledger.note([row(0, 6, blocks=blocks)], [True])
+    ledger.note([row(6, 1, blocks=blocks)], [False])
+    ledger.retire()
+    later = row(7, 1, blocks=blocks)
+    ledger.accept_old(later)
+    assert unread(ledger, later) == [1]
+    assert ledger.is_mixed(later)
+    ledger.note([later], [True])
+    assert ledger.is_mixed(row(8, 1, blocks=blocks))
+    other = row(8, 1, blocks=blocks, name="b")  # begins alike, behind cached blocks
+    assert unread(ledger, other) == [0]
+    assert ledger.is_mixed(other)
+    ledger.note([row(0, 8, blocks=blocks, name="c")], [True])
+    assert not ledger.is_mixed(row(8, 1, blocks=blocks, name="d"))
+
+
+def test_what_is_not_accepted_stays_unread() -> None:
+    """Old readings alone never count, and are gone once nothing is known of the slots."""
+    ledger = ReadLedger(BLOCK)
+    ledger.note([row(0, 6, blocks=(5, 2))], [True])
+    for _ in range(2):
+        ledger.retire()
+    other = row(6, 1, blocks=(5, 2), name="b")
+    assert unread(ledger, other) == [6]
+    ledger.clear()
+    ledger.accept_old(other)
+    assert unread(ledger, other) == [6]

@@ -13,7 +13,12 @@ from paceline.errors import ConfigError
 def test_settings_come_back_from_the_environment() -> None:
     """What one process writes the other reads; variables that are not set keep their defaults."""
     settings = WorkerSettings(
-        redis_url="redis://h:1", shared_capacity=7, min_probability=0.5, always_draft=True
+        redis_url="redis://h:1",
+        shared_capacity=7,
+        min_probability=0.5,
+        always_draft=True,
+        drafter_registry="/drafters",
+        drafter_group="team",
     )
     assert WorkerSettings.from_env({"HOME": "/", **settings.to_env()}) == settings
     assert WorkerSettings.from_env({}) == WorkerSettings()
@@ -56,3 +61,11 @@ def test_every_setting_is_documented() -> None:
     """Each field stands in the class's docstring."""
     for setting in fields(WorkerSettings):
         assert f"{setting.name}:" in (WorkerSettings.__doc__ or "")
+
+
+def test_versions_of_a_drafter_need_a_redis_and_a_group() -> None:
+    """Without them the settings are refused, with what to do."""
+    with pytest.raises(ConfigError, match="--redis"):
+        WorkerSettings(drafter_registry="/drafters")
+    with pytest.raises(ConfigError, match="group"):
+        WorkerSettings(drafter_group="")

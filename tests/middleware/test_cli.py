@@ -154,3 +154,10 @@ def test_the_doctor_says_what_to_do(tmp_path: Path) -> None:
     assert "check address" in done.output
     assert "upstreams" in done.output
     assert "secret" not in done.output
+
+
+def test_versions_of_a_drafter_need_one_to_start_with() -> None:
+    """Following a registry without a drafter is refused, with what to add."""
+    done = run("vllm", "some/model", "--drafter-registry", "/drafters")
+    assert done.exit_code != 0
+    assert "--drafter FOLDER" in done.output

@@ -16,9 +16,9 @@ from paceline.caches.keys import JournalKeys, namespace_of
 MODEL = ModelFingerprint(model="target", tokenizer="bytes")
 
 
-def open_registry(url: str, folder: Path) -> DrafterRegistry:
+def open_registry(url: str, folder: Path, fingerprint: ModelFingerprint = MODEL) -> DrafterRegistry:
     """A registry for the calling thread."""
-    store = JournalStore(RedisAddress(url).connect(), JournalKeys(namespace_of(MODEL)))
+    store = JournalStore(RedisAddress(url).connect(), JournalKeys(namespace_of(fingerprint)))
     return DrafterRegistry(store, folder)
 
 
