@@ -107,6 +107,7 @@ def main(
         journal = None
         if redis_url and speculator is not None:
             journal = open_journal(redis_url, speculator, fingerprint, engine)
+            engine.decisions.is_apart = lambda: not journal.is_connected
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
 

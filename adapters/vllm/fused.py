@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.chain_fusing import NOBODY, ChainFuser, Reading, Recalled
+from paceline.adapters.decisions import DecisionLog
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.model_chains import Continued, ModelChains
 from paceline.adapters.speculator import Speculator
@@ -77,6 +78,7 @@ class FusedProposer:
 
     Attributes:
         failures: what went wrong.
+        decisions: what was decided for each request that memory knows.
         fuser: learns and counts.
         model: vLLM's drafter.
     """
@@ -91,7 +93,10 @@ class FusedProposer:
         always_draft: bool = False,
     ) -> None:
         self.failures = FailureLog(logger, "drafting")
-        self.fuser = ChainFuser(min_probability=min_probability, always_draft=always_draft)
+        self.decisions = DecisionLog()
+        self.fuser = ChainFuser(
+            min_probability=min_probability, always_draft=always_draft, decisions=self.decisions
+        )
         self._rounds = RoundClock(self.fuser.budget.target)
         self.model = VllmModelDrafter(runner, num_steps=num_model_tokens)
         self._runner = runner
@@ -108,6 +113,7 @@ class FusedProposer:
                 runner,
                 speculator,
                 self.failures,
+                self.decisions,
                 num_draft_tokens=runner.num_spec_tokens,
                 max_model_len=runner.max_model_len,
             )
@@ -151,6 +157,7 @@ class FusedProposer:
                 return self._draft(self._speculator, self._opened, step, arguments)
         except Exception as error:  # noqa: BLE001  counted: whatever drafting does, the target must answer
             self.failures.record(error)
+            self.decisions.failed()
         return self._alone(step, named, arguments)
 
     def finish(self, request_ids: Iterable[str]) -> None:
@@ -250,7 +257,9 @@ class FusedProposer:
         speculator.commit_batch(
             [step.request_ids[row] for row in news], [step.accepted[row] for row in news]
         )
-        self.fuser.learn({step.request_ids[row]: step.accepted[row] for row in news})
+        committed = {step.request_ids[row]: step.accepted[row] for row in news}
+        self.decisions.settle(committed)
+        self.fuser.learn(committed)
         for row in rows:
             if step.request_ids[row] not in self._keys:
                 info = opened.info(step.request_ids[row])
@@ -360,6 +369,7 @@ class FusedProposer:
                 )
         except Exception as error:  # noqa: BLE001  counted: memory's drafts need no model
             self.failures.record(error)
+            self.decisions.failed()
             self.model.stop_skipping()
             return None
         self._guessed = (chains,)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from paceline.adapters.corpora import CorpusFeed
+from paceline.adapters.decisions import RequestDecisions
 from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.sharing import open_shared_journal
 from paceline.adapters.speculator import Speculator
@@ -52,6 +53,7 @@ class SpeculatingWorker:
     _housekeeping: Housekeeping | None = None
     _stop_metrics: Callable[[], None] | None = None
     _corpora: CorpusFeed | None = None
+    _shares: bool = False
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the target, then open the draft memory on the rank whose drafts vLLM uses."""
@@ -70,6 +72,7 @@ class SpeculatingWorker:
                     always_draft=settings.always_draft,
                 )
                 self._proposer = proposer
+                proposer.decisions.is_apart = self._is_apart
         elif reason := why_not_fused(self.model_runner):
             if self.vllm_config.speculative_config is not None:
                 logger.error("drafts are vLLM's own: %s", reason)
@@ -87,6 +90,7 @@ class SpeculatingWorker:
                 min_probability=settings.min_probability,
                 always_draft=settings.always_draft,
             )
+            self._proposer.decisions.is_apart = self._is_apart
         except (AttributeError, TypeError, ValueError):
             logger.exception("drafts are vLLM's own: its model drafter is not as we know it")
 
@@ -102,12 +106,20 @@ class SpeculatingWorker:
         self._journal = open_journal(settings, speculator, self.vllm_config.model_config)
         self._corpora = open_corpora(settings, speculator, self.vllm_config.model_config)
         self._stop_metrics = open_metrics(
-            settings, MemoryParts(speculator, self._journal, self._figures)
+            settings, MemoryParts(speculator, self._journal, self._figures, self._decisions)
         )
+        self._shares = bool(settings.redis_url)
         return speculator
 
     def _figures(self) -> DraftingFigures | None:
         return None if self._proposer is None else self._proposer.figures()
+
+    def _decisions(self, request_id: str) -> RequestDecisions | None:
+        return None if self._proposer is None else self._proposer.decisions.find(request_id)
+
+    def _is_apart(self) -> bool:
+        """Whether memory is to be shared, and is not."""
+        return self._shares and (self._journal is None or not self._journal.is_connected)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Close the requests that left the engine, then run the step."""
@@ -227,11 +239,13 @@ class MemoryParts:
         speculator: whose memory.
         journal: the one it publishes to, None without one.
         figures: reads those of drafting, None where nothing drafts yet.
+        find: the record of a request.
     """
 
     speculator: Speculator
     journal: Journal | None
     figures: Callable[[], DraftingFigures | None]
+    find: Callable[[str], RequestDecisions | None]
 
 
 def open_metrics(settings: WorkerSettings, parts: MemoryParts) -> Callable[[], None] | None:
@@ -248,6 +262,7 @@ def open_metrics(settings: WorkerSettings, parts: MemoryParts) -> Callable[[], N
             MemoryCollector(parts.speculator, parts.journal, figures=parts.figures),
             host=settings.metrics_host,
             port=settings.metrics_port,
+            find=parts.find,
         )
     except (ImportError, OSError) as error:
         logger.error("no metrics of the draft memory: %s", error)
