@@ -239,6 +239,12 @@ class DecisionLog:
         if tally is not None:
             tally.limits.add(limit)
 
+    def choose(self, engine_id: str, arm: str) -> None:
+        """A bandit has chosen how to draft for a request; its last choice is told. O(1)."""
+        tally = self._open.get(engine_id)
+        if tally is not None:
+            tally.arm = arm
+
     def issue(
         self,
         request_ids: Sequence[str],

@@ -282,15 +282,15 @@ class Proxy:
         if identity.policy.side_channel != "open":
             exchange.shape(shaper_of(identity, view, self.config.shaping, self.metrics.shaping))
         exchange.request_id = new_request_id()
-        asked = None
-        if exchange.headers.get(EXPLAIN_HEADER, "").strip().lower() == "on":
-            explained = identity.explained()
-            explained.append((REQUEST_ID_HEADER, exchange.request_id.encode()))
-            exchange.own_headers = explained
-            # numbers in a head would show who listens what shaping hides
-            if identity.policy.side_channel == "open":
-                asked = self._explainer.expect(exchange.request_id, identity.tenant.name)
+        is_explained = exchange.headers.get(EXPLAIN_HEADER, "").strip().lower() == "on"
+        if is_explained:
+            own_id = (REQUEST_ID_HEADER, exchange.request_id.encode())
+            exchange.own_headers = [*identity.explained(), own_id]
         ticket = await self._admit(exchange, caller, identity, view, len(body))
+        asked = None
+        # numbers in a head would show who listens what shaping hides
+        if is_explained and identity.policy.side_channel == "open":
+            asked = self._explainer.expect(exchange.request_id, identity.tenant.name)
         try:
             await self._generate_admitted(exchange, identity, body, view, ticket, asked)
         finally:

@@ -270,7 +270,10 @@ def test_the_reason_is_in_words(record: dict[str, Any], reason: str) -> None:
 def test_a_record_passes_through_json() -> None:
     """As it was, and with fields of a later version besides."""
     log = DecisionLog()
-    log.open(ID, ["client"]).arm = "memory-8"
+    log.open(ID, ["client"])
+    for arm in ("none", "memory-8"):
+        log.choose(ID, arm)
+    log.choose("another", "model-4")
     log.settle({ID: [1]})
     issue(log, [ID], [W])
     log.settle({ID: [0, 1]})
