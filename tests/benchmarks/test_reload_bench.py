@@ -21,6 +21,8 @@ from paceline.errors import ConfigError
 from paceline.middleware.cli import cli
 from paceline.middleware.config import read_policy
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 
 def test_a_small_run_loses_nothing_and_takes_right_files_over_alone() -> None:
     """Every right file is taken, every wrong one refused; nothing is timed here."""
@@ -63,6 +65,25 @@ def test_files_are_what_they_are_meant_to_be(tmp_path: Path) -> None:
         policy.put(text)
         with pytest.raises(ConfigError):
             read_policy(policy.path)
+
+
+def test_the_page_says_what_was_measured() -> None:
+    """The table and the numbers of docs/policy.md are those of the report beside it."""
+    text = (DOCS / "policy.md").read_text(encoding="utf-8")
+    report = json.loads((DOCS / "benchmarks" / "reload.json").read_text(encoding="utf-8"))
+    figures = report["figures"]
+    for kind, shown in zip(
+        KINDS, ("no change", "a right file", "a wrong file, or none"), strict=True
+    ):
+        took = [figures[f"{kind}_{figure}_ms"] for figure in ("p50", "p99", "max")]
+        cells = " | ".join(f"{each:.1f} ms" for each in took)
+        assert f"| {shown} | {figures[f'{kind}_requests']:,.0f} | {cells} |" in text
+    assert f"of {figures['requests']:,.0f} requests {figures['lost']:.0f} were lost" in text
+    assert f"came {figures['reload_median_seconds']:.2f} s after" in text
+    assert f"median; {figures['reload_max_seconds']:.2f} s at most" in text
+    assert figures["policies_out_of_turn"] == 0
+    assert report["settings"]["tenants"] == 100
+    assert figures["taken"] == figures["refused"] == report["settings"]["reloads"] == 30
 
 
 def test_wrong_settings_are_refused(tmp_path: Path) -> None:
