@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.decisions import DecisionLog
 from paceline.adapters.model_chains import Continued, ModelChains, Supposed, joined, suppose
 from paceline.adapters.model_gate import Candidates, ModelGate
 from paceline.adapters.verify_budget import Outlook, VerifyBudget
@@ -97,6 +98,7 @@ class ChainFuser:
         always_draft: the model drafts in every round, and nothing is cut, whatever it costs.
         on_judged: told of each chain of the model's that was judged: the request, tokens that
             memory expected accepted, the chain, and what the target said.
+        decisions: counts what is decided for each request, None for nobody.
 
     Attributes:
         gate: decides for whom the model drafts.
@@ -109,7 +111,9 @@ class ChainFuser:
         min_probability: float = 0.1,
         always_draft: bool = False,
         on_judged: OnJudged = lambda *_: None,
+        decisions: DecisionLog | None = None,
     ) -> None:
+        self._decisions = decisions
         self.gate = ModelGate(most_late=MOST_LATE, takes_all=True, always_draft=always_draft)
         self.budget = VerifyBudget(always_draft=always_draft)
         self._min_probability = min_probability
@@ -196,7 +200,7 @@ class ChainFuser:
             self._pending = batch, recalled.request_ids
         num_kept = self.budget.cut(chains, drafting_seconds=drafting_seconds)
         self._counts["tokens_cut"] = self.budget.num_cut
-        chains = chains.first(num_kept)
+        drafted, chains = chains, chains.first(num_kept)
         by_memory = recalled.chains.first(self.budget.num_worth(recalled.chains)).token_lists()
         is_sound = [False] * len(recalled.request_ids) if model is None else model.is_sound.tolist()
         is_model = (chains.source == Source.MODEL).tolist()
@@ -210,6 +214,8 @@ class ChainFuser:
             )
             self._count_drafted(issued)
             self._issued[recalled.request_ids[i]] = issued
+        if self._decisions is not None:
+            self._decisions.issue(recalled.request_ids, drafted, num_kept.tolist(), is_sound)
         return token_ids
 
     def learn(self, committed: Mapping[str, Sequence[int]]) -> None:

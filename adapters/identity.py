@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from paceline.adapters.request_info import RequestInfo
@@ -60,6 +60,15 @@ def record_id_of(engine_id: str) -> str:
         number = re.match(r"-(\d+)(?:-|$)", match["rest"])
         prompt = int(number[1]) if number else 0
     return record_id(match["id"], prompt=prompt, choice=int(match["choice"] or 0))
+
+
+def asked_id_of(engine_id: str) -> str:
+    """The proxy's id of a request, of all its sequences, from what an engine made of it.
+
+    An id that holds none of the proxy's stays as it is.
+    """
+    match = _ENGINE_ID.fullmatch(engine_id)
+    return engine_id if match is None else match["id"]
 
 
 def request_info_from_xargs(request_id: str, xargs: Mapping[str, Any] | None) -> RequestInfo:
@@ -144,10 +153,24 @@ class DraftLimits:
     Attributes:
         sources: of ``memory`` and ``model``; none has the target answer without drafts.
         max_tokens: most tokens a round, >= 0; None for the engine's own limit.
+        sources_by: who has taken sources away, of ``policy`` and ``client``.
+        tokens_by: who has said a number of tokens, and which.
     """
 
     sources: frozenset[str] = DRAFT_SOURCES
     max_tokens: int | None = None
+    sources_by: tuple[str, ...] = field(default=(), compare=False)
+    tokens_by: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing may draft."""
+        return not self.sources or self.max_tokens == 0
+
+    def limited_by(self, engine_limit: int) -> list[str]:
+        """Who has less drafted than the engine would: of ``policy``, ``client``, and ``off``."""
+        by = [who for who, most in self.tokens_by if most < engine_limit]
+        return [*self.sources_by, *by, *(["off"] if self.is_off else [])]
 
     def most(self, source: str, engine_limit: int) -> int:
         """Most tokens that a source may draft where the engine lets it draft so many."""
@@ -157,6 +180,10 @@ class DraftLimits:
 
 
 NO_DRAFTS: Final = DraftLimits(frozenset(), 0)
+
+
+def _no_drafts(who: str) -> DraftLimits:
+    return replace(NO_DRAFTS, sources_by=(who,))
 
 
 def draft_limits(
@@ -179,18 +206,23 @@ def draft_limits(
     if not isinstance(xargs, Mapping):
         return DraftLimits(known)
     if xargs.get(SPECULATION_KEY) == SPECULATION_OFF:
-        return NO_DRAFTS
+        return _no_drafts("policy")
     sources, most = known, None
-    for prefix in ("paceline_", ""):
+    sources_by: list[str] = []
+    tokens_by: list[tuple[str, int]] = []
+    for prefix, who in (("paceline_", "policy"), ("", "client")):
         named = xargs.get(f"{prefix}draft_sources")
         if named is not None:
             names = set(filter(None, named.split(","))) if isinstance(named, str) else {""}
             if not names <= DRAFT_SOURCES:
-                return NO_DRAFTS
+                return _no_drafts(who)
+            if not sources <= names:
+                sources_by.append(who)
             sources &= names
         number = xargs.get(f"{prefix}draft_tokens")
         if number is not None:
             if type(number) is not int or number < 0:
-                return NO_DRAFTS
+                return _no_drafts(who)
+            tokens_by.append((who, number))
             most = number if most is None else min(most, number)
-    return DraftLimits(sources, most)
+    return DraftLimits(sources, most, tuple(sources_by), tuple(tokens_by))

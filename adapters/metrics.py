@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import accumulate
-from typing import Final, Protocol
+from socketserver import ThreadingMixIn
+from typing import Any, Final, Protocol
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, start_http_server
+import msgspec
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -17,6 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from paceline.adapters.decisions import DECISIONS_PATH, RequestDecisions
 from paceline.adapters.drafter_figures import DrafterFigures
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures
@@ -123,13 +129,35 @@ class MemoryCollector(Collector):
             yield CounterMetricFamily(f"paceline_memory_{name}", what, value=stats[name])
 
 
-def serve_metrics(collector: Collector, *, host: str, port: int) -> Callable[[], None]:
-    """Answer Prometheus on a thread of its own; returns what stops it.
+FindDecisions = Callable[[str], RequestDecisions | None]
+"""The record of a request by its id; None where it is not known. From any thread."""
+Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+def serve_metrics(
+    collector: Collector, *, host: str, port: int, find: FindDecisions | None = None
+) -> Callable[[], None]:
+    """Answer Prometheus, and who asks for one request's record, on a thread of its own.
+
+    Args:
+        collector: what Prometheus is told.
+        host: address to listen on.
+        port: of it.
+        find: finds records, None for none.
+
+    Returns:
+        What stops it.
 
     Raises:
         OSError: the address cannot be listened on.
     """
-    server, thread = start_http_server(port, addr=host, registry=registry_of(collector))
+    app = make_wsgi_app(registry_of(collector))
+    server_class = _Server6 if ":" in host else _Server
+    server = make_server(
+        host, port, app if find is None else with_decisions(app, find), server_class, _Handler
+    )
+    thread = threading.Thread(target=server.serve_forever, name="paceline-metrics", daemon=True)
+    thread.start()
 
     def stop() -> None:
         server.shutdown()
@@ -137,6 +165,37 @@ def serve_metrics(collector: Collector, *, host: str, port: int) -> Callable[[],
         thread.join()
 
     return stop
+
+
+def with_decisions(app: Wsgi, find: FindDecisions) -> Wsgi:
+    """The same application, which answers ``/paceline/requests/ID`` with a request's record too."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path: str = environ["PATH_INFO"]
+        if not path.startswith(DECISIONS_PATH):
+            return app(environ, start_response)
+        found = find(path.removeprefix(DECISIONS_PATH))
+        body = b"{}" if found is None else msgspec.json.encode(found)
+        start_response(
+            "404 Not Found" if found is None else "200 OK",
+            [("Content-Type", "application/json"), ("Content-Length", str(len(body)))],
+        )
+        return [body]
+
+    return answer
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, *_arguments: Any) -> None:  # the engine's log is not the place
+        pass
 
 
 def registry_of(collector: Collector) -> CollectorRegistry:

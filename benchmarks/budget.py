@@ -1,13 +1,15 @@
 """`paceline bench budget`: what choosing what is worth its time takes in a round.
 
 Random chains as memory drafts them, and a cost that has been learned: cutting the batch's drafts,
-choosing for whom a model drafts, learning from the round. Beside it, in the same run, the cut by a
-heap of each draft's next token, as one would write it first.
+choosing for whom a model drafts, learning from the round, counting each request's part of it.
+Beside it, in the same run, the cut by a heap of each draft's next token, as one would write it
+first.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Final
 import click
 import numpy as np
 
+from paceline.adapters.decisions import DecisionLog
+from paceline.adapters.identity import new_request_id
 from paceline.adapters.model_gate import Candidates, ModelGate
 from paceline.adapters.verify_budget import VerifyBudget
 from paceline.benchmarks.fusion import median_us
@@ -106,6 +110,8 @@ def run_budget_bench(settings: BudgetBenchSettings) -> dict[str, float]:
             )
             return gate.asked(candidates, base_tokens=outlook.tokens, base_seconds=outlook.seconds)
 
+        counted = counting(drafts)
+        figures[f"{where}/decisions_us"] = median_us(counted, settings.rounds)
         figures[f"{where}/cut_us"] = median_us(cut, settings.rounds)
         figures[f"{where}/learn_us"] = median_us(learn, settings.rounds)
         figures[f"{where}/gate_us"] = median_us(ask, settings.rounds)
@@ -113,6 +119,22 @@ def run_budget_bench(settings: BudgetBenchSettings) -> dict[str, float]:
         figures[f"{where}/heap_cut_us"] = heap
         figures[f"{where}/heap_over_cut"] = heap / figures[f"{where}/cut_us"]
     return figures
+
+
+def counting(drafts: TreeBatch) -> Callable[[], None]:
+    """What a round adds to the records of its requests: two tokens for each, as far as drafted."""
+    log = DecisionLog()
+    ids = [f"chatcmpl-{new_request_id()}-0f" for _ in range(len(drafts))]
+    for request_id in ids:
+        log.open(request_id)
+    num_kept = np.diff(drafts.offsets).tolist()
+    committed = {request_id: [1, 2] for request_id in ids}
+
+    def count() -> None:
+        log.issue(ids, drafts, num_kept)
+        log.settle(committed)
+
+    return count
 
 
 def teach(cost: RoundCost, rng: np.random.Generator, size: int, share: float) -> None:

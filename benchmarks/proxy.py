@@ -17,8 +17,8 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -28,6 +28,7 @@ import click
 import yaml
 
 from paceline.benchmarks.cpu_time import settled_cpu_seconds
+from paceline.benchmarks.plain_client import chat_request, connection, read_whole
 from paceline.benchmarks.report import Report, write_report
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.errors import ConfigError
@@ -139,12 +140,12 @@ def _figures(turns: list[dict[str, float]]) -> dict[str, float]:
 async def _requests(port: int, count: int) -> list[float]:
     """Seconds of each of `count` whole replies over one connection."""
     seconds = []
-    async with _connection(port) as (reader, writer):
-        request = _request(port, stream=False)
+    async with connection(port) as (reader, writer):
+        request = chat_request(port, num_bytes=REPLY_BYTES)
         for _ in range(count):
             started = time.perf_counter()
             writer.write(request)
-            await _read_whole(reader)
+            await read_whole(reader)
             seconds.append(time.perf_counter() - started)
     return seconds
 
@@ -158,42 +159,9 @@ async def _rate(port: int, settings: ProxyBenchSettings) -> float:
 
 
 async def _stream(port: int) -> None:
-    async with _connection(port) as (reader, writer):
-        writer.write(_request(port, stream=True))
+    async with connection(port) as (reader, writer):
+        writer.write(chat_request(port, num_bytes=REPLY_BYTES, stream=True))
         await reader.readuntil(b"data: [DONE]\n\n")
-
-
-async def _read_whole(reader: asyncio.StreamReader) -> None:
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    if b" 200 " not in head.split(b"\r\n", 1)[0]:
-        raise ConfigError(f"the benchmark's server answered {head[:80]!r}; is the port taken?")
-    length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
-    await reader.readexactly(int(length))
-
-
-def _request(port: int, *, stream: bool) -> bytes:
-    content = "x" * REPLY_BYTES
-    flag = "true" if stream else "false"
-    body = (
-        f'{{"model":"m","stream":{flag},"messages":[{{"role":"user","content":"{content}"}}]}}'
-    ).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-@asynccontextmanager
-async def _connection(
-    port: int,
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        await writer.wait_closed()
 
 
 @contextmanager

@@ -233,6 +233,11 @@ class Journal:
         with self._changed:
             return {**self._counts, "queued": len(self._queue)}
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether what was recorded before is read, and records can come and go. O(1)."""
+        return bool(self._counts["connected"])
+
     def lag(self) -> LagCounts:
         """How late the records of others came, from their finish to their delivery here."""
         return self._reader.lag.read()

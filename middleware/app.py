@@ -12,6 +12,7 @@ from typing import Final
 
 import aiohttp
 
+from paceline.adapters.decisions import DECISIONS_PATH
 from paceline.adapters.identity import new_request_id
 from paceline.api_errors import ApiError
 from paceline.middleware.capture import Capture
@@ -24,6 +25,7 @@ from paceline.middleware.exchange import (
     Scope,
     Send,
 )
+from paceline.middleware.explaining import REQUEST_ID_HEADER, Asked, Explainer
 from paceline.middleware.forwarding import Forwarder, Sent
 from paceline.middleware.identity import (
     EXPLAIN_HEADER,
@@ -98,7 +100,8 @@ class Proxy:
         self._policy = policy
         self._local = LOCAL_LEARNER if config.local_learning else LOCAL_TENANT
         self._replicas = ReplicaSet([])
-        self._forwarder = Forwarder(self._replicas, self.metrics, None)
+        self._explainer = Explainer(self.metrics.registry)
+        self._forwarder = Forwarder(self._replicas, self.metrics, None, self._explainer)
         self._session: aiohttp.ClientSession | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._capture: Capture | None = None
@@ -143,7 +146,8 @@ class Proxy:
                 for upstream in self.config.upstreams
             ]
         )
-        self._forwarder = Forwarder(self._replicas, self.metrics, self._capture)
+        self._explainer.open(session)
+        self._forwarder = Forwarder(self._replicas, self.metrics, self._capture, self._explainer)
         self._watchers = [
             asyncio.create_task(self._replicas.watch(self.config.health_interval_seconds))
         ]
@@ -225,6 +229,8 @@ class Proxy:
             method, handler = "POST", self._generate
         elif exchange.path == MODELS_PATH or exchange.path.startswith(f"{MODELS_PATH}/"):
             method, handler = "GET", self._models
+        elif exchange.path.startswith(DECISIONS_PATH):
+            method, handler = "GET", self._tell_decisions
         else:
             raise ApiError(
                 404,
@@ -264,6 +270,10 @@ class Proxy:
         await exchange.read_body(max_bytes=0)
         await self._watched(exchange, Sent(), "")
 
+    async def _tell_decisions(self, exchange: Exchange, caller: Caller) -> None:
+        await exchange.read_body(max_bytes=0)
+        await self._explainer.answer(exchange, caller.tenant.name)
+
     async def _generate(self, exchange: Exchange, caller: Caller) -> None:
         body = await exchange.read_body(max_bytes=self.config.max_body_bytes)
         view = view_body(body)
@@ -273,11 +283,17 @@ class Proxy:
         if identity.policy.side_channel != "open":
             exchange.shape(shaper_of(identity, view, self.config.shaping, self.metrics.shaping))
         exchange.request_id = new_request_id()
-        if exchange.headers.get(EXPLAIN_HEADER, "").strip().lower() == "on":
-            exchange.own_headers = identity.explained()
+        is_explained = exchange.headers.get(EXPLAIN_HEADER, "").strip().lower() == "on"
+        if is_explained:
+            own_id = (REQUEST_ID_HEADER, exchange.request_id.encode())
+            exchange.own_headers = [*identity.explained(), own_id]
         ticket = await self._admit(exchange, caller, identity, view, len(body))
+        asked = None
+        # numbers in a head would show who listens what shaping hides
+        if is_explained and identity.policy.side_channel == "open":
+            asked = self._explainer.expect(exchange.request_id, identity.tenant.name)
         try:
-            await self._generate_admitted(exchange, identity, body, view, ticket)
+            await self._generate_admitted(exchange, identity, body, view, ticket, asked)
         finally:
             if ticket is not None:
                 self.limiter.finish(ticket)
@@ -315,6 +331,7 @@ class Proxy:
         body: bytes,
         view: BodyView,
         ticket: Ticket | None,
+        asked: Asked | None,
     ) -> None:
         captured = None
         if self._capture is not None:
@@ -329,7 +346,7 @@ class Proxy:
             priority=identity.policy.priority if self.config.priority_scheduling else 0,
             ask_usage=ticket is not None and ticket.counts_tokens,
         )
-        sent = Sent(outgoing, identity.session, view, captured, ticket)
+        sent = Sent(outgoing, identity.session, view, captured, ticket, asked)
         await self._watched(exchange, sent, identity.tenant.name)
 
     async def _watched(self, exchange: Exchange, sent: Sent, tenant_name: str) -> None:
@@ -379,4 +396,6 @@ def _route_of(path: str) -> str:
     """A bounded name for the metrics."""
     if path in GENERATION_PATHS:
         return path
+    if path.startswith(DECISIONS_PATH):
+        return DECISIONS_PATH.rstrip("/")
     return MODELS_PATH if path.startswith(MODELS_PATH) else "other"

@@ -46,6 +46,9 @@ class UpstreamConfig(BaseModel):
         api_key: key it wants, if any.
         refuse_seeded_sampling: answer a sampled request that has a ``seed`` with an error. Set it
             for a vLLM CPU build that runs without our worker: such a request ends it.
+        decisions_url: base URL of where it tells what it decided for a request: of a vLLM with our
+            worker the worker's metrics (``PACELINE_METRICS_PORT``), of the embedded engine its own
+            URL. None: requests that want to be explained are told the policy alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,8 +57,9 @@ class UpstreamConfig(BaseModel):
     url: Annotated[str, Field(pattern=r"^https?://[^/]+$")]
     api_key: str | None = None
     refuse_seeded_sampling: bool = False
+    decisions_url: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None
 
-    @field_validator("url", mode="before")
+    @field_validator("url", "decisions_url", mode="before")
     @classmethod
     def _without_slash(cls, url: object) -> object:
         return url.rstrip("/") if isinstance(url, str) else url

@@ -9,6 +9,7 @@ from paceline.api_errors import ApiError, upstream_failed
 from paceline.middleware.capture import Capture
 from paceline.middleware.captured_ids import CapturedIds, CaptureRequest
 from paceline.middleware.exchange import JSON, Exchange, RawHeaders
+from paceline.middleware.explaining import Asked, Explainer
 from paceline.middleware.limiter import Ticket
 from paceline.middleware.metrics import ProxyMetrics
 from paceline.middleware.relay import EventHold
@@ -38,6 +39,7 @@ class Sent:
         view: of the client's body.
         captured: what is recorded of the answer, None for nothing.
         ticket: is charged for it, None where nothing limits the request.
+        asked: where the engine is noted whose decisions are to be told, None for nowhere.
     """
 
     body: bytes | None = None
@@ -45,6 +47,7 @@ class Sent:
     view: BodyView | None = None
     captured: CaptureRequest | None = None
     ticket: Ticket | None = None
+    asked: Asked | None = None
 
 
 class Forwarder:
@@ -54,14 +57,20 @@ class Forwarder:
         replicas: the engines.
         metrics: counts what fails.
         capture: records answers, None for none.
+        explainer: asks engines what they decided.
     """
 
     def __init__(
-        self, replicas: ReplicaSet, metrics: ProxyMetrics, capture: Capture | None
+        self,
+        replicas: ReplicaSet,
+        metrics: ProxyMetrics,
+        capture: Capture | None,
+        explainer: Explainer,
     ) -> None:
         self._replicas = replicas
         self._metrics = metrics
         self._capture = capture
+        self._explainer = explainer
 
     async def forward(self, exchange: Exchange, sent: Sent) -> None:
         """Send a request to its session's engine, or to the next while nothing has come back.
@@ -113,6 +122,8 @@ class Forwarder:
             headers["content-type"] = "application/json"
         if ticket is not None:
             ticket.asking()
+        if sent.asked is not None:
+            sent.asked.replica = replica
         response = await replica.upstream.send(exchange.method, exchange.path, headers, sent.body)
         taking = None
         if self._capture is not None and sent.captured is not None:
@@ -124,7 +135,7 @@ class Forwarder:
                 hold = _hold_of(taking, sent.view, ticket)
                 await self._relay_stream(exchange, replica, response, hold)
             else:
-                await _relay_whole(exchange, response, taking, ticket)
+                await self._relay_whole(exchange, response, taking, sent)
         finally:
             response.abort()
             if self._capture is not None and taking is not None:
@@ -164,6 +175,27 @@ class Forwarder:
             await exchange.start(response.status, _passed_on(response.headers))
         await exchange.end(rest)
 
+    async def _relay_whole(
+        self,
+        exchange: Exchange,
+        response: UpstreamResponse,
+        taking: CapturedIds | None,
+        sent: Sent,
+    ) -> None:
+        """Pass a whole answer on, once all of it has come.
+
+        Until then another engine could still give it.
+        """
+        body = b"".join([chunk async for chunk in response.chunks()])
+        if sent.ticket is not None and sent.ticket.counts_tokens:
+            sent.ticket.meter.read_whole(body)
+        if taking is not None:
+            body = taking.whole(body)
+        if sent.asked is not None and response.status == OK:
+            told = await self._explainer.headers(exchange.request_id, sent.asked)
+            exchange.own_headers = [*exchange.own_headers, *told]
+        await exchange.answer(response.status, body, _passed_on(response.headers))
+
 
 def _hold_of(taking: CapturedIds | None, view: BodyView | None, ticket: Ticket | None) -> Hold:
     """What a stream goes through on its way to the client."""
@@ -171,24 +203,6 @@ def _hold_of(taking: CapturedIds | None, view: BodyView | None, ticket: Ticket |
     if ticket is None or view is None or not ticket.counts_tokens:
         return hold
     return UsageStream(ticket.meter, view, None if taking is None else hold)
-
-
-async def _relay_whole(
-    exchange: Exchange,
-    response: UpstreamResponse,
-    taking: CapturedIds | None,
-    ticket: Ticket | None,
-) -> None:
-    """Pass a whole answer on, once all of it has come.
-
-    Until then another engine could still give it.
-    """
-    body = b"".join([chunk async for chunk in response.chunks()])
-    if ticket is not None and ticket.counts_tokens:
-        ticket.meter.read_whole(body)
-    if taking is not None:
-        body = taking.whole(body)
-    await exchange.answer(response.status, body, _passed_on(response.headers))
 
 
 def _is_event_stream(headers: RawHeaders) -> bool:

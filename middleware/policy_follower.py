@@ -68,10 +68,13 @@ class PolicyFollower:
         self._loaded_at.set(time.time())
 
     async def follow(self, take: Callable[[PolicyFile], None]) -> None:
-        """Look at the file until cancelled; each new policy goes to `take`."""
+        """Look at the file until cancelled; each new policy goes to `take`.
+
+        A thread looks: requests wait neither for the disk nor for the reading of a large file.
+        """
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self.look():
+            if await asyncio.to_thread(self.look):
                 take(self.policy)
 
     def look(self) -> bool:

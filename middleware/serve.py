@@ -110,11 +110,12 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
         ConfigError: a setting or the policy file is wrong.
     """
     folder = settings.data_folder or user_data_folder()
+    engine_url = f"http://127.0.0.1:{free_port()}"
     config = ProxyConfig(
         listen=ListenConfig(host=settings.host, port=settings.port),
         # found out below; named here so that a wrong policy or address is refused before anything
         # is started
-        upstreams=[UpstreamConfig(name="embedded", url=f"http://127.0.0.1:{free_port()}")],
+        upstreams=[UpstreamConfig(name="embedded", url=engine_url, decisions_url=engine_url)],
         policy_file=settings.policy_file,
         local_learning=settings.learn and settings.policy_file is None,
     )

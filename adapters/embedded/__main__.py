@@ -129,6 +129,7 @@ def main(
         journal = None
         if redis_url and speculator is not None:
             journal = open_journal(redis_url, speculator, fingerprint, engine)
+            engine.decisions.is_apart = lambda: not journal.is_connected
         watch = None
         if drafter_registry and not no_speculation:
             watch = follow_drafters(

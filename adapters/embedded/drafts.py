@@ -32,10 +32,16 @@ class Draft:
     Attributes:
         token_ids: of a tree's nodes.
         parents: index of each node's parent, or `ROOT`; a parent comes before its children.
+        sources: `Source` of each node, a byte each.
+        num_cut: further tokens that were not worth verifying.
+        has_model: whether a model drafted for it.
     """
 
     token_ids: Sequence[int] = ()
     parents: Sequence[int] = ()
+    sources: bytes = b""
+    num_cut: int = 0
+    has_model: bool = False
 
 
 NO_DRAFT: Final = Draft()
@@ -100,6 +106,11 @@ class Drafts:
         self._make_drafter = make_drafter
         self._max_branches = max_branches
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing that drafts."""
+        return self._speculator is None and self._drafter is None
+
     def begin(self, info: RequestInfo, prompt_ids: Sequence[int]) -> bool:
         """Open a request; False if it goes undrafted."""
         is_open = False
@@ -127,9 +138,19 @@ class Drafts:
             ]
             with self._failing_open():
                 trees = self._guess(self._drafter, wishes, retrieved)
+        drafted = trees
         with self._failing_open():
             trees = self.budget.cut(trees)
-        return [Draft(tree.token_ids.tolist(), tree.parent.tolist()) for tree in trees]
+        return [
+            Draft(
+                tree.token_ids.tolist(),
+                tree.parent.tolist(),
+                tree.source.tobytes(),
+                num_cut=len(whole) - len(tree),
+                has_model=self.budget.has_issued(wish.info.request_id),
+            )
+            for wish, whole, tree in zip(wishes, drafted, trees, strict=True)
+        ]
 
     def swap(self, model: Target | None) -> None:
         """Draft with another model from the next round on, or with none."""

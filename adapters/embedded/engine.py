@@ -13,6 +13,7 @@ from typing import Final
 
 import torch
 
+from paceline.adapters.decisions import FAILURE, LENGTH, OFF, DecisionLog, Tally
 from paceline.adapters.drafter_swap import SwapSlot
 from paceline.adapters.drafter_tally import DrafterTally
 from paceline.adapters.embedded.drafts import NO_DRAFT, Draft, Drafts, Wish
@@ -94,6 +95,7 @@ class _Running:
     key_values: KeyValues
     is_drafting: bool
     generation: int
+    tally: Tally
     num_cached: int = 0
     draft: Draft = NO_DRAFT
 
@@ -128,6 +130,8 @@ class EmbeddedEngine:
         on_swap: told of the drafter's version that drafts from now on, on the engine's thread.
 
     Attributes:
+        counts: totals since the start.
+        decisions: what was decided for each request.
         tally: how often the drafter is right.
         drafter_swaps: takes drafters from other threads; they draft from the next round on.
     """
@@ -146,6 +150,7 @@ class EmbeddedEngine:
         self.target = target
         self.settings = settings or EngineSettings()
         self.counts = EngineCounts()
+        self.decisions = DecisionLog()
         self._clock = clock
         self.tally = DrafterTally()
         self._budget = RoundBudget(always_draft=self.settings.always_draft, clock=clock)
@@ -323,14 +328,25 @@ class EmbeddedEngine:
         reply = Reply(request, self.target)
         owner, generation = _owner(request.info), self._prefixes.generation
         key_values = self._prefixes.take(owner, reply.tokens) if owner else None
+        is_drafting = self._drafts.begin(request.info, request.prompt_ids)
         running = _Running(
             job, reply, self.target.sequence() if key_values is None else key_values,
-            is_drafting=self._drafts.begin(request.info, request.prompt_ids),
+            is_drafting=is_drafting,
             generation=generation,
+            tally=self._tally(request, is_drafting=is_drafting),
         )  # fmt: skip
         running.num_cached = len(running.key_values)
         self.counts.cached_tokens += running.num_cached
         self._running.append(running)
+
+    def _tally(self, request: GenerationRequest, *, is_drafting: bool) -> Tally:
+        """Counts a request from its beginning."""
+        limited_by = request.limits.limited_by(self.settings.max_draft_tokens)
+        if self._drafts.is_empty or request.max_draft_tokens == 0 or not request.draft_sources:
+            limited_by.append(OFF)
+        elif not is_drafting:
+            limited_by.append(FAILURE)
+        return self.decisions.open(request.info.request_id, limited_by)
 
     def _drop_aborted(self) -> None:
         for running in [r for r in self._running if r.job.aborted.is_set()]:
@@ -408,6 +424,8 @@ class EmbeddedEngine:
             self.counts.rounds += 1
             self.counts.draft_tokens += len(row.parents)
             self.counts.accepted_tokens += len(path)
+            sources = running.draft.sources
+            running.tally.note_round(sources, bytes([sources[node] for node in path]))
         self.counts.generated_tokens += num_taken
         running.draft = NO_DRAFT
         if reply.finish_reason is not None:
@@ -436,6 +454,7 @@ class EmbeddedEngine:
         if running not in self._running:
             return
         self._running.remove(running)
+        self.decisions.close(running.request_id)
         if running.is_drafting:
             self._drafts.finish(running.job.request.info, running.reply.tokens)
         owner = _owner(running.job.request.info)
@@ -462,15 +481,23 @@ class EmbeddedEngine:
             )
             for r in drafting
         ]
+        num_failures = self.draft_failures.count
         for running, draft in zip(drafting, self._drafts.propose(wishes), strict=True):
             running.draft = draft
+            running.tally.num_cut += draft.num_cut
+            running.tally.model_rounds += draft.has_model
+        if self.draft_failures.count > num_failures:
+            self.decisions.failed()
 
     def _limit(self, running: _Running) -> int:
         """Most tokens to draft for a request now."""
         request = running.job.request
         asked = request.max_draft_tokens
         most = self.settings.max_draft_tokens
-        return min(most if asked is None else min(asked, most), running.reply.room - 1)
+        most, room = most if asked is None else min(asked, most), running.reply.room - 1
+        if room < most:
+            running.tally.limits.add(LENGTH)
+        return min(most, room)
 
 
 def _owner(info: RequestInfo) -> str:

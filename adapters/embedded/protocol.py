@@ -230,6 +230,7 @@ def generation_request(
         max_draft_tokens=drafts.max_tokens,
         draft_sources=frozenset(each for each in ALL_SOURCES if each in drafts.sources),
         num_logprobs=request.num_logprobs,
+        limits=drafts,
     )
 
 

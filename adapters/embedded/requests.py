@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from paceline.adapters.embedded.sampling import SamplingParams, TokenLogprobs
+from paceline.adapters.identity import DraftLimits
 from paceline.adapters.request_info import RequestInfo
 
 FinishReason = Literal["stop", "length", "abort"]
 DraftSource = Literal["memory", "model"]
 ALL_SOURCES: Final[frozenset[DraftSource]] = frozenset({"memory", "model"})
+NO_LIMITS: Final = DraftLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,7 @@ class GenerationRequest:
         draft_sources: who may draft; none answers without drafts.
         num_logprobs: alternatives to list with the log probability of each token, 0 for the token's
             own alone, None for no log probabilities.
+        limits: the same as `max_draft_tokens` and `draft_sources`, with who said so; only told.
     """
 
     info: RequestInfo
@@ -40,6 +43,7 @@ class GenerationRequest:
     max_draft_tokens: int | None = None
     draft_sources: frozenset[DraftSource] = ALL_SOURCES
     num_logprobs: int | None = None
+    limits: DraftLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,6 +211,10 @@ class RoundBudget:
             asking.key, float(asking.recalled.path_probabilities().sum()), asking.recalled, drafted
         )
 
+    def has_issued(self, request_id: str) -> bool:
+        """Whether the model has drafted for a request in this round."""
+        return request_id in self._issued
+
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         """Drafts without what is not worth verifying; their nodes come likeliest path first."""
         kept = self._verify.cut(TreeBatch.of(trees), drafting_seconds=self._drafting_seconds)

@@ -11,12 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, Final
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from paceline.adapters.decisions import DECISIONS_PATH
 from paceline.adapters.embedded.engine import EmbeddedEngine
 from paceline.adapters.embedded.protocol import (
     ChatRequest,
@@ -73,6 +75,7 @@ class EngineServer:
                 Route("/v1/models/{name:path}", self._guarded(self._one_model)),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
+                Route(f"{DECISIONS_PATH}{{request_id}}", self._decisions),
             ],
             lifespan=self._lifespan,
         )
@@ -185,6 +188,12 @@ class EngineServer:
         if self._memory_metrics is not None:
             text += generate_latest(self._memory_metrics).decode()
         return PlainTextResponse(text)
+
+    async def _decisions(self, request: Request) -> Response:
+        found = self._engine.decisions.find(request.path_params["request_id"])
+        if found is None:
+            return Response(b"{}", 404, media_type="application/json")
+        return Response(msgspec.json.encode(found), media_type="application/json")
 
     def _check_model(self, name: str) -> None:
         if name != self._model_name:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.chain_fusing import NOBODY, ChainFuser, Reading, Recalled
+from paceline.adapters.decisions import DecisionLog
 from paceline.adapters.drafter_swap import Swap, SwapSlot
 from paceline.adapters.drafter_tally import DrafterTally, Stratum, stratum_of
 from paceline.adapters.failures import FailureLog
@@ -82,6 +83,7 @@ class FusedProposer:
 
     Attributes:
         failures: what went wrong.
+        decisions: what was decided for each request that memory knows.
         fuser: learns and counts.
         model: vLLM's drafter.
         tally: how often the model is right.
@@ -103,8 +105,12 @@ class FusedProposer:
         self.failures = FailureLog(logger, "drafting")
         self.tally = DrafterTally()
         self.num_rounds = 0
+        self.decisions = DecisionLog()
         self.fuser = ChainFuser(
-            min_probability=min_probability, always_draft=always_draft, on_judged=self._note_judged
+            min_probability=min_probability,
+            always_draft=always_draft,
+            on_judged=self._note_judged,
+            decisions=self.decisions,
         )
         self.swaps = SwapSlot(self._swap, self.tally, on_swap=on_swap)
         self._strata: dict[str, Stratum] = {}
@@ -126,6 +132,7 @@ class FusedProposer:
                 runner,
                 speculator,
                 self.failures,
+                self.decisions,
                 num_draft_tokens=runner.num_spec_tokens,
                 max_model_len=runner.max_model_len,
                 drafter_group=drafter_group,
@@ -171,6 +178,7 @@ class FusedProposer:
                 return self._draft(self._speculator, self._opened, step, arguments)
         except Exception as error:  # noqa: BLE001  counted: whatever drafting does, the target must answer
             self.failures.record(error)
+            self.decisions.failed()
         return self._alone(step, named, arguments)
 
     def finish(self, request_ids: Iterable[str]) -> None:
@@ -293,7 +301,9 @@ class FusedProposer:
         speculator.commit_batch(
             [step.request_ids[row] for row in news], [step.accepted[row] for row in news]
         )
-        self.fuser.learn({step.request_ids[row]: step.accepted[row] for row in news})
+        committed = {step.request_ids[row]: step.accepted[row] for row in news}
+        self.decisions.settle(committed)
+        self.fuser.learn(committed)
         for row in rows:
             if step.request_ids[row] not in self._keys:
                 info = opened.info(step.request_ids[row])
@@ -405,6 +415,7 @@ class FusedProposer:
                 )
         except Exception as error:  # noqa: BLE001  counted: memory's drafts need no model
             self.failures.record(error)
+            self.decisions.failed()
             self.model.stop_skipping()
             return None
         self._guessed = (chains,)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.decisions import FAILURE, LENGTH, DecisionLog
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DraftLimits, draft_limits, request_info_from_xargs
 from paceline.adapters.request_info import RequestInfo
@@ -26,6 +27,7 @@ class OpenRequests:
         runner: vLLM's model runner, read only.
         speculator: drafts from memory.
         failures: counts what goes wrong with one request.
+        decisions: counts what is decided for each.
         num_draft_tokens: most tokens that vLLM verifies for a request and step.
         max_model_len: most tokens of a request.
         drafter_group: whose drafter the engine's model is.
@@ -36,6 +38,7 @@ class OpenRequests:
         runner: Any,
         speculator: Speculator,
         failures: FailureLog,
+        decisions: DecisionLog,
         *,
         num_draft_tokens: int,
         max_model_len: int,
@@ -44,6 +47,7 @@ class OpenRequests:
         self._runner = runner
         self._speculator = speculator
         self._failures = failures
+        self._decisions = decisions
         self._num_draft_tokens = num_draft_tokens
         self._max_model_len = max_model_len
         self._drafter_group = drafter_group
@@ -64,10 +68,14 @@ class OpenRequests:
         prompt_token_ids = self._runner.requests[request_id].prompt_token_ids
         if prompt_token_ids is None:
             return False
+        self._decisions.open(
+            request_id, self._limits_of(request_id).limited_by(self._num_draft_tokens)
+        )
         try:
             self._speculator.begin(self.info(request_id), token_ids[: len(prompt_token_ids)])
         except Exception as error:  # noqa: BLE001  counted: the request is answered without drafts
             self._failures.record(error)
+            self._decisions.limit(request_id, FAILURE)
             return False
         return True
 
@@ -102,18 +110,32 @@ class OpenRequests:
 
         Each round also yields one token that needs no draft.
         """
+        most = self._limits_of(request_id).most(source, self._num_draft_tokens)
+        room = max(0, self.num_left(request_id, num_tokens) - 1)
+        if room >= most:
+            return most
+        self._decisions.limit(request_id, LENGTH)
+        return room
+
+    def _limits_of(self, request_id: str) -> DraftLimits:
         limits = self._limits.get(request_id)
         if limits is None:
             xargs = self._runner.requests[request_id].sampling_params.extra_args
             limits = self._limits[request_id] = draft_limits(
                 xargs, drafter_group=self._drafter_group
             )
-        most = limits.most(source, self._num_draft_tokens)
-        return max(0, min(most, self.num_left(request_id, num_tokens) - 1))
+        return limits
 
     def finish(self, request_id: str) -> None:
         """Close a request that left vLLM; call before the runner forgets it."""
         self._limits.pop(request_id, None)
+        try:
+            self._remember(request_id)
+        finally:
+            self._decisions.close(request_id)
+
+    def _remember(self, request_id: str) -> None:
+        """Close it in memory, with what its client got."""
         state = self._runner.requests.get(request_id)
         if request_id not in self._speculator or state is None:
             self._speculator.finish(request_id)

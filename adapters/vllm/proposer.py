@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.decisions import DecisionLog
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures, VerifyBudget
@@ -35,6 +36,7 @@ class DraftProposer:
     Attributes:
         failures: what went wrong.
         budget: says which drafted tokens are worth verifying.
+        decisions: what was decided for each request.
     """
 
     def __init__(self, vllm_config: Any) -> None:
@@ -42,6 +44,7 @@ class DraftProposer:
         self.max_model_len: int = vllm_config.model_config.max_model_len
         self.failures = FailureLog(logger, "drafting")
         self.budget = VerifyBudget()
+        self.decisions = DecisionLog()
         self._rounds = RoundClock(self.budget.target)
         self._runner: Any = None
         self._speculator: Speculator | None = None
@@ -65,6 +68,7 @@ class DraftProposer:
             runner,
             speculator,
             self.failures,
+            self.decisions,
             num_draft_tokens=self.num_speculative_tokens,
             max_model_len=self.max_model_len,
         )
@@ -101,6 +105,7 @@ class DraftProposer:
             )
         except Exception as error:  # noqa: BLE001  counted: whatever drafting does, the target must answer
             self.failures.record(error)
+            self.decisions.failed()
             return [[] for _ in range(num_rows)]
 
     def finish(self, request_ids: Iterable[str]) -> None:
@@ -141,6 +146,7 @@ class DraftProposer:
         request_ids = [ids[row] for row in rows]
         lengths = [int(num_tokens_no_spec[row]) for row in rows]
         speculator.observe(request_ids, [token_ids_cpu[row] for row in rows], lengths)
+        self.decisions.settle({ids[row]: sampled_token_ids[row] for row in rows})
 
         limits = {
             request_id: opened.draft_limit(request_id, "memory", length)
@@ -154,8 +160,9 @@ class DraftProposer:
         known = zip(request_ids, lengths, strict=True)
         num_context = sum(length for request_id, length in known if request_id in limits)
         self.budget.begin(len(limits), num_context=num_context)
-        num_kept = self.budget.cut(proposed)
-        kept = zip(wanted, proposed.token_lists(), num_kept.tolist(), strict=True)
+        num_kept = self.budget.cut(proposed).tolist()
+        kept = zip(wanted, proposed.token_lists(), num_kept, strict=True)
         for request_id, tokens, num in kept:
             drafts[row_of[request_id]] = tokens[:num]
+        self.decisions.issue(wanted, proposed, num_kept)
         return drafts

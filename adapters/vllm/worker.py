@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from paceline.adapters.corpora import CorpusFeed
+from paceline.adapters.decisions import RequestDecisions
 from paceline.adapters.drafter_figures import DrafterFigures
 from paceline.adapters.drafter_following import follow_drafters
 from paceline.adapters.drafter_watch import DrafterWatch
@@ -58,6 +59,7 @@ class SpeculatingWorker:
     _stop_metrics: Callable[[], None] | None = None
     _corpora: CorpusFeed | None = None
     _watch: DrafterWatch | None = None
+    _shares: bool = False
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the target, then open the draft memory on the rank whose drafts vLLM uses."""
@@ -76,6 +78,7 @@ class SpeculatingWorker:
                     always_draft=settings.always_draft,
                 )
                 self._proposer = proposer
+                proposer.decisions.is_apart = self._is_apart
         elif reason := why_not_fused(self.model_runner):
             if self.vllm_config.speculative_config is not None:
                 logger.error("drafts are vLLM's own: %s", reason)
@@ -94,6 +97,7 @@ class SpeculatingWorker:
                 always_draft=settings.always_draft,
                 drafter_group=settings.drafter_group,
             )
+            self._proposer.decisions.is_apart = self._is_apart
         except (AttributeError, TypeError, ValueError):
             logger.exception("drafts are vLLM's own: its model drafter is not as we know it")
             return
@@ -113,8 +117,11 @@ class SpeculatingWorker:
         self._corpora = open_corpora(settings, speculator, self.vllm_config.model_config)
         self._stop_metrics = open_metrics(
             settings,
-            MemoryParts(speculator, self._journal, self._figures, self._drafter_figures),
+            MemoryParts(
+                speculator, self._journal, self._figures, self._decisions, self._drafter_figures
+            ),
         )
+        self._shares = bool(settings.redis_url)
         return speculator
 
     def _figures(self) -> DraftingFigures | None:
@@ -122,6 +129,13 @@ class SpeculatingWorker:
 
     def _drafter_figures(self) -> DrafterFigures | None:
         return None if self._watch is None else self._watch.figures()
+
+    def _decisions(self, request_id: str) -> RequestDecisions | None:
+        return None if self._proposer is None else self._proposer.decisions.find(request_id)
+
+    def _is_apart(self) -> bool:
+        """Whether memory is to be shared, and is not."""
+        return self._shares and (self._journal is None or not self._journal.is_connected)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Close the requests that left the engine, then run the step."""
@@ -266,12 +280,14 @@ class MemoryParts:
         speculator: whose memory.
         journal: the one it publishes to, None without one.
         figures: reads those of drafting, None where nothing drafts yet.
+        find: the record of a request.
         drafter: reads those of the model drafter's versions, None where they are not followed.
     """
 
     speculator: Speculator
     journal: Journal | None
     figures: Callable[[], DraftingFigures | None]
+    find: Callable[[str], RequestDecisions | None]
     drafter: Callable[[], DrafterFigures | None] = lambda: None
 
 
@@ -291,6 +307,7 @@ def open_metrics(settings: WorkerSettings, parts: MemoryParts) -> Callable[[], N
             ),
             host=settings.metrics_host,
             port=settings.metrics_port,
+            find=parts.find,
         )
     except (ImportError, OSError) as error:
         logger.error("no metrics of the draft memory: %s", error)

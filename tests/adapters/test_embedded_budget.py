@@ -365,3 +365,55 @@ def test_what_was_decided_is_counted_in_the_metrics() -> None:
         assert f"paceline_engine_{name}_total {value}\n" in text
     assert counts["model_passes"] >= counts["rounds_with_model"] > 0
     assert counts["model_late_tokens"] > 0  # the prompts
+
+
+@pytest.mark.parametrize("branches", [1, 3])
+@pytest.mark.parametrize("drafter_seed", [None, 3, 4], ids=["memory", "twin", "other"])
+def test_what_was_decided_is_counted_for_each_request(
+    drafter_seed: int | None, branches: int
+) -> None:
+    """All requests' records together are the engine's own counters, in chains and trees."""
+    engine = make_engine(drafter_seed=drafter_seed, memory=True, branches=branches)
+    for turn in (0, 0, 1):
+        for i in range(NUM_REQUESTS):
+            engine.decisions._finished.pop(f"{turn}-{i}", None)
+        before = replace(engine.counts), replace(engine.draft_counts)
+        replies(engine, turn, GREEDY)
+        records = [engine.decisions.find(f"{turn}-{i}") for i in range(NUM_REQUESTS)]
+        told = [record for record in records if record is not None]
+        assert len(told) == NUM_REQUESTS
+        assert all(record.is_finished for record in told)
+        assert any("length" in record.limited_by for record in told)
+        for name in ("rounds", "draft_tokens", "accepted_tokens"):
+            counted = getattr(engine.counts, name) - getattr(before[0], name)
+            assert sum(getattr(record, name) for record in told) == counted
+        counts = engine.draft_counts
+        cut = counts.cut_tokens - before[1].cut_tokens
+        assert sum(record.cut_tokens for record in told) == cut
+        with_model = counts.model_requests - before[1].model_requests
+        assert sum(record.model_rounds for record in told) == with_model
+        by_source = [tokens for record in told for tokens in record.sources.values()]
+        assert sum(tokens.drafted for tokens in by_source) == sum(r.draft_tokens for r in told)
+        assert sum(tokens.accepted for tokens in by_source) == sum(r.accepted_tokens for r in told)
+        assert with_model or not any("model" in record.sources for record in told)
+
+
+def test_an_engine_without_drafts_says_so() -> None:
+    """What limits a request is named: nothing drafts here, or its drafts failed."""
+    engine = make_engine(drafter_seed=None)
+    replies(engine, 0, GREEDY)
+    off = engine.decisions.find("0-0")
+    assert off is not None
+    assert (off.limited_by, off.draft_tokens, off.rounds) == (("off",), 0, 47)
+    engine = make_engine(drafter_seed=None, memory=True)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    assert engine._drafts._speculator is not None
+    engine._drafts._speculator.propose = broken  # type: ignore[method-assign]
+    replies(engine, 0, GREEDY)
+    failed = engine.decisions.find("0-0")
+    assert failed is not None
+    assert "failure" in failed.limited_by
+    assert failed.reason.startswith("drafting failed")

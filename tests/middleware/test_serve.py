@@ -58,6 +58,20 @@ def test_a_prompt_asked_again_is_not_read_again(api: openai.OpenAI) -> None:
         assert (cached == usage.prompt_tokens - 1) == is_again
 
 
+def test_an_answer_says_what_was_decided_for_it(api: openai.OpenAI) -> None:
+    """Asked for, the engine's decisions stand in the answer's head; they need no configuration."""
+    reply = api.chat.completions.with_raw_response.create(
+        model=MODEL,
+        messages=HELLO,
+        max_tokens=12,
+        temperature=0,
+        extra_headers={"x-paceline-explain": "on"},
+    )
+    assert 0 < int(reply.headers["x-paceline-rounds"]) <= 11
+    assert reply.headers["x-paceline-reason"]
+    assert reply.headers["x-paceline-request-id"].startswith("pace-")
+
+
 def test_log_probabilities_are_given_by_both_endpoints(api: openai.OpenAI) -> None:
     """Chat, streamed and whole, and completions list each token with its alternatives."""
     options: Any = {"model": MODEL, "max_tokens": 8, "temperature": 0}

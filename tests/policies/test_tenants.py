@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from paceline.errors import ConfigError
+from paceline.policies import tenants
 from paceline.policies.limits import LimitsPolicy
 from paceline.policies.tenants import PolicyFile, hash_key, new_key, parse_policy
 
@@ -137,8 +139,12 @@ def test_new_keys_are_long_different_and_match_their_hash() -> None:
         ("tenants: [{name: a}]\n\ntenants: [{name: b}]\n", 3),
     ],
 )
-def test_mistakes_are_found_in_their_line(text: str, line: int) -> None:
-    """Values, unknown and missing fields, and keys that are there twice."""
+@pytest.mark.parametrize("loader", [yaml.SafeLoader, yaml.CSafeLoader])
+def test_mistakes_are_found_in_their_line(
+    text: str, line: int, loader: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, unknown and missing fields, and keys that are there twice; with either reader."""
+    monkeypatch.setattr(tenants, "YAML_LOADER", loader)
     with pytest.raises(ConfigError, match=rf"p\.yaml: line {line}: "):
         parse_policy(text, name="p.yaml")
 

@@ -29,6 +29,9 @@ class VllmServer:
         self.name = name
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        metrics_port = free_port()
+        self.worker_url = f"http://127.0.0.1:{metrics_port}"
+        """Where our worker tells Prometheus of its memory, and what it decided for a request."""
         vllm = require_vllm()
         command = vllm.serve_command(str(model))
         if redis_url is not None:
@@ -45,6 +48,7 @@ class VllmServer:
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
+            "PACELINE_METRICS_PORT": str(metrics_port),
         }
         self._process: ChildProcess | None = None
 

@@ -131,7 +131,17 @@ def counts(llm: Any, worker: Any) -> dict[str, Any]:
         "accepted": metric(llm, "vllm:spec_decode_num_accepted_tokens"),
         "failures": worker._proposer.failures.count,
         "stats": worker._speculator.stats(),
+        "drafted": metric(llm, "vllm:spec_decode_num_draft_tokens"),
+        "decisions": decided(worker._proposer.decisions),
     }
+
+
+def decided(log: Any) -> list[dict[str, Any]]:
+    """The records of all requests, those included whose end the worker has not heard of."""
+    import msgspec
+
+    ids = [*log._finished, *log._open_of]
+    return [msgspec.to_builtins(log.find(request_id)) for request_id in ids]
 
 
 def metric(llm: Any, name: str) -> float:

@@ -90,6 +90,7 @@ def try_fusion(llm: Any) -> dict[str, Any]:
     worker = llm.llm_engine.model_executor.driver_worker.worker
     proposer = worker._proposer
     result: dict[str, Any] = {"first": proposer.stats(), "metrics": metrics_of(worker)}
+    result["decided"] = decided(proposer.decisions)
     result["again"] = run_all(llm, NUM_AGAIN)
     proposer.budget.always_draft = True  # what a round takes depends on the machine
     result |= compare_skipping(llm, proposer)
@@ -99,6 +100,25 @@ def try_fusion(llm: Any) -> dict[str, Any]:
     result |= break_things(llm, worker, proposer)
     worker._speculator.index.check_integrity()
     return result
+
+
+def decided(log: Any) -> dict[str, int]:
+    """What the records of all requests are together."""
+    from collections import Counter
+
+    total: Counter[str] = Counter()
+    for request_id in [*log._finished, *log._open_of]:
+        record = log.find(request_id)
+        for name, tokens in record.sources.items():
+            who = "model" if name == "model" else "memory"
+            total[f"drafted_{who}"] += tokens.drafted
+            total[f"accepted_{who}"] += tokens.accepted
+        for who, num in record.drafts.items():
+            total[f"rows_{who}"] += num
+        total["requests"] += 1
+        total["model_rounds"] += record.model_rounds
+        total["tokens_cut"] += record.cut_tokens
+    return dict(total)
 
 
 def every_nth(n: int) -> Any:

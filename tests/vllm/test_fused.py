@@ -70,6 +70,22 @@ def test_drafts_come_from_both(fused: dict[str, Any]) -> None:
     assert set(COUNTERS) < set(fused["metrics"])
 
 
+def test_each_request_says_who_drafted_for_it(fused: dict[str, Any]) -> None:
+    """Accepted tokens of all records together are the fuser's, memory's and the model's apart.
+
+    Drafts that were handed out and not verified (to a preempted request, behind an end) are counted
+    by the fuser alone.
+    """
+    told, counted = fused["decided"], fused["first"]
+    assert told["requests"] == len(fused["outputs"])
+    for name in ("accepted_memory", "accepted_model", "tokens_cut"):
+        assert told[name] == counted[name]
+    assert told["accepted_memory"] > 0
+    assert 0 < told["drafted_memory"] <= counted["drafted_memory"]
+    assert told.get("drafted_model", 0) <= counted["drafted_model"]
+    assert told["model_rounds"] > 0
+
+
 def test_a_drafter_equal_to_the_target_is_always_right(
     off: dict[str, Any], twin: dict[str, Any]
 ) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -68,7 +69,10 @@ def stack(target_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         def proxy(*servers: VllmServer) -> RunningProxy:
             config = make_config(
                 listen={"port": 0},
-                upstreams=[{"name": server.name, "url": server.url} for server in servers],
+                upstreams=[
+                    {"name": server.name, "url": server.url, "decisions_url": server.worker_url}
+                    for server in servers
+                ],
                 policy_file=policy,
                 health_interval_seconds=0.1,
             )
@@ -137,6 +141,38 @@ def test_an_episode_on_one_engine_speeds_up_the_next_ones_first_request(stack: S
     time.sleep(1)
     assert tell(stack.proxy_b, session="on B") == told
     assert stack.b.num_accepted - before > 20
+
+
+def test_an_answer_says_what_the_engine_decided(stack: Stack) -> None:
+    """Its head has the numbers that vLLM's own counters grew by; a stream's are asked for later."""
+    options: Any = {
+        "model": "target",
+        "messages": [{"role": "user", "content": "Which rider pulls first, and for how long?"}],
+        "temperature": 0,
+        "max_tokens": 40,
+        "extra_headers": {"x-paceline-explain": "on"},
+        "extra_body": {"ignore_eos": True},
+    }
+    with client(stack.proxy_a) as api:
+        asking = api.chat.completions.with_raw_response
+        asking.create(**options)  # from now on memory knows the reply
+        drafted, accepted = stack.a.num_drafted, stack.a.num_accepted
+        head = asking.create(**options).headers
+        assert int(head["x-paceline-accepted-tokens"]) == stack.a.num_accepted - accepted > 0
+        assert int(head["x-paceline-draft-tokens"]) == stack.a.num_drafted - drafted
+        assert 0 < int(head["x-paceline-rounds"]) < 39
+        assert "drafted in" in head["x-paceline-reason"]
+        stream = asking.create(**options, stream=True)
+        assert list(stream.parse())
+        path = f"/paceline/requests/{stream.headers['x-paceline-request-id']}"
+        url = f"{stack.proxy_a.url}{path}"
+        told = httpx.get(url, headers={"x-api-key": RED}).json()
+        assert told["sources"]
+        assert told["accepted_tokens"] > 0
+        assert httpx.get(url, headers={"x-api-key": BLUE}).status_code == 404
+        # a worker closes a request when its next step begins
+        wait_until(lambda: httpx.get(f"{stack.a.worker_url}{path}").json()["is_finished"])
+        assert httpx.get(f"{stack.b.worker_url}{path}").status_code == 404
 
 
 @pytest.mark.parametrize("stream", [True, False])

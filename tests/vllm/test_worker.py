@@ -48,6 +48,18 @@ def test_drafts_are_accepted_and_none_fails(on: dict[str, Any]) -> None:
     assert on["first"]["stats"]["shared_tokens"] > 0
 
 
+def test_each_request_says_what_was_decided_for_it(on: dict[str, Any]) -> None:
+    """All records together are vLLM's own counters, preempted and partly read requests included."""
+    told = on["first"]["decisions"]
+    assert len(told) == len(on["outputs"])
+    assert sum(each["accepted_tokens"] for each in told) == on["first"]["accepted"]
+    assert sum(each["draft_tokens"] for each in told) == on["first"]["drafted"]
+    for each in told:
+        assert each["rounds"] > 0
+        assert each["draft_tokens"] == sum(s["drafted"] for s in each["sources"].values())
+    assert any("length" in each["limited_by"] for each in told)
+
+
 def test_what_is_not_worth_its_time_is_not_verified(
     off: dict[str, Any], on: dict[str, Any]
 ) -> None:
