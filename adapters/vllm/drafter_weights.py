@@ -72,7 +72,7 @@ def why_not_swapped(runner: Any, folder: str) -> str:
         folder: what vLLM was told to draft with.
     """
     config, drafter = runner.vllm_config, runner.drafter
-    packed = _is_packed(drafter.model)
+    packed, is_eager = _is_packed(drafter.model), config.model_config.enforce_eager
     method = config.speculative_config.method
     reasons = {
         f"it is of the kind {method}; only a draft model's weights are swapped": (
@@ -86,9 +86,11 @@ def why_not_swapped(runner: Any, folder: str) -> str:
         ),
         "its vocabulary is not the target's": getattr(drafter, "vocab_mapping", None) is not None,
         "its packed weights are compiled in; start vLLM with --enforce-eager": (
-            packed and not config.model_config.enforce_eager
+            packed and not is_eager
         ),
-        "this vLLM cannot unpack the weights that it has packed": packed and not _can_repack(),
+        "this vLLM cannot unpack the weights that it has packed": (
+            packed and is_eager and not _can_repack()
+        ),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
