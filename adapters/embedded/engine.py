@@ -148,6 +148,7 @@ class EmbeddedEngine:
         on_swap: Callable[[int], None] | None = None,
     ) -> None:
         self.target = target
+        self._speculator = speculator
         self.settings = settings or EngineSettings()
         self.counts = EngineCounts()
         self.decisions = DecisionLog()
@@ -162,8 +163,12 @@ class EmbeddedEngine:
             make_drafter=self._model_drafter,
         )
         self.drafter_swaps = SwapSlot(
-            lambda swap: self._drafts.swap(swap.model), self.tally, on_swap=on_swap, clock=clock
+            lambda swap: self._drafts.swap(swap.model),
+            self.tally,
+            on_swap=self._swapped,
+            clock=clock,
         )
+        self._on_swap = on_swap
         if prefixes is None:
             prefixes = PrefixStore(self.settings.max_kept_bytes)
         self._prefixes = prefixes
@@ -261,6 +266,13 @@ class EmbeddedEngine:
         finally:
             job.aborted.set()
             self._drop_aborted()
+
+    def _swapped(self, version: int) -> None:
+        """Records say from now on which version drafted."""
+        if self._speculator is not None:
+            self._speculator.drafter_version = version
+        if self._on_swap is not None:
+            self._on_swap(version)
 
     def sizes(self) -> dict[str, int]:
         """Requests waiting and running, sequences kept and their bytes."""

@@ -112,7 +112,8 @@ class FusedProposer:
             on_judged=self._note_judged,
             decisions=self.decisions,
         )
-        self.swaps = SwapSlot(self._swap, self.tally, on_swap=on_swap)
+        self.swaps = SwapSlot(self._swap, self.tally, on_swap=self._swapped)
+        self._on_swap = on_swap
         self._strata: dict[str, Stratum] = {}
         """Of each open request, whose rounds its own are counted with."""
         self._drafter_group = drafter_group
@@ -197,6 +198,13 @@ class FusedProposer:
                 self._opened.finish(request_id)
             except Exception as error:  # noqa: BLE001  counted, as in propose
                 self.failures.record(error)
+
+    def _swapped(self, version: int) -> None:
+        """Records say from now on which version drafted."""
+        if self._speculator is not None:
+            self._speculator.drafter_version = version
+        if self._on_swap is not None:
+            self._on_swap(version)
 
     def stats(self) -> dict[str, int]:
         """Counters: `ChainFuser.stats`, what the model read late or not at all, and failures."""

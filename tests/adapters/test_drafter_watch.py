@@ -186,6 +186,7 @@ def test_a_planted_regression_is_rolled_back_within_200_rounds(
     assert state_of(registry, version) == "rolled_back"
     assert one.watch.version == 0
     assert one.swapped == [version, 0]
+    assert one.engine._speculator.drafter_version == one.swapped[-1]
     assert 0 < one.engine.tally.total(version).num_rounds <= MOST_CANARY_ROUNDS
     counts = one.watch.counts
     assert (counts.canaries, counts.rollbacks, counts.promotions) == (1, 1, 0)
