@@ -30,6 +30,7 @@ from paceline.caches.drafter_versions import (
     decode_version,
     encode_version,
     folder_checksum,
+    require_drafter,
 )
 from paceline.caches.journal_store import JournalStore
 from paceline.caches.keys import DrafterKeys
@@ -110,6 +111,7 @@ class DrafterRegistry:
             ConfigError: the source is no drafter or changes meanwhile, its place cannot be written,
                 or writing took so long that what was written has been swept away.
         """
+        require_drafter(source)
         self.sweep(group)
         number = self._reserve(group)
         place = self._place(group, number)

@@ -194,20 +194,28 @@ def folder_checksum(folder: Path) -> str:
     return hashed.hexdigest()
 
 
+def require_drafter(folder: Path) -> None:
+    """Check that a folder looks like one of Hugging Face; nothing is loaded.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{folder} has no config.json or no *.safetensors; give the Hugging Face folder of a "
+            "drafter, as `paceline drafter distil` writes it"
+        )
+
+
 def copy_drafter(source: Path, target: Path) -> str:
     """Copy a drafter's files into a new folder, and see them on disk; returns their checksum.
 
     Links are followed: what lies in the new folder is whole by itself.
 
     Raises:
-        ConfigError: the source is no folder of a model or changes meanwhile, or the target exists
-            or cannot be written.
+        ConfigError: the source cannot be read or changes meanwhile, or the target exists or cannot
+            be written.
     """
-    if not (source / "config.json").is_file() or not any(source.glob("*.safetensors")):
-        raise ConfigError(
-            f"{source} has no config.json or no *.safetensors; give the Hugging Face folder of a "
-            "drafter, as `paceline drafter distil` writes it"
-        )
     try:
         shutil.copytree(source, target)
         target.chmod(0o755)  # a folder that was made as a temporary one is its maker's alone

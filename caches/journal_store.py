@@ -396,6 +396,13 @@ class JournalStore:
         return bool(self.run(scripts.RETIRE, [stream, scopes], [scope]))
 
 
+def registered_models(client: Client) -> list[ModelFingerprint]:
+    """Models that have a journal, by name; `JournalStore.register` puts them there."""
+    described = (json.loads(text) for text in client.hvals(MODELS_KEY))
+    found = [ModelFingerprint(model=it["model"], tokenizer=it["tokenizer"]) for it in described]
+    return sorted(found, key=lambda it: (it.model, it.tokenizer))
+
+
 def parse_id(text: str) -> EntryId:
     """A stream entry's id as numbers that compare in the stream's order."""
     milliseconds, _, sequence = text.partition("-")

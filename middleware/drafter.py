@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from paceline.errors import ConfigError
+from paceline.middleware.drafter_versions import COMMANDS
 from paceline.online.settings import OBJECTIVES, DistilSettings, InitSettings
 from paceline.processes import ChildProcess
 
@@ -140,6 +141,10 @@ def distil(
         **options,
     )
     _run("distil", settings)
+
+
+for command in COMMANDS:
+    drafter.add_command(command)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -104,6 +104,7 @@ def figures(replica: str, version: int, at: float) -> LiveFigures:
 def test_a_published_version_is_a_copy_with_its_record(machine: Machine) -> None:
     """What is read is what was said, and the folder holds the source's files whatever comes."""
     gate = gate_result()
+    machine.source.chmod(0o700)  # as a temporary folder is
     made = machine.registry.publish(
         GROUP, machine.source, parent=0, num_tokens=99, gate=gate, reason="first"
     )
@@ -114,6 +115,7 @@ def test_a_published_version_is_a_copy_with_its_record(machine: Machine) -> None
     folder = Path(made.folder)
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert folder_checksum(folder) == made.checksum
+    assert folder.stat().st_mode & 0o777 == 0o755, "engines may be other users"
     assert folder.parent.parent.parent == machine.folder / "drafters"
     assert machine.registry.groups() == [GROUP]
     assert machine.registry.groups() == machine.another().groups()

@@ -1,4 +1,4 @@
-"""Folders of real small drafters are let in whole, and refused with the reason when they are not."""
+"""Folders of real small drafters are let in when they are whole, else refused with the reason."""
 
 from __future__ import annotations
 
