@@ -180,7 +180,7 @@ class FusedProposer:
         except Exception as error:  # noqa: BLE001  counted: whatever drafting does, the target must answer
             self.failures.record(error)
             self.decisions.failed()
-        return self._alone(step, named, arguments)
+        return self._fall_back(step, named, arguments)
 
     def finish(self, request_ids: Iterable[str]) -> None:
         """Close requests that left vLLM (finished or aborted).
@@ -231,6 +231,19 @@ class FusedProposer:
         if stratum is not None:
             self.tally.note(stratum, num_expected, guess, said)
 
+    def _fall_back(
+        self, step: DraftingStep | None, named: Mapping[str, Any], arguments: Sequence[Any]
+    ) -> Any:
+        """What vLLM's drafter drafts by itself, where that may be had by all.
+
+        What a group's tenants have taught a model is for them, and here nobody asks who wants it:
+        its passes are run, as other processes may run the same ones, and their drafts dropped.
+        """
+        drafts = self._alone(step, named, arguments)
+        if self._drafter_group == SHARED_GROUP or self._speculator is None:
+            return drafts
+        return [[] for _ in range(len(named["sampled_token_ids"]))]
+
     def _alone(
         self, step: DraftingStep | None, named: Mapping[str, Any], arguments: Sequence[Any]
     ) -> Any:
@@ -240,10 +253,6 @@ class FusedProposer:
         same passes.
         """
         nothing: list[list[int]] = [[] for _ in range(len(named["sampled_token_ids"]))]
-        if self._drafter_group != SHARED_GROUP:
-            # what its tenants have taught the model is for them: here nobody asks who they are
-            self.model.lose_account()
-            return nothing
         if self._guessed is not None:
             (chains,) = self._guessed
             return nothing if chains is None else chains.token_ids.tolist()

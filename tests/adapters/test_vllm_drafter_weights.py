@@ -142,3 +142,21 @@ def test_it_is_said_why_a_drafter_keeps_its_weights(
     assert bool(reason) == bool(words)
     assert words in reason
     assert "not a folder" in why_not_swapped(make_runner(make_model()), "org/model")
+
+
+@pytest.mark.parametrize(
+    ("group", "counts", "expected"),
+    [("shared", True, [[7], [8]]), ("team", True, [[], []]), ("team", False, [[7], [8]])],
+)
+def test_what_vllm_drafts_alone_is_not_had_of_a_groups_drafter(
+    group: str, counts: bool, expected: list[list[int]]
+) -> None:
+    """Its passes are run all the same, and where drafts do not count they are left as they are."""
+    from paceline.adapters.vllm.fused import FusedProposer
+
+    proposer: Any = object.__new__(FusedProposer)
+    proposer._drafter_group, proposer._speculator = group, object() if counts else None
+    calls: list[Any] = []
+    proposer._alone = lambda *arguments: calls.append(arguments) or [[7], [8]]
+    assert proposer._fall_back(None, {"sampled_token_ids": [[1], [2]]}, ()) == expected
+    assert len(calls) == 1

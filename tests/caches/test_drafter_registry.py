@@ -21,7 +21,6 @@ from paceline.caches.drafter_registry import (
     CANARY_SECONDS,
     LIVE_SECONDS,
     MAX_REPLICAS,
-    SHARED_GROUP,
     WRITE_SECONDS,
     DrafterRegistry,
     DrafterVersion,
@@ -31,7 +30,7 @@ from paceline.caches.drafter_registry import (
 )
 from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.governance import MemoryGovernor
-from paceline.caches.records import NewerSchemaError
+from paceline.caches.records import SHARED_GROUP, NewerSchemaError
 from paceline.errors import ConfigError, RecordError
 from redis_cluster import RedisCluster
 from redis_server import RedisServer
