@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 DISCOUNT: Final = 0.98
-"""What a pass still counts for after the next one."""
+"""What a pass still counts for after the next one, where nobody says otherwise."""
 LEAST_PASSES: Final = 8.0
 """Passes, discounted, before anything is said."""
 RIDGE: Final = 1.0
@@ -34,6 +34,7 @@ SUBSETS: Final = ((1,), (0,), (2,), (0, 1), (1, 2), (0, 2))
 class _Plane:
     """Discounted means and moments about them, and the plane of least squares through them."""
 
+    discount: float = DISCOUNT
     weight: float = 0.0
     means: Parts = NOTHING
     seconds: float = 0.0
@@ -43,7 +44,7 @@ class _Plane:
     """Seconds of each part, none negative."""
 
     def add(self, parts: Parts, seconds: float) -> None:
-        held = DISCOUNT * self.weight
+        held = self.discount * self.weight
         self.weight = held + 1.0
         off = (parts[0] - self.means[0], parts[1] - self.means[1], parts[2] - self.means[2])
         time = seconds - self.seconds
@@ -55,14 +56,15 @@ class _Plane:
         )
         self.seconds += time * share
         part = held * share  # West 1979, with discounts
+        discount = self.discount
         self.moments = tuple(
-            DISCOUNT * moment + part * off[i] * off[j]
+            discount * moment + part * off[i] * off[j]
             for moment, (i, j) in zip(self.moments, PAIRS, strict=True)
         )
         self.with_time = (
-            DISCOUNT * self.with_time[0] + part * off[0] * time,
-            DISCOUNT * self.with_time[1] + part * off[1] * time,
-            DISCOUNT * self.with_time[2] + part * off[2] * time,
+            discount * self.with_time[0] + part * off[0] * time,
+            discount * self.with_time[1] + part * off[1] * time,
+            discount * self.with_time[2] + part * off[2] * time,
         )
         self.slopes = self._solved()
 
@@ -117,10 +119,13 @@ class RoundCost:
     Least squares over discounted passes, so that what counts is the slope where the engine works
     now. No part is negative. Where tokens have not varied for long, a token costs nothing again,
     and drafts come back to show what it costs. Some sums, whatever was seen; everything is O(1).
+
+    Args:
+        discount: what a pass still counts for after the next one, in (0, 1].
     """
 
-    def __init__(self) -> None:
-        self._plane = _Plane()
+    def __init__(self, *, discount: float = DISCOUNT) -> None:
+        self._plane = _Plane(discount)
         self._has_begun = False
         self._num_odd = 0
 
@@ -179,7 +184,7 @@ class RoundCost:
             self._num_odd += 1
             if self._num_odd < MOST_OUTLIERS:
                 return
-            self._plane = _Plane()
+            self._plane = _Plane(self._plane.discount)
         self._num_odd = 0
         self._plane.add((num_requests, num_tokens, num_context), seconds)
 

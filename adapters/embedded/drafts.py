@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.arm_choice import ArmCaps, ArmChoice
 from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
 from paceline.adapters.embedded.requests import ALL_SOURCES, DraftSource
 from paceline.adapters.embedded.round_budget import RoundBudget
 from paceline.adapters.embedded.sampling import NextDraws
 from paceline.adapters.failures import FailureLog
+from paceline.adapters.identity import DraftLimits
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 from paceline.caches import TokenTree
+from paceline.policies.round_split import RoundTime
 
 logger = logging.getLogger("paceline.embedded")
 
@@ -67,6 +70,14 @@ class Wish:
         """Most tokens that a source may draft."""
         return self.max_tokens if source in self.sources else 0
 
+    def within(self, caps: ArmCaps) -> Wish:
+        """The same within an arm."""
+        may = {source for source in self.sources if getattr(caps, source)}
+        most = min(self.max_tokens, max(caps))
+        if most == self.max_tokens and may == self.sources:
+            return self
+        return replace(self, max_tokens=most, sources=frozenset(may))
+
 
 class Drafts:
     """A `Speculator` and a model drafter, each of which may be missing and may fail.
@@ -76,6 +87,7 @@ class Drafts:
         drafter: the model that drafts beside it, None for none.
         max_branches: most drafted tokens that continue one.
         budget: what drafts may cost; the drafter's too.
+        arms: narrows who may draft and how far; None for nobody.
 
     Attributes:
         failures: what went wrong.
@@ -88,16 +100,24 @@ class Drafts:
         *,
         max_branches: int,
         budget: RoundBudget,
+        arms: ArmChoice | None = None,
     ) -> None:
         self.failures = FailureLog(logger, "drafting")
         self.budget = budget
         self._speculator = speculator
         self._drafter = drafter
         self._max_branches = max_branches
+        self._arms = arms
+        self._num_tokens: dict[str, int] = {}
+        """Of the round's requests, when they were drafted for."""
 
-    def begin(self, info: RequestInfo, prompt_ids: Sequence[int]) -> bool:
-        """Open a request; False if it goes undrafted."""
+    def begin(
+        self, info: RequestInfo, prompt_ids: Sequence[int], limits: DraftLimits | None = None
+    ) -> bool:
+        """Open a request, narrowed so by its client; False if it goes undrafted."""
         is_open = False
+        if self._arms is not None:
+            self._arms.open(info, limits)
         if self._speculator is not None:
             with self._failing_open():
                 self._speculator.begin(info, prompt_ids)
@@ -110,6 +130,8 @@ class Drafts:
 
     def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
         """A draft for each wish, in one call."""
+        if self._arms is not None:
+            wishes = self._narrowed(self._arms, wishes)
         trees = [TokenTree.empty()] * len(wishes)
         if self._speculator is not None:
             with self._failing_open():
@@ -124,7 +146,38 @@ class Drafts:
                 trees = self._guess(self._drafter, wishes, retrieved)
         with self._failing_open():
             trees = self.budget.cut(trees)
+        if self._arms is not None:
+            asked = self.budget.with_model()
+            self._arms.issued(
+                list(self._num_tokens.values()),
+                [len(tree.token_ids) for tree in trees],
+                with_model=[i in asked for i in self._num_tokens] if asked else None,
+                model_seconds=self.budget.drafting_seconds,
+            )
         return [Draft(tree.token_ids.tolist(), tree.parent.tolist()) for tree in trees]
+
+    def note_round(self, committed: Mapping[str, Sequence[int]], time: RoundTime | None) -> None:
+        """The target has verified the round's drafts.
+
+        Args:
+            committed: what came of it, by request.
+            time: what it took; None where that says nothing of others.
+        """
+        if self._arms is None:
+            return
+        before = self._num_tokens
+        num_tokens = {i: before[i] + len(new) for i, new in committed.items() if i in before}
+        alone: dict[str, tuple[int, int]] = {}
+        with self._failing_open():
+            alone = self.budget.alone(committed)
+        self._arms.seen(list(num_tokens), list(num_tokens.values()), alone)
+        self._arms.took(time)
+
+    def _narrowed(self, arms: ArmChoice, wishes: Sequence[Wish]) -> list[Wish]:
+        """Wishes within the arms of their requests."""
+        self._num_tokens = {wish.info.request_id: len(wish.tokens) for wish in wishes}
+        caps = arms.begin(list(self._num_tokens), list(self._num_tokens.values()))
+        return [wish.within(cap) for wish, cap in zip(wishes, caps, strict=True)]
 
     def finish(self, info: RequestInfo, tokens: npt.NDArray[np.int32]) -> None:
         """Close an open request, whose prompt and reply are `tokens`."""
@@ -132,6 +185,8 @@ class Drafts:
             with self._failing_open():
                 self._speculator.observe([info.request_id], [tokens], [len(tokens)])
                 self._speculator.finish(info.request_id)
+        if self._arms is not None:
+            self._arms.finish(info.request_id)
         if self._drafter is not None:
             self._drafter.finish(info.request_id)
             if not info.scope:

@@ -13,6 +13,7 @@ from typing import Final
 
 import torch
 
+from paceline.adapters.arm_choice import ArmChoice, with_arms
 from paceline.adapters.embedded.drafts import NO_DRAFT, Draft, Drafts, Wish
 from paceline.adapters.embedded.key_values import KeyValues
 from paceline.adapters.embedded.model_drafter import ModelDrafter
@@ -23,9 +24,12 @@ from paceline.adapters.embedded.round_budget import DraftCounts, RoundBudget
 from paceline.adapters.embedded.sampling import NextDraws, TokenLogprobs, logprobs_of, verify
 from paceline.adapters.embedded.target import PREFILL_TOKENS, Row, Target
 from paceline.adapters.failures import FailureLog
+from paceline.adapters.identity import DraftLimits
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
+from paceline.adapters.verify_budget import DraftingFigures
 from paceline.errors import EngineError
+from paceline.policies.round_split import RoundTime
 
 logger = logging.getLogger("paceline.embedded")
 
@@ -45,6 +49,8 @@ class EngineSettings:
         max_kept_bytes: memory for keys and values of finished requests, for those that begin alike.
         always_draft: draft all that may be drafted, whether or not it is expected to be worth its
             time.
+        bandit: let a bandit narrow who drafts and how far, by what rounds took and brought; never
+            where `always_draft` says otherwise.
     """
 
     max_running: int = 8
@@ -53,6 +59,7 @@ class EngineSettings:
     max_draft_steps: int = 4
     max_kept_bytes: int = 1 << 30
     always_draft: bool = False
+    bandit: bool = True
 
     def __post_init__(self) -> None:
         for name, least, most, fix in (
@@ -120,6 +127,7 @@ class EmbeddedEngine:
         speculator: where drafts come from, None for no speculation.
         settings: limits.
         drafter: a small model that drafts beside memory, None for none.
+        drafter_name: its id, which what is learned of it goes by; the same in all replicas.
         prefixes: kept keys and values of the same target, shared with other engines; None for a
             store of its own.
         clock: monotonic seconds; what is worth its time is decided by it.
@@ -132,6 +140,7 @@ class EmbeddedEngine:
         settings: EngineSettings | None = None,
         *,
         drafter: Target | None = None,
+        drafter_name: str = "drafter",
         prefixes: PrefixStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -150,7 +159,20 @@ class EmbeddedEngine:
                 max_branches=branches,
                 budget=budget,
             )
-        self._drafts = Drafts(speculator, model, max_branches=branches, budget=budget)
+        self.arms: ArmChoice | None = None
+        is_drafting = speculator is not None or model is not None
+        if self.settings.bandit and not self.settings.always_draft and is_drafting:
+            self.arms = ArmChoice(
+                max_tokens=self.settings.max_draft_tokens,
+                drafter=drafter_name if model is not None else "",
+            )
+        self._drafts = Drafts(
+            speculator, model, max_branches=branches, budget=budget, arms=self.arms
+        )
+        self._num_context = 0
+        """Tokens behind which the round's requests are answered, of all together."""
+        self._committed: dict[str, list[int]] = {}
+        """What came of the round so far."""
         if prefixes is None:
             prefixes = PrefixStore(self.settings.max_kept_bytes)
         self._prefixes = prefixes
@@ -174,6 +196,13 @@ class EmbeddedEngine:
     def draft_counts(self) -> DraftCounts:
         """When the model drafted, and what was cut as not worth its time."""
         return self._drafts.budget.counts
+
+    def figures(self) -> DraftingFigures:
+        """What is told of drafting beside `draft_counts`."""
+        budget = self._drafts.budget
+        costs = {"target": budget.verify.target, "model": budget.drafter}
+        events = {"tokens_cut": budget.verify.num_cut, "failures": self.draft_failures.count}
+        return with_arms(DraftingFigures(events, budget.verify.price, costs), self.arms)
 
     def start(self) -> None:
         """Start serving."""
@@ -248,6 +277,7 @@ class EmbeddedEngine:
         self._drop_aborted()
         if not self._running:
             return
+        drafting_at = self._clock()
         self._draft()
         began_at = self._clock()
         rows = self._rows()
@@ -260,9 +290,14 @@ class EmbeddedEngine:
                 self._take(running, row, logits)
             except Exception as error:  # noqa: BLE001  logged: it must not end the other requests
                 self._fail(running, error)
+        took = None
         if not is_reading:
             num_tokens = sum(len(row.token_ids) for _, row in rows)
-            self._drafts.budget.note_target(len(rows), num_tokens, self._clock() - began_at)
+            ended_at, budget = self._clock(), self._drafts.budget
+            budget.note_target(len(rows), num_tokens, ended_at - began_at)
+            seconds = ended_at - drafting_at - budget.drafting_seconds
+            took = RoundTime(len(rows), num_tokens, self._num_context, seconds)
+        self._drafts.note_round(self._committed, took)
 
     def _serve_forever(self) -> None:
         is_open = True
@@ -297,7 +332,11 @@ class EmbeddedEngine:
         key_values = self._prefixes.take(owner, reply.tokens) if owner else None
         running = _Running(
             job, reply, self.target.sequence() if key_values is None else key_values,
-            is_drafting=self._drafts.begin(request.info, request.prompt_ids),
+            is_drafting=self._drafts.begin(
+                request.info,
+                request.prompt_ids,
+                DraftLimits(request.draft_sources, request.max_draft_tokens),
+            ),
             generation=generation,
         )  # fmt: skip
         running.num_cached = len(running.key_values)
@@ -381,6 +420,7 @@ class EmbeddedEngine:
             self.counts.draft_tokens += len(row.parents)
             self.counts.accepted_tokens += len(path)
         self.counts.generated_tokens += num_taken
+        self._committed[running.request_id] = tokens[:num_taken]
         running.draft = NO_DRAFT
         if reply.finish_reason is not None:
             self._leave(running)
@@ -420,8 +460,9 @@ class EmbeddedEngine:
     def _draft(self) -> None:
         """Draft for all requests that are being answered, in one call."""
         answering = [r for r in self._running if r.is_answering]
-        num_context = sum(len(r.reply.tokens) for r in answering)
-        self._drafts.budget.begin(len(answering), num_context=num_context)
+        self._num_context = sum(len(r.reply.tokens) for r in answering)
+        self._committed = {}
+        self._drafts.budget.begin(len(answering), num_context=self._num_context)
         drafting = [r for r in answering if r.is_drafting]
         wishes = [
             Wish(

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.arm_choice import ArmChoice
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DraftLimits, draft_limits, request_info_from_xargs
 from paceline.adapters.request_info import RequestInfo
@@ -27,6 +28,7 @@ class OpenRequests:
         failures: counts what goes wrong with one request.
         num_draft_tokens: most tokens that vLLM verifies for a request and step.
         max_model_len: most tokens of a request.
+        arms: is told which requests are open; None where no arms are chosen.
     """
 
     def __init__(
@@ -37,12 +39,14 @@ class OpenRequests:
         *,
         num_draft_tokens: int,
         max_model_len: int,
+        arms: ArmChoice | None = None,
     ) -> None:
         self._runner = runner
         self._speculator = speculator
         self._failures = failures
         self._num_draft_tokens = num_draft_tokens
         self._max_model_len = max_model_len
+        self._arms = arms
         self._limits: dict[str, DraftLimits] = {}
 
     def is_open(self, request_id: str, token_ids: npt.NDArray[np.int32]) -> bool:
@@ -61,7 +65,10 @@ class OpenRequests:
         if prompt_token_ids is None:
             return False
         try:
-            self._speculator.begin(self.info(request_id), token_ids[: len(prompt_token_ids)])
+            info = self.info(request_id)
+            self._speculator.begin(info, token_ids[: len(prompt_token_ids)])
+            if self._arms is not None:
+                self._arms.open(info, self._narrowed(request_id))
         except Exception as error:  # noqa: BLE001  counted: the request is answered without drafts
             self._failures.record(error)
             return False
@@ -94,16 +101,14 @@ class OpenRequests:
 
         Each round also yields one token that needs no draft.
         """
-        limits = self._limits.get(request_id)
-        if limits is None:
-            xargs = self._runner.requests[request_id].sampling_params.extra_args
-            limits = self._limits[request_id] = draft_limits(xargs)
-        most = limits.most(source, self._num_draft_tokens)
+        most = self._narrowed(request_id).most(source, self._num_draft_tokens)
         return max(0, min(most, self.num_left(request_id, num_tokens) - 1))
 
     def finish(self, request_id: str) -> None:
         """Close a request that left vLLM; call before the runner forgets it."""
         self._limits.pop(request_id, None)
+        if self._arms is not None:
+            self._arms.finish(request_id)
         state = self._runner.requests.get(request_id)
         if request_id not in self._speculator or state is None:
             self._speculator.finish(request_id)
@@ -112,6 +117,14 @@ class OpenRequests:
         token_ids = [*state.prompt_token_ids, *state.output_token_ids[:said]]
         self._speculator.observe([request_id], [token_ids], [len(token_ids)])
         self._speculator.finish(request_id)
+
+    def _narrowed(self, request_id: str) -> DraftLimits:
+        """What its policy and its client let be drafted."""
+        limits = self._limits.get(request_id)
+        if limits is None:
+            xargs = self._runner.requests[request_id].sampling_params.extra_args
+            limits = self._limits[request_id] = draft_limits(xargs)
+        return limits
 
 
 def num_said(output_token_ids: Sequence[int], sampling_params: Any) -> int:

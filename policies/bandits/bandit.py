@@ -37,6 +37,7 @@ class Bandit(ABC):
 
     Attributes:
         num_unusable: outcomes that nothing could be learned from, since the start.
+        num_trials: arms chosen because they had not been seen of late, since the start.
     """
 
     kind: ClassVar[str]
@@ -60,6 +61,7 @@ class Bandit(ABC):
         self._drafter = drafter
         self._evidence = Evidence([arm.name for arm in self._arms], self.width, self._levels)
         self.num_unusable = 0
+        self.num_trials = 0
 
     def __repr__(self) -> str:
         return (

@@ -139,6 +139,7 @@ class GaussianBandit(Bandit):
             if seen < least and loss <= saved[0]:
                 least, found, cost = seen, arm, loss
         saved[0] -= cost
+        self.num_trials += found is not None
         return found
 
     @abstractmethod

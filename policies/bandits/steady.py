@@ -47,9 +47,15 @@ class Steady:
             in parts of the rate without drafts.
         burn_in: evidence on an arm, in outcomes of full weight, below which it is pulled in a new
             context before any other is chosen; 0 for none.
+        is_told_aside: outcomes come with those that other arms would have had, no drafts among
+            them: a new context then begins with the arm that tells most, instead of with none.
 
     Raises:
         ConfigError: a setting is outside its range.
+
+    Attributes:
+        num_pulls: times that an arm was chosen anew, since the start.
+        num_burned_in: of those, for an arm that was not known enough.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Steady:
         hold_rounds: float = 16.0,
         margin: float = 0.02,
         burn_in: float = 0.5,
+        is_told_aside: bool = False,
     ) -> None:
         if not hold_rounds >= 1.0:
             raise ConfigError(f"hold_rounds is {hold_rounds}; give at least 1")
@@ -68,9 +75,12 @@ class Steady:
         self._hold_rounds = hold_rounds
         self._margin = margin
         self._burn_in = burn_in
+        self._is_told_aside = is_told_aside
         self._held: dict[PolicyContext, _Held] = {}
         self._num_unusable = 0
         self._num_begun = 0
+        self.num_pulls = 0
+        self.num_burned_in = 0
 
     def __repr__(self) -> str:
         return (
@@ -92,6 +102,11 @@ class Steady:
     def num_unusable(self) -> int:
         """Outcomes that nothing could be learned from, since the start."""
         return self._num_unusable + self._bandit.num_unusable
+
+    @property
+    def num_trials(self) -> int:
+        """Times that an arm was pulled because it had not been seen of late, since the start."""
+        return self._bandit.num_trials
 
     def pull(self, context: PolicyContext) -> Arm:
         """The arm that the context holds, or another when its rounds are over."""
@@ -161,9 +176,10 @@ class Steady:
         else:
             current = held.arm
             self._teach(context, held)
-        held.arm = self._burning(context, held) or self._bandit.choose(
-            context, current, self._margin
-        )
+        burning = self._burning(context, held)
+        held.arm = burning or self._bandit.choose(context, current, self._margin)
+        self.num_pulls += 1
+        self.num_burned_in += burning is not None
         held.left = self._hold_rounds
         if current is None:  # contexts that begin together choose anew one after the other
             self._num_begun += 1
@@ -183,7 +199,12 @@ class Steady:
         return None
 
     def _in_burn_in_order(self) -> list[Arm]:
-        """No drafts first, which all rewards are relative to; then long drafts, which tell most."""
+        """No drafts first, which all rewards are relative to; then long drafts, which tell most.
+
+        Where rewards of no drafts are told aside, the longest of everybody come first.
+        """
+        if self._is_told_aside:
+            return sorted(self.arms, key=lambda arm: (not arm.has_model, -arm.max_tokens))
         return sorted(self.arms, key=lambda arm: -arm.max_tokens or -(1 << 20))
 
     def _add_aside(self, held: _Held, aside: Mapping[Arm, Outcome]) -> None:
