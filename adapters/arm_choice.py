@@ -10,17 +10,26 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from paceline.adapters.arm_rounds import ArmRounds, ArmSums, Ints, RoundRows, told_aside
+from paceline.adapters.arm_rounds import (
+    ArmRounds,
+    ArmSums,
+    Ints,
+    RoundRows,
+    Supposed,
+    told_aside,
+)
+from paceline.adapters.arm_shadows import Shadows
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DRAFT_SOURCES, DraftLimits
 from paceline.adapters.request_info import RequestInfo
-from paceline.adapters.verify_budget import DraftingFigures
+from paceline.adapters.speculator import Speculator
+from paceline.adapters.verify_budget import DraftingFigures, VerifyBudget
 from paceline.policies.bandits import (
     NO_DRAFTS,
     Arm,
@@ -169,19 +178,23 @@ class ArmChoice:
         self._due: deque[tuple[_Cell, Arm, ArmSums, int]] = deque()
         self._ids: list[str] = []
         self._places: Ints = np.zeros(0, np.int64)
+        self._num_tokens: Sequence[int] = ()
         self._now: list[ArmCaps] = []
+        self._shadows = Shadows()
+        self._resolved: list[tuple[int, int, int]] = []
+        """Place, drafted and committed tokens of drafts that nobody verified, of one round."""
         self._counted: Counter[str] = Counter()
         """Requests of the batch by arm."""
         self._is_stale = True
         self._rounds_left = 0
         self._num_held = 1
         """Requests in the batch when the hold began."""
-        self._is_without = False
+        self._is_probing = False
         self._issued: _Issued | None = None
         self._closed: _Closed | None = None
         self._arm_rounds: Counter[str] = Counter()
         self._events = Counter(
-            dict.fromkeys(("arms_changed", "rounds_without", "drafters_reset", "requests_free"), 0)
+            dict.fromkeys(("arms_changed", "rounds_timed", "drafters_reset", "requests_free"), 0)
         )
 
     def share(self, sync: Exchange) -> None:
@@ -205,7 +218,8 @@ class ArmChoice:
     def begin(self, request_ids: Sequence[str], num_tokens: Sequence[int]) -> Sequence[ArmCaps]:
         """A round begins: the limits of each request, from its arm.
 
-        In some rounds nobody is to draft, so that it is known what those take.
+        In some rounds nobody drafts, or everybody, so that it is known what those take; they teach
+        nothing else.
 
         Args:
             request_ids: that are being answered, each once.
@@ -239,7 +253,7 @@ class ArmChoice:
             self._issued = _Issued(
                 self._ids,
                 np.array(num_tokens, np.int64),
-                self._places if not self._is_without else np.full(len(self._ids), NOWHERE),
+                self._places if not self._is_probing else np.full(len(self._ids), NOWHERE),
                 np.asarray(drafted, np.int64),
                 with_model,
                 model_seconds,
@@ -251,6 +265,7 @@ class ArmChoice:
         self,
         request_ids: Sequence[str],
         num_tokens: Sequence[int],
+        news: Mapping[str, Sequence[int]],
         memory: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         """The target has verified what was issued last.
@@ -258,6 +273,7 @@ class ArmChoice:
         Args:
             request_ids: that are there now; others teach nothing.
             num_tokens: of each by now.
+            news: tokens that each of them got.
             memory: by request for which the model had drafted: how many tokens memory alone would
                 have had verified, and how many of them accepted.
         """
@@ -273,6 +289,29 @@ class ArmChoice:
                 committed = np.array([now.get(i, 0) - num for i, num in before], np.int64)
             alone = _alone(issued, committed, memory) if memory else (issued.drafted, committed)
             self._closed = _Closed(issued, committed, *alone)
+            self._resolve(dict(zip(request_ids, num_tokens, strict=True)), news)
+        except Exception as error:  # noqa: BLE001  counted, as in begin
+            self._fail(error)
+
+    def suppose(self, speculator: Speculator, budget: VerifyBudget) -> None:
+        """Hear what memory would draft for some requests of the round that go without.
+
+        Behind `begin`. O(few requests).
+
+        Args:
+            speculator: drafts from memory; they are open in it.
+            budget: says what would have been verified.
+        """
+        try:
+            now = dict(zip(self._ids, self._num_tokens, strict=True))
+            due = self._shadows.due(now)
+            if not due:
+                return
+            limits = {i: self._most_by_memory(i) for i in due}
+            drafts = speculator.propose_batch(due, max_tokens=limits)
+            worth = zip(due, drafts.token_lists(), budget.num_worth(drafts).tolist(), strict=True)
+            for request_id, tokens, num in worth:
+                self._shadows.begin(request_id, now[request_id], tokens[:num])
         except Exception as error:  # noqa: BLE001  counted, as in begin
             self._fail(error)
 
@@ -318,6 +357,7 @@ class ArmChoice:
             self._rounds.clear()
             self._due.clear()
             self._issued = self._closed = None
+            self._resolved = []
             menus = {id(m): m for m in self._menus.values()}
             menus |= {id(o.menu): o.menu for o in self._open.values() if o.menu is not None}
             for menu in menus.values():
@@ -346,7 +386,7 @@ class ArmChoice:
         return dict(self._events) | {
             "arms_pulled": policy.num_pulls,
             "arms_burned_in": policy.num_burned_in,
-            "arms_tried": policy.num_trials,
+            "arms_looked_at": policy.num_looks,
             "arm_failures": self.failures.count,
         }
 
@@ -364,11 +404,13 @@ class ArmChoice:
         self._teach(max(TAUGHT_A_ROUND, -(-len(self._due) // (HOLD_ROUNDS - 4))))
         if self._is_stale or request_ids != self._ids:
             self._enter(request_ids, num_tokens)
-        self._is_without = self._split.goes_without(num)
-        if self._is_without:
-            self._events["rounds_without"] += 1
-            self._arm_rounds[NO_DRAFTS.name] += num
-            return [NOTHING] * num
+        self._num_tokens = num_tokens
+        wanted = self._split.wanted(num)
+        self._is_probing = wanted is not None
+        if wanted is not None:
+            self._events["rounds_timed"] += 1
+            self._arm_rounds["timed"] += num
+            return [self._widest if wanted else NOTHING] * num
         self._arm_rounds.update(self._counted)
         return self._now
 
@@ -394,8 +436,38 @@ class ArmChoice:
             places.append(cell.place)
             now.append(caps_of(cell.arm))
             counted[cell.arm.name] += 1
+        self._shadows.watch(self._without_drafts(request_ids))
         self._ids, self._places, self._now = request_ids, np.array(places, np.int64), now
         self._counted, self._is_stale = counted, False
+
+    def _without_drafts(self, request_ids: Sequence[str]) -> Iterator[str]:
+        """Requests that go without, though memory may draft for them."""
+        for request_id in request_ids:
+            opened = self._open.get(request_id)
+            cell = opened.cell if opened is not None else None
+            if cell is not None and cell.arm == NO_DRAFTS and self._most_by_memory(request_id):
+                yield request_id
+
+    def _most_by_memory(self, request_id: str) -> int:
+        menu = self._open[request_id].menu
+        arms = () if menu is None else menu.policy.arms
+        return max((arm.max_tokens for arm in arms if arm.sources == "memory"), default=0)
+
+    def _resolve(self, num_tokens: Mapping[str, int], news: Mapping[str, Sequence[int]]) -> None:
+        for request_id, drafted, committed in self._shadows.saw(num_tokens, news):
+            opened = self._open.get(request_id)
+            if opened is not None and opened.cell is not None and opened.cell.arm == NO_DRAFTS:
+                self._resolved.append((opened.cell.place, drafted, committed))
+
+    def _suppose(self, time: RoundTime, base_seconds: float) -> None:
+        """What drafts that nobody verified would have taken, in a round such as this one."""
+        resolved, self._resolved = self._resolved, []
+        for place, drafted, committed in resolved:
+            if place == NOWHERE:
+                continue
+            share = self._split.drafted_share(time, drafted)
+            token = share * base_seconds / drafted if drafted else 0.0
+            self._rounds.suppose(Supposed(place, drafted, committed, base_seconds, token))
 
     def _cell(self, opened: _Opened, menu: _Menu, num_tokens: int) -> _Cell:
         batch, context = batch_bucket(self._num_held), context_bucket(num_tokens)
@@ -422,6 +494,7 @@ class ArmChoice:
         for opened in self._open.values():
             opened.cell = None
         self._issued = self._closed = None  # their places are gone
+        self._resolved = []
         self._rounds_left, self._num_held = HOLD_ROUNDS, max(1, num_requests)
         self._is_stale = True
         if self._sync is not None:
@@ -444,7 +517,9 @@ class ArmChoice:
     def _timed(self, time: RoundTime, closed: _Closed | None) -> None:
         split = self._split.learn(time)
         if split is None or closed is None:
+            self._resolved = []
             return
+        self._suppose(time, split.base_seconds)
         issued, num = closed.issued, time.num_requests
         kept = (issued.places >= 0) & (closed.committed > 0)
         if not kept.any():
@@ -498,7 +573,8 @@ class ArmChoice:
         self._due.clear()
         for cell, _ in self._pulled:
             cell.place = NOWHERE
-        self._pulled, self._ids = [], []
+        self._pulled, self._ids, self._resolved = [], [], []
+        self._shadows.clear()
         self._is_stale = True
 
 

@@ -39,6 +39,25 @@ class RoundRows:
     model_seconds: Floats | None
 
 
+@dataclass(frozen=True, slots=True)
+class Supposed:
+    """A draft of memory's that nobody verified, and what would have come of it.
+
+    Attributes:
+        place: whose sums it belongs to.
+        drafted: its tokens.
+        committed: those that the target said as well, and one more.
+        base_seconds: of a round without drafts.
+        token_seconds: what each of its tokens would have taken.
+    """
+
+    place: int
+    drafted: int
+    committed: int
+    base_seconds: float
+    token_seconds: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ArmSums:
     """Sums over rounds, as outcomes of arms.
@@ -47,15 +66,23 @@ class ArmSums:
         caps: in the order of the first axis of what follows, rising, 0 first.
         memory: float64, (3, caps, places). Tokens, seconds and rounds with memory alone.
         fused: float64, (3, caps, places). The same with whoever drafted.
+        supposed: float64, (3, caps, places). Of drafts that nobody verified.
     """
 
     caps: Sequence[int]
     memory: Floats
     fused: Floats
+    supposed: Floats
 
     def outcome(self, arm: Arm, place: int) -> Outcome:
         """What came of an arm in one place; only for arms that what was pulled there reveals."""
-        sums = self.fused if arm.has_model else self.memory
+        return self._read(self.fused if arm.has_model else self.memory, arm, place)
+
+    def as_supposed(self, arm: Arm, place: int) -> Outcome:
+        """What would have come of memory's arm; no rounds where nothing was supposed."""
+        return self._read(self.supposed, arm, place)
+
+    def _read(self, sums: Floats, arm: Arm, place: int) -> Outcome:
         tokens, seconds, rounds = sums[:, self.caps.index(arm.max_tokens), place].tolist()
         return Outcome(tokens, seconds, rounds)
 
@@ -77,6 +104,7 @@ class ArmRounds:
 
     def __init__(self) -> None:
         self._rounds: list[RoundRows] = []
+        self._supposed: list[Supposed] = []
 
     def __len__(self) -> int:
         return len(self._rounds)
@@ -85,9 +113,13 @@ class ArmRounds:
         """Keep a round."""
         self._rounds.append(rows)
 
+    def suppose(self, supposed: Supposed) -> None:
+        """Keep what would have come of a draft."""
+        self._supposed.append(supposed)
+
     def clear(self) -> None:
         """Drop all rounds."""
-        self._rounds = []
+        self._rounds, self._supposed = [], []
 
     def take(self, num_places: int, caps: Sequence[int]) -> ArmSums:
         """Sum up all rounds, and drop them.
@@ -96,35 +128,66 @@ class ArmRounds:
         it did: what a draft takes is its own, whoever else drafts, and no drafts take nothing.
         """
         rounds, self._rounds = self._rounds, []
-        places = np.concatenate([each.places for each in rounds])
+        supposed, self._supposed = self._supposed, []
         sizes = [len(each.places) for each in rounds]
+        places = np.concatenate([each.places for each in rounds])
         base = np.repeat([each.base_seconds for each in rounds], sizes)
         token = np.repeat([each.token_seconds for each in rounds], sizes)
-        at = places + num_places * np.arange(len(caps))[:, np.newaxis]
 
-        def summed(drafted: Ints, committed: Ints, model: Floats | None) -> Floats:
-            num_rounds, num_drafted = shorter_drafts(drafted, committed, caps)
-            seconds = num_rounds * (base if model is None else base + model) + num_drafted * token
-            tokens = np.broadcast_to(committed, num_rounds.shape)
-            return np.stack([
-                np.bincount(at.ravel(), values.ravel(), len(caps) * num_places)
-                for values in (tokens, seconds, num_rounds)
-            ]).reshape(3, len(caps), num_places)  # fmt: skip
+        def joined(name: str) -> Ints:
+            return np.concatenate([getattr(each, name) for each in rounds])
 
-        memory_drafted = np.concatenate([each.memory_drafted for each in rounds])
-        memory_committed = np.concatenate([each.memory_committed for each in rounds])
-        memory = summed(memory_drafted, memory_committed, None)
-        if all(each.model_seconds is None for each in rounds):
-            return ArmSums(caps, memory, memory)
-        fused = summed(
-            np.concatenate([each.drafted for each in rounds]),
-            np.concatenate([each.committed for each in rounds]),
-            np.concatenate([
+        memory = _summed(
+            _Rows(places, joined("memory_drafted"), joined("memory_committed"), base, token),
+            num_places,
+            caps,
+        )
+        fused = memory
+        if any(each.model_seconds is not None for each in rounds):
+            model = np.concatenate([
                 np.zeros(len(each.places)) if each.model_seconds is None else each.model_seconds
                 for each in rounds
-            ]),
-        )  # fmt: skip
-        return ArmSums(caps, memory, fused)
+            ])  # fmt: skip
+            rows = _Rows(places, joined("drafted"), joined("committed"), base + model, token)
+            fused = _summed(rows, num_places, caps)
+        not_verified = np.zeros((3, len(caps), num_places))
+        if supposed:
+            not_verified = _summed(_Rows.of(supposed), num_places, caps)
+        return ArmSums(caps, memory, fused, not_verified)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Drafts in one place each; seconds of a round without, and of a drafted token."""
+
+    places: Ints
+    drafted: Ints
+    committed: Ints
+    base_seconds: Floats
+    token_seconds: Floats
+
+    @classmethod
+    def of(cls, supposed: Sequence[Supposed]) -> _Rows:
+        return cls(
+            np.array([each.place for each in supposed], np.int64),
+            np.array([each.drafted for each in supposed], np.int64),
+            np.array([each.committed for each in supposed], np.int64),
+            np.array([each.base_seconds for each in supposed]),
+            np.array([each.token_seconds for each in supposed]),
+        )
+
+
+def _summed(rows: _Rows, num_places: int, caps: Sequence[int]) -> Floats:
+    """Tokens, seconds and rounds of each cap in each place."""
+    num_rounds, num_drafted = shorter_drafts(rows.drafted, rows.committed, caps)
+    seconds = num_rounds * rows.base_seconds + num_drafted * rows.token_seconds
+    tokens = np.broadcast_to(rows.committed, num_rounds.shape)
+    at = (rows.places + num_places * np.arange(len(caps))[:, np.newaxis]).ravel()
+    sums = [
+        np.bincount(at, values.ravel(), len(caps) * num_places)
+        for values in (tokens, seconds, num_rounds)
+    ]
+    return np.stack(sums).reshape(3, len(caps), num_places)
 
 
 def shorter_drafts(drafted: Ints, committed: Ints, caps: Sequence[int]) -> tuple[Ints, Ints]:
@@ -137,5 +200,12 @@ def shorter_drafts(drafted: Ints, committed: Ints, caps: Sequence[int]) -> tuple
 
 
 def told_aside(sums: ArmSums, arms: Sequence[Arm], pulled: Arm, place: int) -> dict[Arm, Outcome]:
-    """What other arms would have given; no drafts are always among them, or were pulled."""
+    """What other arms would have given; no drafts are always among them, or were pulled.
+
+    Where nobody drafted, memory's are there if something was supposed.
+    """
+    if not pulled.max_tokens:
+        if not sums.supposed[2, 0, place]:
+            return {}
+        return {arm: sums.as_supposed(arm, place) for arm in arms if arm.sources == "memory"}
     return {arm: sums.outcome(arm, place) for arm in arms if arm != pulled and reveals(pulled, arm)}

@@ -130,6 +130,9 @@ class Drafts:
 
     def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
         """A draft for each wish, in one call."""
+        if self._speculator is not None:
+            with self._failing_open():
+                self._observe(self._speculator, wishes)
         if self._arms is not None:
             wishes = self._narrowed(self._arms, wishes)
         trees = [TokenTree.empty()] * len(wishes)
@@ -170,13 +173,15 @@ class Drafts:
         alone: dict[str, tuple[int, int]] = {}
         with self._failing_open():
             alone = self.budget.alone(committed)
-        self._arms.seen(list(num_tokens), list(num_tokens.values()), alone)
+        self._arms.seen(list(num_tokens), list(num_tokens.values()), committed, alone)
         self._arms.took(time)
 
     def _narrowed(self, arms: ArmChoice, wishes: Sequence[Wish]) -> list[Wish]:
         """Wishes within the arms of their requests."""
         self._num_tokens = {wish.info.request_id: len(wish.tokens) for wish in wishes}
         caps = arms.begin(list(self._num_tokens), list(self._num_tokens.values()))
+        if self._speculator is not None:
+            arms.suppose(self._speculator, self.budget.verify)
         return [wish.within(cap) for wish, cap in zip(wishes, caps, strict=True)]
 
     def finish(self, info: RequestInfo, tokens: npt.NDArray[np.int32]) -> None:
@@ -193,11 +198,14 @@ class Drafts:
                 for is_greedy in (True, False):
                     self._drafter.forget(info.learning_key(is_greedy=is_greedy))
 
+    def _observe(self, speculator: Speculator, wishes: Sequence[Wish]) -> None:
+        known = [wish for wish in wishes if wish.info.request_id in speculator]
+        tokens = [wish.tokens for wish in known]
+        request_ids = [wish.info.request_id for wish in known]
+        speculator.observe(request_ids, tokens, [len(row) for row in tokens])
+
     def _remember(self, speculator: Speculator, wishes: Sequence[Wish]) -> list[TokenTree]:
         known = [wish for wish in wishes if wish.info.request_id in speculator]
-        request_ids = [wish.info.request_id for wish in known]
-        tokens = [wish.tokens for wish in known]
-        speculator.observe(request_ids, tokens, [len(row) for row in tokens])
         drafted: dict[str, TokenTree] = {}
         for is_judged in (True, False):
             spare = SPARE_NODES if is_judged else 1

@@ -276,8 +276,10 @@ class FusedProposer:
             answered = step.answered
             num_tokens = step.num_tokens(answered)
             request_ids = [step.request_ids[row] for row in answered]
-            self._arms.seen(request_ids, num_tokens, self.fuser.alone)
+            news = dict(zip(step.request_ids, step.accepted, strict=True))
+            self._arms.seen(request_ids, num_tokens, news, self.fuser.alone)
             caps = self._arms.begin(request_ids, num_tokens)
+            self._arms.suppose(speculator, self.budget)
             for row, cap in zip(answered, caps, strict=True):
                 memory[row] = min(memory[row], cap.memory)
                 model[row] = min(model[row], cap.model)

@@ -170,8 +170,10 @@ class DraftProposer:
         }
         answering, num_tokens = list(limits), [length for _, length in known]
         if self._arms is not None:
-            self._arms.seen(answering, num_tokens)
+            news = {request_ids[i]: sampled_token_ids[row] for i, row in enumerate(rows)}
+            self._arms.seen(answering, num_tokens, news)
             caps = self._arms.begin(answering, num_tokens)
+            self._arms.suppose(speculator, self.budget)
             for request_id, cap in zip(answering, caps, strict=True):
                 limits[request_id] = min(limits[request_id], cap.memory)
         wanted = [request_id for request_id, limit in limits.items() if limit > 0]

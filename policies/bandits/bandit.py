@@ -85,6 +85,14 @@ class Bandit(ABC):
         staying = self._number.get(current) if current is not None else None
         return self._arms[self._chosen(self._evidence.cell(context), staying, margin)]
 
+    def loss(self, context: PolicyContext, arm: Arm) -> float:
+        """How much longer an arm is taken to be than the best one for the same tokens, >= 0.
+
+        O(arms). 0 where the kind of policy keeps no means.
+        """
+        self._numbered(arm)
+        return 0.0
+
     def evidence(self, context: PolicyContext, arm: Arm) -> float:
         """How much is known of an arm in a context, in outcomes of full weight. O(1)."""
         return self._evidence.cell(context).tables[0].row(self._numbered(arm))[0]

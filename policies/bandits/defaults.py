@@ -26,4 +26,7 @@ def default_policy(
         is_told_aside: see `Steady`.
     """
     chosen = default_arms(has_model=bool(drafter)) if arms is None else arms
-    return Steady(DiscountedUCB(chosen, rng=rng, drafter=drafter), is_told_aside=is_told_aside)
+    if is_told_aside:  # its way of trying is to look at the arm that tells of all others
+        bandit = DiscountedUCB(chosen, rng=rng, drafter=drafter, trial_share=0.0)
+        return Steady(bandit, is_told_aside=True)
+    return Steady(DiscountedUCB(chosen, rng=rng, drafter=drafter))
