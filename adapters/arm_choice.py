@@ -29,7 +29,8 @@ from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DRAFT_SOURCES, DraftLimits
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
-from paceline.adapters.verify_budget import DraftingFigures, VerifyBudget
+from paceline.adapters.verify_budget import DraftingFigures
+from paceline.caches import count_likelier
 from paceline.policies.bandits import (
     NO_DRAFTS,
     Arm,
@@ -293,14 +294,13 @@ class ArmChoice:
         except Exception as error:  # noqa: BLE001  counted, as in begin
             self._fail(error)
 
-    def suppose(self, speculator: Speculator, budget: VerifyBudget) -> None:
+    def suppose(self, speculator: Speculator) -> None:
         """Hear what memory would draft for some requests of the round that go without.
 
         Behind `begin`. O(few requests).
 
         Args:
-            speculator: drafts from memory; they are open in it.
-            budget: says what would have been verified.
+            speculator: drafts from memory; they are open in it, as far as they have come.
         """
         try:
             now = dict(zip(self._ids, self._num_tokens, strict=True))
@@ -309,8 +309,10 @@ class ArmChoice:
                 return
             limits = {i: self._most_by_memory(i) for i in due}
             drafts = speculator.propose_batch(due, max_tokens=limits)
-            worth = zip(due, drafts.token_lists(), budget.num_worth(drafts).tolist(), strict=True)
-            for request_id, tokens, num in worth:
+            # beside a round without drafts: where that was the better one, no more is verified
+            price = self._split.added(len(self._ids), 1.0)
+            worth = count_likelier(drafts.offsets, drafts.parent, drafts.prob, price).tolist()
+            for request_id, tokens, num in zip(due, drafts.token_lists(), worth, strict=True):
                 self._shadows.begin(request_id, now[request_id], tokens[:num])
         except Exception as error:  # noqa: BLE001  counted, as in begin
             self._fail(error)
@@ -465,7 +467,7 @@ class ArmChoice:
         for place, drafted, committed in resolved:
             if place == NOWHERE:
                 continue
-            share = self._split.drafted_share(time, drafted)
+            share = self._split.added(time.num_requests, drafted)
             token = share * base_seconds / drafted if drafted else 0.0
             self._rounds.suppose(Supposed(place, drafted, committed, base_seconds, token))
 

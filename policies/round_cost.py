@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 DISCOUNT: Final = 0.98
-"""What a pass still counts for after the next one, where nobody says otherwise."""
+"""What a pass still counts for after the next one."""
 LEAST_PASSES: Final = 8.0
 """Passes, discounted, before anything is said."""
 RIDGE: Final = 1.0
@@ -34,7 +34,6 @@ SUBSETS: Final = ((1,), (0,), (2,), (0, 1), (1, 2), (0, 2))
 class _Plane:
     """Discounted means and moments about them, and the plane of least squares through them."""
 
-    discount: float = DISCOUNT
     weight: float = 0.0
     means: Parts = NOTHING
     seconds: float = 0.0
@@ -44,7 +43,7 @@ class _Plane:
     """Seconds of each part, none negative."""
 
     def add(self, parts: Parts, seconds: float) -> None:
-        held = self.discount * self.weight
+        held = DISCOUNT * self.weight
         self.weight = held + 1.0
         off = (parts[0] - self.means[0], parts[1] - self.means[1], parts[2] - self.means[2])
         time = seconds - self.seconds
@@ -56,15 +55,14 @@ class _Plane:
         )
         self.seconds += time * share
         part = held * share  # West 1979, with discounts
-        discount = self.discount
         self.moments = tuple(
-            discount * moment + part * off[i] * off[j]
+            DISCOUNT * moment + part * off[i] * off[j]
             for moment, (i, j) in zip(self.moments, PAIRS, strict=True)
         )
         self.with_time = (
-            discount * self.with_time[0] + part * off[0] * time,
-            discount * self.with_time[1] + part * off[1] * time,
-            discount * self.with_time[2] + part * off[2] * time,
+            DISCOUNT * self.with_time[0] + part * off[0] * time,
+            DISCOUNT * self.with_time[1] + part * off[1] * time,
+            DISCOUNT * self.with_time[2] + part * off[2] * time,
         )
         self.slopes = self._solved()
 
@@ -119,13 +117,10 @@ class RoundCost:
     Least squares over discounted passes, so that what counts is the slope where the engine works
     now. No part is negative. Where tokens have not varied for long, a token costs nothing again,
     and drafts come back to show what it costs. Some sums, whatever was seen; everything is O(1).
-
-    Args:
-        discount: what a pass still counts for after the next one, in (0, 1].
     """
 
-    def __init__(self, *, discount: float = DISCOUNT) -> None:
-        self._plane = _Plane(discount)
+    def __init__(self) -> None:
+        self._plane = _Plane()
         self._has_begun = False
         self._num_odd = 0
 
@@ -184,7 +179,7 @@ class RoundCost:
             self._num_odd += 1
             if self._num_odd < MOST_OUTLIERS:
                 return
-            self._plane = _Plane(self._plane.discount)
+            self._plane = _Plane()
         self._num_odd = 0
         self._plane.add((num_requests, num_tokens, num_context), seconds)
 

@@ -181,7 +181,7 @@ class Drafts:
         self._num_tokens = {wish.info.request_id: len(wish.tokens) for wish in wishes}
         caps = arms.begin(list(self._num_tokens), list(self._num_tokens.values()))
         if self._speculator is not None:
-            arms.suppose(self._speculator, self.budget.verify)
+            arms.suppose(self._speculator)
         return [wish.within(cap) for wish, cap in zip(wishes, caps, strict=True)]
 
     def finish(self, info: RequestInfo, tokens: npt.NDArray[np.int32]) -> None:

@@ -169,8 +169,6 @@ class EmbeddedEngine:
         self._drafts = Drafts(
             speculator, model, max_branches=branches, budget=budget, arms=self.arms
         )
-        self._num_context = 0
-        """Tokens behind which the round's requests are answered, of all together."""
         self._committed: dict[str, list[int]] = {}
         """What came of the round so far."""
         if prefixes is None:
@@ -296,7 +294,7 @@ class EmbeddedEngine:
             ended_at, budget = self._clock(), self._drafts.budget
             budget.note_target(len(rows), num_tokens, ended_at - began_at)
             seconds = ended_at - drafting_at - budget.drafting_seconds
-            took = RoundTime(len(rows), num_tokens, self._num_context, seconds)
+            took = RoundTime(len(rows), num_tokens, seconds)
         self._drafts.note_round(self._committed, took)
 
     def _serve_forever(self) -> None:
@@ -460,9 +458,9 @@ class EmbeddedEngine:
     def _draft(self) -> None:
         """Draft for all requests that are being answered, in one call."""
         answering = [r for r in self._running if r.is_answering]
-        self._num_context = sum(len(r.reply.tokens) for r in answering)
+        num_context = sum(len(r.reply.tokens) for r in answering)
         self._committed = {}
-        self._drafts.budget.begin(len(answering), num_context=self._num_context)
+        self._drafts.budget.begin(len(answering), num_context=num_context)
         drafting = [r for r in answering if r.is_drafting]
         wishes = [
             Wish(

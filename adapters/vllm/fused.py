@@ -279,7 +279,7 @@ class FusedProposer:
             news = dict(zip(step.request_ids, step.accepted, strict=True))
             self._arms.seen(request_ids, num_tokens, news, self.fuser.alone)
             caps = self._arms.begin(request_ids, num_tokens)
-            self._arms.suppose(speculator, self.budget)
+            self._arms.suppose(speculator)
             for row, cap in zip(answered, caps, strict=True):
                 memory[row] = min(memory[row], cap.memory)
                 model[row] = min(model[row], cap.model)

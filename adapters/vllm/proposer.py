@@ -173,7 +173,7 @@ class DraftProposer:
             news = {request_ids[i]: sampled_token_ids[row] for i, row in enumerate(rows)}
             self._arms.seen(answering, num_tokens, news)
             caps = self._arms.begin(answering, num_tokens)
-            self._arms.suppose(speculator, self.budget)
+            self._arms.suppose(speculator)
             for request_id, cap in zip(answering, caps, strict=True):
                 limits[request_id] = min(limits[request_id], cap.memory)
         wanted = [request_id for request_id, limit in limits.items() if limit > 0]

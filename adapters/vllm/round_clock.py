@@ -60,7 +60,7 @@ class RoundClock:
             self._cost.learn(
                 ended.num_requests, ended.num_tokens, seconds, num_context=ended.num_context
             )
-            self.ended = RoundTime(ended.num_requests, ended.num_tokens, ended.num_context, seconds)
+            self.ended = RoundTime(ended.num_requests, ended.num_tokens, seconds)
         drafted = scheduler_output.scheduled_spec_decode_tokens
         is_answering = bool(num_tokens) and all(
             num <= 1 + len(drafted.get(request_id, ())) for request_id, num in num_tokens.items()
