@@ -11,11 +11,12 @@ import logging
 import random
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
 import numpy as np
 
+from paceline.adapters.arm_menu import NOWHERE, ArmCaps, Cell, Menu, arms_within, caps_of
 from paceline.adapters.arm_rounds import (
     ArmRounds,
     ArmSums,
@@ -30,19 +31,17 @@ from paceline.adapters.identity import DRAFT_SOURCES, DraftLimits
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures
-from paceline.caches import count_likelier
+from paceline.caches import TreeBatch, count_likelier
 from paceline.policies.bandits import (
     NO_DRAFTS,
     Arm,
     PolicyContext,
     PolicyState,
     Steady,
-    arm_set,
     batch_bucket,
     context_bucket,
     default_policy,
 )
-from paceline.policies.bandits.arms import DEFAULT_CAPS, Sources
 from paceline.policies.round_split import RoundSplit, RoundTime
 
 logger = logging.getLogger("paceline.arms")
@@ -55,16 +54,8 @@ MOST_MENUS: Final = 16
 """Ways in which clients and policies narrow that are learned of; others draft by time alone."""
 MOST_CELLS: Final = 1024
 """Contexts kept at hand; what is learned of them is the policy's."""
-NOWHERE: Final = -1
 FREE: Final = "free"
 """Name of no arm: nothing is chosen."""
-
-
-class ArmCaps(NamedTuple):
-    """An arm as limits: most tokens that memory and that the model may draft in a round."""
-
-    memory: int
-    model: int
 
 
 NOTHING: Final = ArmCaps(0, 0)
@@ -81,35 +72,15 @@ class Exchange(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Menu:
-    """A policy and the arms that some requests can be drafted with."""
-
-    policy: Steady
-    cells: dict[tuple[str, str, int, int], _Cell] = field(default_factory=dict)
-    is_dropped: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Cell:
-    """One context and what it drafts with."""
-
-    context: PolicyContext
-    menu: _Menu
-    arm: Arm
-    place: int = NOWHERE
-    is_dropped: bool = False
-
-
-@dataclass(slots=True, eq=False)
 class _Opened:
     """An open request; without a menu nothing is chosen for it."""
 
     key: str
     workload: str
-    menu: _Menu | None
+    menu: Menu | None
     is_own: bool
     label: str
-    cell: _Cell | None = None
+    cell: Cell | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,18 +136,18 @@ class ArmChoice:
         self._widest = ArmCaps(max_tokens, max_tokens if drafter else 0)
         self._split = RoundSplit()
         self._rounds = ArmRounds()
-        self._menus: dict[tuple[frozenset[str], int], _Menu] = {}
+        self._menus: dict[tuple[frozenset[str], int], Menu] = {}
         self._caps: list[int] = []
         """Of all arms, rising."""
         everybody = DRAFT_SOURCES if drafter else frozenset({"memory"})
         self._policy = self._policy_of(everybody, max_tokens)
-        self._menus[everybody, max_tokens] = _Menu(self._policy)
+        self._menus[everybody, max_tokens] = Menu(self._policy)
         self.shared = SharedArms(self, self._policy)
         self._sync: Exchange | None = None
         self._open: dict[str, _Opened] = {}
-        self._pulled: list[tuple[_Cell, Arm]] = []
+        self._pulled: list[tuple[Cell, Arm]] = []
         """Of this hold: whose sums are kept at which place."""
-        self._due: deque[tuple[_Cell, Arm, ArmSums, int]] = deque()
+        self._due: deque[tuple[Cell, Arm, ArmSums, int]] = deque()
         self._ids: list[str] = []
         self._places: Ints = np.zeros(0, np.int64)
         self._num_tokens: Sequence[int] = ()
@@ -197,6 +168,11 @@ class ArmChoice:
         self._events = Counter(
             dict.fromkeys(("arms_changed", "rounds_timed", "drafters_reset", "requests_free"), 0)
         )
+
+    @property
+    def is_timing(self) -> bool:
+        """Whether the round that began last is drafted for as none would be, to see its time."""
+        return self._is_probing
 
     def share(self, sync: Exchange) -> None:
         """Exchange `shared` through `sync` from now on."""
@@ -295,7 +271,7 @@ class ArmChoice:
             self._fail(error)
 
     def suppose(self, speculator: Speculator) -> None:
-        """Hear what memory would draft for some requests of the round that go without.
+        """Hear what memory would draft for some requests that may not have as much of it.
 
         Behind `begin`. O(few requests).
 
@@ -307,13 +283,15 @@ class ArmChoice:
             due = self._shadows.due(now)
             if not due:
                 return
-            limits = {i: self._most_by_memory(i) for i in due}
-            drafts = speculator.propose_batch(due, max_tokens=limits)
-            # beside a round without drafts: where that was the better one, no more is verified
-            price = self._split.added(len(self._ids), 1.0)
+            drafts = self._drafts_of(speculator, due)
+            # a further token, beside a round without drafts: as none were the better choice
+            num, most = len(self._ids), self._max_tokens
+            added = self._split.added(num, most) - self._split.added(num, 1.0)
+            price = max(0.0, added) / max(1, most - 1)
             worth = count_likelier(drafts.offsets, drafts.parent, drafts.prob, price).tolist()
             for request_id, tokens, num in zip(due, drafts.token_lists(), worth, strict=True):
-                self._shadows.begin(request_id, now[request_id], tokens[:num])
+                if num or not tokens:  # what is all cut says nothing of what would be drafted
+                    self._shadows.begin(request_id, now[request_id], tokens[:num])
         except Exception as error:  # noqa: BLE001  counted, as in begin
             self._fail(error)
 
@@ -399,6 +377,7 @@ class ArmChoice:
     def _begun(self, request_ids: list[str], num_tokens: Sequence[int]) -> Sequence[ArmCaps]:
         num = len(request_ids)
         if not num:
+            self._ids, self._num_tokens, self._is_stale = [], (), True
             return []
         self._rounds_left -= 1
         if self._rounds_left <= 0 or not self._num_held < 2 * num < 4 * self._num_held:
@@ -438,16 +417,32 @@ class ArmChoice:
             places.append(cell.place)
             now.append(caps_of(cell.arm))
             counted[cell.arm.name] += 1
-        self._shadows.watch(self._without_drafts(request_ids))
+        self._shadows.watch(self._untold(request_ids))
         self._ids, self._places, self._now = request_ids, np.array(places, np.int64), now
         self._counted, self._is_stale = counted, False
 
-    def _without_drafts(self, request_ids: Sequence[str]) -> Iterator[str]:
-        """Requests that go without, though memory may draft for them."""
+    def _drafts_of(self, speculator: Speculator, request_ids: list[str]) -> TreeBatch:
+        """The longest drafts of memory's; those who are drafted for as well learn nothing of it."""
+        without = [i for i in request_ids if self.reason(i) == NO_DRAFTS.name]
+        behind = [i for i in request_ids if i not in without]
+        request_ids[:] = [*without, *behind]
+        trees = []
+        if without:
+            limits = {i: self._most_by_memory(i) for i in without}
+            trees += speculator.propose_batch(without, max_tokens=limits).trees()
+        if behind:
+            longest = [self._most_by_memory(i) for i in behind]
+            nothing: list[list[int]] = [[]] * len(behind)
+            trees += speculator.propose_behind(behind, nothing, max_tokens=longest).trees()
+        return TreeBatch.of(trees)
+
+    def _untold(self, request_ids: Sequence[str]) -> Iterator[str]:
+        """Requests whose arm tells nothing of memory's longest drafts."""
         for request_id in request_ids:
             opened = self._open.get(request_id)
             cell = opened.cell if opened is not None else None
-            if cell is not None and cell.arm == NO_DRAFTS and self._most_by_memory(request_id):
+            most = self._most_by_memory(request_id) if cell is not None else 0
+            if cell is not None and not cell.arm.has_model and cell.arm.max_tokens < most:
                 yield request_id
 
     def _most_by_memory(self, request_id: str) -> int:
@@ -458,7 +453,7 @@ class ArmChoice:
     def _resolve(self, num_tokens: Mapping[str, int], news: Mapping[str, Sequence[int]]) -> None:
         for request_id, drafted, committed in self._shadows.saw(num_tokens, news):
             opened = self._open.get(request_id)
-            if opened is not None and opened.cell is not None and opened.cell.arm == NO_DRAFTS:
+            if opened is not None and opened.cell is not None:
                 self._resolved.append((opened.cell.place, drafted, committed))
 
     def _suppose(self, time: RoundTime, base_seconds: float) -> None:
@@ -471,7 +466,7 @@ class ArmChoice:
             token = share * base_seconds / drafted if drafted else 0.0
             self._rounds.suppose(Supposed(place, drafted, committed, base_seconds, token))
 
-    def _cell(self, opened: _Opened, menu: _Menu, num_tokens: int) -> _Cell:
+    def _cell(self, opened: _Opened, menu: Menu, num_tokens: int) -> Cell:
         batch, context = batch_bucket(self._num_held), context_bucket(num_tokens)
         name = (opened.key, opened.workload, batch, context)
         cell = menu.cells.get(name)
@@ -479,7 +474,7 @@ class ArmChoice:
             if len(menu.cells) >= MOST_CELLS:
                 menu.cells.clear()
             where = PolicyContext(opened.key, opened.workload, batch, context)
-            cell = menu.cells[name] = _Cell(where, menu, menu.policy.pull(where))
+            cell = menu.cells[name] = Cell(where, menu, menu.policy.pull(where))
         return cell
 
     def _turn(self, num_requests: int) -> None:
@@ -544,7 +539,7 @@ class ArmChoice:
             )
         )
 
-    def _menu_of(self, limits: DraftLimits, *, own: bool = False) -> _Menu | None:
+    def _menu_of(self, limits: DraftLimits, *, own: bool = False) -> Menu | None:
         """The menu of requests that are narrowed so; None where nothing can be chosen."""
         by_memory = limits.most("memory", self._max_tokens)
         by_model = limits.most("model", self._max_tokens) if self._drafter else 0
@@ -555,10 +550,10 @@ class ArmChoice:
             name for name, num in (("memory", by_memory), ("model", by_model)) if num
         )  # fmt: skip
         if own:
-            return _Menu(self._policy_of(may, most))
+            return Menu(self._policy_of(may, most))
         menu = self._menus.get((may, most))
         if menu is None and len(self._menus) < MOST_MENUS:
-            menu = self._menus[may, most] = _Menu(self._policy_of(may, most))
+            menu = self._menus[may, most] = Menu(self._policy_of(may, most))
         return menu
 
     def _policy_of(self, may: frozenset[str], most: int) -> Steady:
@@ -622,26 +617,9 @@ def _alone(
     return drafted, came
 
 
-def arms_within(may: frozenset[str], most: int) -> tuple[Arm, ...]:
-    """No drafts, and what those who may draft can do with so many tokens, each alone and together.
-
-    A model beside memory is always together with it: who drafts what is better is fusion's.
-    """
-    caps = (*(cap for cap in DEFAULT_CAPS if cap < most), most)
-    everybody: tuple[Sources, ...] = ("memory", "both") if "memory" in may else ("model",)
-    sources = everybody if "model" in may else ("memory",)
-    return arm_set(Arm(source, cap) for source in sources for cap in caps)
-
-
 def with_arms(figures: DraftingFigures, arms: ArmChoice | None) -> DraftingFigures:
     """The figures, those of arms among them where arms are chosen."""
     if arms is None:
         return figures
     events = {**figures.events, **arms.figures()}
     return replace(figures, events=events, arms=arms.arm_rounds())
-
-
-def caps_of(arm: Arm) -> ArmCaps:
-    """An arm as limits."""
-    by_memory = arm.max_tokens if arm.sources in {"memory", "both"} else 0
-    return ArmCaps(by_memory, arm.max_tokens if arm.has_model else 0)

@@ -202,10 +202,15 @@ def shorter_drafts(drafted: Ints, committed: Ints, caps: Sequence[int]) -> tuple
 def told_aside(sums: ArmSums, arms: Sequence[Arm], pulled: Arm, place: int) -> dict[Arm, Outcome]:
     """What other arms would have given; no drafts are always among them, or were pulled.
 
-    Where nobody drafted, memory's are there if something was supposed.
+    What longer drafts of memory's would have given is among them where they were supposed.
     """
-    if not pulled.max_tokens:
-        if not sums.supposed[2, 0, place]:
-            return {}
-        return {arm: sums.as_supposed(arm, place) for arm in arms if arm.sources == "memory"}
-    return {arm: sums.outcome(arm, place) for arm in arms if arm != pulled and reveals(pulled, arm)}
+    told = {}
+    if not pulled.has_model and sums.supposed[2, 0, place]:
+        told = {
+            arm: sums.as_supposed(arm, place)
+            for arm in arms
+            if arm.sources == "memory" and arm.max_tokens > pulled.max_tokens
+        }
+    return told | {
+        arm: sums.outcome(arm, place) for arm in arms if arm != pulled and reveals(pulled, arm)
+    }

@@ -33,7 +33,10 @@ class _Watched:
 
 
 class Shadows:
-    """Watches a few requests that go without drafts. Every call is O(`MOST_WATCHED`)."""
+    """Watches a few requests that go without drafts, or with short ones.
+
+    Every call is O(`MOST_WATCHED`).
+    """
 
     def __init__(self) -> None:
         self._watched: dict[str, _Watched] = {}

@@ -168,6 +168,13 @@ def proxy(config_file: Path) -> None:
     envvar="PACELINE_ALWAYS_DRAFT",
     help="Draft also where it is not expected to be worth its time.",
 )
+@click.option(
+    "--bandit/--no-bandit",
+    default=True,
+    show_default=True,
+    envvar="PACELINE_BANDIT",
+    help="Let a bandit narrow who drafts, and how far, where that was slower.",
+)
 @click.option("--allow-untested", is_flag=True, help="Try a vLLM outside the tested range.")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def vllm(
@@ -178,6 +185,7 @@ def vllm(
     drafter: str | None,
     drafter_tokens: int,
     always_draft: bool,
+    bandit: bool,
     allow_untested: bool,
     vllm_args: Sequence[str],
 ) -> None:
@@ -196,6 +204,7 @@ def vllm(
         drafter=drafter,
         num_drafter_tokens=drafter_tokens,
         always_draft=always_draft,
+        bandit=bandit,
         allow_untested=allow_untested,
     )
     sys.exit(serve_vllm(settings, click.echo))

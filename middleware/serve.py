@@ -66,6 +66,7 @@ class VllmSettings:
         drafter: model that drafts beside the memory, None for none.
         num_drafter_tokens: most tokens that it drafts a request and step.
         always_draft: all that may be drafted, whether or not it is worth its time.
+        bandit: let a bandit narrow who drafts and how far, where that was slower.
         allow_untested: accept a vLLM outside the tested range.
     """
 
@@ -77,6 +78,7 @@ class VllmSettings:
     drafter: str | None = None
     num_drafter_tokens: int = 4
     always_draft: bool = False
+    bandit: bool = True
     allow_untested: bool = False
 
 
@@ -135,6 +137,7 @@ def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
                 "PACELINE_REDIS_URL": redis_url,
                 "PACELINE_DRAFTER_TOKENS": str(settings.num_drafter_tokens),
                 "PACELINE_ALWAYS_DRAFT": str(settings.always_draft),
+                "PACELINE_BANDIT": str(settings.bandit),
                 STORE_VARIABLE: corpus_folder(),
             }
         )

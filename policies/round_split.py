@@ -141,15 +141,29 @@ class _Load:
     def added(self, drafted_each: float) -> float:
         """What so many drafted tokens a request add to a round, in parts of one without.
 
-        From rounds with about as many; where there are none, from those that are nearest.
+        Between rounds with more and with fewer; beyond all that were seen as the last two of them
+        go on, or as one that is alone.
         """
-        base, size = self.undrafted, _size(drafted_each)
-        drafted = [each for each in self.kinds if each != UNDRAFTED]
-        if base is None or not drafted or size == UNDRAFTED:
+        base = self.undrafted
+        sizes = sorted(size for size in self.kinds if size != UNDRAFTED)
+        if base is None or not sizes or drafted_each <= 0.0:
             return 0.0
-        kind = self.kinds[min(drafted, key=lambda each: abs(each - size))]
-        of_kind = max(0.0, math.exp(kind.log_seconds - base.log_seconds) - 1.0)
-        return of_kind * drafted_each / kind.drafted_each
+        largest = len(sizes) - 1
+        after = next((i for i, n in enumerate(sizes) if n >= _size(drafted_each)), largest)
+        if self.kinds[sizes[after]].drafted_each < drafted_each:
+            after = min(after + 1, largest)
+        high, at_high = self._point(sizes[after], base)
+        if not after:
+            return at_high * drafted_each / high
+        low, at_low = self._point(sizes[after - 1], base)
+        slope = (at_high - at_low) / (high - low)
+        return max(0.0, at_low + slope * (drafted_each - low))
+
+    def _point(self, size: int, base: _Kind) -> tuple[float, float]:
+        """Drafted tokens a request, and what they add."""
+        kind = self.kinds[size]
+        added = math.exp(kind.log_seconds - base.log_seconds) - 1.0
+        return kind.drafted_each, max(0.0, added)
 
 
 class RoundSplit:

@@ -13,7 +13,7 @@ from paceline.adapters.embedded.server import EngineServer
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.metrics import MemoryCollector, registry_of
-from paceline.adapters.sharing import open_shared_journal
+from paceline.adapters.sharing import open_shared_journal, share_arms
 from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
@@ -72,6 +72,13 @@ FLUSH_SECONDS = 2.0
     is_flag=True,
     help="Draft also where it is not expected to be worth its time.",
 )
+@click.option(
+    "--bandit/--no-bandit",
+    default=True,
+    show_default=True,
+    envvar="PACELINE_BANDIT",
+    help="Let a bandit narrow who drafts, and how far, where that was slower.",
+)
 @click.option("--no-speculation", is_flag=True, help="Answer without drafts.")
 def main(
     host: str,
@@ -86,6 +93,7 @@ def main(
     max_running: int,
     kept_mib: int,
     always_draft: bool,
+    bandit: bool,
     no_speculation: bool,
 ) -> None:
     """Serve one model on this machine."""
@@ -96,6 +104,7 @@ def main(
             max_branches=max_branches,
             max_kept_bytes=kept_mib << 20,
             always_draft=always_draft,
+            bandit=bandit,
         )
         target = Target.load(model)
         name = model_name or (PACKAGED_NAME if model is None else model.name)
@@ -103,10 +112,17 @@ def main(
         fingerprint = fingerprint_of(target, name)
         corpora = corpus_feed(corpus_dir, speculator, fingerprint)
         small = None if drafter is None or no_speculation else Target.load_drafter(drafter)
-        engine = EmbeddedEngine(target, speculator, settings, drafter=small)
-        journal = None
+        drafter_name = "drafter" if drafter is None else drafter.name
+        engine = EmbeddedEngine(
+            target, speculator, settings, drafter=small, drafter_name=drafter_name
+        )
+        journal, shared_arms = None, None
         if redis_url and speculator is not None:
             journal = open_journal(redis_url, speculator, fingerprint, engine)
+            if engine.arms is not None:
+                shared_arms = share_arms(
+                    engine.arms, redis_url, fingerprint, replica=speculator.origin
+                )
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
 
@@ -121,12 +137,14 @@ def main(
             speculator.close()
         if corpora is not None:
             corpora.close()
+        if shared_arms is not None:
+            shared_arms.close(FLUSH_SECONDS)
         if journal is not None:
             journal.close(FLUSH_SECONDS)
 
     metrics = None
     if speculator is not None:
-        metrics = registry_of(MemoryCollector(speculator, journal))
+        metrics = registry_of(MemoryCollector(speculator, journal, figures=engine.figures))
     server = EngineServer(engine, model_name=name, memory_metrics=metrics, on_close=close)
     uvicorn.run(
         server.app(),

@@ -280,6 +280,7 @@ class FusedProposer:
             self._arms.seen(request_ids, num_tokens, news, self.fuser.alone)
             caps = self._arms.begin(request_ids, num_tokens)
             self._arms.suppose(speculator)
+            self._rounds.is_odd = self._arms.is_timing
             for row, cap in zip(answered, caps, strict=True):
                 memory[row] = min(memory[row], cap.memory)
                 model[row] = min(model[row], cap.model)

@@ -174,6 +174,7 @@ class DraftProposer:
             self._arms.seen(answering, num_tokens, news)
             caps = self._arms.begin(answering, num_tokens)
             self._arms.suppose(speculator)
+            self._rounds.is_odd = self._arms.is_timing
             for request_id, cap in zip(answering, caps, strict=True):
                 limits[request_id] = min(limits[request_id], cap.memory)
         wanted = [request_id for request_id, limit in limits.items() if limit > 0]

@@ -13,7 +13,12 @@ from paceline.errors import ConfigError
 def test_settings_come_back_from_the_environment() -> None:
     """What one process writes the other reads; variables that are not set keep their defaults."""
     settings = WorkerSettings(
-        redis_url="redis://h:1", shared_capacity=7, min_probability=0.5, always_draft=True
+        redis_url="redis://h:1",
+        shared_capacity=7,
+        min_probability=0.5,
+        always_draft=True,
+        bandit=False,
+        replica="engine-3",
     )
     assert WorkerSettings.from_env({"HOME": "/", **settings.to_env()}) == settings
     assert WorkerSettings.from_env({}) == WorkerSettings()
