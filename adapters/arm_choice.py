@@ -12,22 +12,16 @@ import random
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final, Protocol
 
 import numpy as np
 
-from paceline.adapters.arm_menu import NOWHERE, ArmCaps, Cell, Menu, arms_within, caps_of
-from paceline.adapters.arm_rounds import (
-    ArmRounds,
-    ArmSums,
-    Ints,
-    RoundRows,
-    Supposed,
-    told_aside,
-)
-from paceline.adapters.arm_shadows import Shadows
+from paceline.adapters.arm_ledger import ArmLedger, Issued
+from paceline.adapters.arm_menu import NOWHERE, ArmCaps, Cell, Menu, Menus, caps_of
+from paceline.adapters.arm_rounds import ArmSums, Ints, told_aside
 from paceline.adapters.failures import FailureLog
-from paceline.adapters.identity import DRAFT_SOURCES, DraftLimits
+from paceline.adapters.identity import DraftLimits
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures
@@ -35,40 +29,34 @@ from paceline.caches import TreeBatch, count_likelier
 from paceline.policies.bandits import (
     NO_DRAFTS,
     Arm,
-    PolicyContext,
     PolicyState,
     Steady,
     batch_bucket,
     context_bucket,
-    default_policy,
 )
-from paceline.policies.round_split import RoundSplit, RoundTime
+from paceline.policies.round_split import RoundTime
 
 logger = logging.getLogger("paceline.arms")
 
 HOLD_ROUNDS: Final = 16
 """Rounds of the batch between two times at which arms are chosen anew."""
+TEACHING_ROUNDS: Final = 12
+"""Rounds over which contexts are taught and choose anew, so that no round waits for all."""
 TAUGHT_A_ROUND: Final = 4
-"""Contexts that are taught and choose anew in one round, at least; all of them within a hold."""
-MOST_MENUS: Final = 16
-"""Ways in which clients and policies narrow that are learned of; others draft by time alone."""
-MOST_CELLS: Final = 1024
-"""Contexts kept at hand; what is learned of them is the policy's."""
+"""Contexts that are taught in one round where there are any, at least."""
 FREE: Final = "free"
 """Name of no arm: nothing is chosen."""
-
-
+TIMED: Final = "timed"
+"""Name of no arm: the round is as it is to see what such rounds take."""
 NOTHING: Final = ArmCaps(0, 0)
+EVENTS: Final = ("arms_changed", "rounds_timed", "drafters_reset", "requests_free")
 
 
 class Exchange(Protocol):
-    """What is read of a `PolicySync`."""
+    """What is asked of a `PolicySync`."""
 
     def exchange(self) -> None:
         """Take in what others have seen, and hand over, where due; must not block."""
-
-    def stats(self) -> Mapping[str, int]:
-        """Counters."""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,38 +67,17 @@ class _Opened:
     workload: str
     menu: Menu | None
     is_own: bool
-    label: str
     cell: Cell | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Issued:
-    """What a round's requests were handed."""
-
-    request_ids: list[str]
-    num_tokens: Ints
-    places: Ints
-    drafted: Ints
-    with_model: Sequence[bool] | None
-    model_seconds: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Closed:
-    """What came of it, until it is known how long it took."""
-
-    issued: _Issued
-    committed: Ints
-    memory_drafted: Ints
-    memory_committed: Ints
 
 
 class ArmChoice:
     """Chooses an arm for each request of an engine and learns from its rounds.
 
-    A round is `begin`, `issued`, `seen` and `took`, in this order; the engine may have issued the
-    next one before it says what one took. Not thread-safe, but for `figures`. Nothing here raises:
-    an error is counted, and what was not chosen is not narrowed.
+    A round is `begin`, `suppose`, `issued`, `seen` and `took`, in this order; the engine may have
+    issued the next one before it says what one took. Not thread-safe, but for `figures` and
+    `arm_rounds`. None of these raises: an error is counted, and what was not chosen is not
+    narrowed. A round is O(requests that came or went) beside some array operations; all that was
+    held is summed up once in `HOLD_ROUNDS` rounds.
 
     What one sharing scope teaches stays with it; what is learned of all is time. A request of no
     scope has a policy of its own until it ends. A request that its client or policy narrows learns
@@ -124,55 +91,36 @@ class ArmChoice:
     Attributes:
         failures: what went wrong.
         shared: the policy of requests that nobody narrows, for a `PolicySync`.
+        is_timing: the round that began last is drafted for as none would be, to see its time.
     """
 
     def __init__(
         self, *, max_tokens: int, drafter: str = "", rng: random.Random | None = None
     ) -> None:
         self.failures = FailureLog(logger, "choosing who drafts")
-        self._max_tokens = max_tokens
-        self._drafter = drafter
-        self._rng = random.Random(0) if rng is None else rng  # noqa: S311  no secret
-        self._widest = ArmCaps(max_tokens, max_tokens if drafter else 0)
-        self._split = RoundSplit()
-        self._rounds = ArmRounds()
-        self._menus: dict[tuple[frozenset[str], int], Menu] = {}
-        self._caps: list[int] = []
-        """Of all arms, rising."""
-        everybody = DRAFT_SOURCES if drafter else frozenset({"memory"})
-        self._policy = self._policy_of(everybody, max_tokens)
-        self._menus[everybody, max_tokens] = Menu(self._policy)
-        self.shared = SharedArms(self, self._policy)
+        rng = random.Random(0) if rng is None else rng  # noqa: S311  no secret
+        self._menus = Menus(max_tokens=max_tokens, drafter=drafter, rng=rng)
+        self.shared = SharedArms(self, self._menus.main.policy)
         self._sync: Exchange | None = None
+        self._ledger = ArmLedger()
         self._open: dict[str, _Opened] = {}
-        self._pulled: list[tuple[Cell, Arm]] = []
-        """Of this hold: whose sums are kept at which place."""
+        self._held: list[tuple[Cell, Arm]] = []
+        """Whose rounds are summed up at which place in this hold."""
         self._due: deque[tuple[Cell, Arm, ArmSums, int]] = deque()
-        self._ids: list[str] = []
-        self._places: Ints = np.zeros(0, np.int64)
-        self._num_tokens: Sequence[int] = ()
-        self._now: list[ArmCaps] = []
-        self._shadows = Shadows()
-        self._resolved: list[tuple[int, int, int]] = []
-        """Place, drafted and committed tokens of drafts that nobody verified, of one round."""
-        self._counted: Counter[str] = Counter()
-        """Requests of the batch by arm."""
-        self._is_stale = True
+        """What policies have not been taught yet of the hold before."""
         self._rounds_left = 0
         self._num_held = 1
         """Requests in the batch when the hold began."""
-        self._is_probing = False
-        self._issued: _Issued | None = None
-        self._closed: _Closed | None = None
+        self._ids: list[str] = []
+        self._num_tokens: Sequence[int] = ()
+        self._places: Ints = np.zeros(0, np.int64)
+        self._caps: list[ArmCaps] = []
+        self._counted: Counter[str] = Counter()
+        """Requests of the batch by arm."""
+        self._is_stale = True
+        self.is_timing = False
         self._arm_rounds: Counter[str] = Counter()
-        self._events = Counter(
-            dict.fromkeys(("arms_changed", "rounds_timed", "drafters_reset", "requests_free"), 0)
-        )
-
-    @property
-    def is_timing(self) -> bool:
-        """Whether the round that began last is drafted for as none would be, to see its time."""
-        return self._is_probing
+        self._events = Counter(dict.fromkeys(EVENTS, 0))
 
     def share(self, sync: Exchange) -> None:
         """Exchange `shared` through `sync` from now on."""
@@ -183,12 +131,11 @@ class ArmChoice:
         if info.request_id in self._open:
             return
         try:
-            menu = self._menu_of(DraftLimits() if limits is None else limits, own=not info.scope)
-            label = FREE if menu is None else ""
+            is_own = not info.scope
+            menu = self._menus.of(DraftLimits() if limits is None else limits, own=is_own)
             self._events["requests_free"] += menu is None
-            self._open[info.request_id] = _Opened(
-                info.scope or info.request_id, info.workload, menu, not info.scope, label
-            )
+            key = info.scope or info.request_id
+            self._open[info.request_id] = _Opened(key, info.workload, menu, is_own)
         except Exception as error:  # noqa: BLE001  counted: the request drafts as if there were no arms
             self._fail(error)
 
@@ -206,12 +153,27 @@ class ArmChoice:
             return self._begun(list(request_ids), num_tokens)
         except Exception as error:  # noqa: BLE001  counted: drafting goes on without arms
             self._fail(error)
-            return [self._widest] * len(request_ids)
+            return [self._menus.widest] * len(request_ids)
+
+    def suppose(self, speculator: Speculator) -> None:
+        """Hear what memory would draft for some requests that may not have as much of it.
+
+        O(few requests).
+
+        Args:
+            speculator: drafts from memory; they are open in it, as far as they have come.
+        """
+        try:
+            now = dict(zip(self._ids, self._num_tokens, strict=True))
+            if due := self._ledger.shadows.due(now):
+                self._suppose(speculator, due, now)
+        except Exception as error:  # noqa: BLE001  counted, as in begin
+            self._fail(error)
 
     def issued(
         self,
         num_tokens: Sequence[int],
-        drafted: Sequence[int] | Ints,
+        drafted: Sequence[int],
         *,
         with_model: Sequence[bool] | None = None,
         model_seconds: float = 0.0,
@@ -225,15 +187,12 @@ class ArmChoice:
             model_seconds: what that took.
         """
         try:
-            if len(drafted) != len(self._ids):
+            if len(drafted) != len(self._ids):  # begin has failed
                 return
-            self._issued = _Issued(
-                self._ids,
-                np.array(num_tokens, np.int64),
-                self._places if not self._is_probing else np.full(len(self._ids), NOWHERE),
-                np.asarray(drafted, np.int64),
-                with_model,
-                model_seconds,
+            places = np.full(len(self._ids), NOWHERE) if self.is_timing else self._places
+            lengths, num_drafted = np.array(num_tokens, np.int64), np.array(drafted, np.int64)
+            self._ledger.issue(
+                Issued(self._ids, lengths, places, num_drafted, with_model, model_seconds)
             )
         except Exception as error:  # noqa: BLE001  counted, as in begin
             self._fail(error)
@@ -255,52 +214,15 @@ class ArmChoice:
                 have had verified, and how many of them accepted.
         """
         try:
-            issued, self._issued, self._closed = self._issued, None, None
-            if issued is None:
-                return
-            if issued.request_ids == request_ids:
-                committed = np.array(num_tokens, np.int64) - issued.num_tokens
-            else:
-                now = dict(zip(request_ids, num_tokens, strict=True))
-                before = zip(issued.request_ids, issued.num_tokens.tolist(), strict=True)
-                committed = np.array([now.get(i, 0) - num for i, num in before], np.int64)
-            alone = _alone(issued, committed, memory) if memory else (issued.drafted, committed)
-            self._closed = _Closed(issued, committed, *alone)
-            self._resolve(dict(zip(request_ids, num_tokens, strict=True)), news)
-        except Exception as error:  # noqa: BLE001  counted, as in begin
-            self._fail(error)
-
-    def suppose(self, speculator: Speculator) -> None:
-        """Hear what memory would draft for some requests that may not have as much of it.
-
-        Behind `begin`. O(few requests).
-
-        Args:
-            speculator: drafts from memory; they are open in it, as far as they have come.
-        """
-        try:
-            now = dict(zip(self._ids, self._num_tokens, strict=True))
-            due = self._shadows.due(now)
-            if not due:
-                return
-            drafts = self._drafts_of(speculator, due)
-            # a further token, beside a round without drafts: as none were the better choice
-            num, most = len(self._ids), self._max_tokens
-            added = self._split.added(num, most) - self._split.added(num, 1.0)
-            price = max(0.0, added) / max(1, most - 1)
-            worth = count_likelier(drafts.offsets, drafts.parent, drafts.prob, price).tolist()
-            for request_id, tokens, num in zip(due, drafts.token_lists(), worth, strict=True):
-                if num or not tokens:  # what is all cut says nothing of what would be drafted
-                    self._shadows.begin(request_id, now[request_id], tokens[:num])
+            now = dict(zip(request_ids, num_tokens, strict=True))
+            self._ledger.close(now, news, memory, self._place_of)
         except Exception as error:  # noqa: BLE001  counted, as in begin
             self._fail(error)
 
     def took(self, time: RoundTime | None) -> None:
         """How long the round took of which `seen` told last; None if that says nothing."""
         try:
-            closed, self._closed = self._closed, None
-            if time is not None:
-                self._timed(time, closed)
+            self._ledger.time(time)
         except Exception as error:  # noqa: BLE001  counted, as in begin
             self._fail(error)
 
@@ -312,11 +234,11 @@ class ArmChoice:
 
     def forget(self, key: int | str) -> None:
         """Drop what was learned for a sharing scope. O(contexts)."""
-        for menu in self._menus.values():
-            menu.policy.forget(key)
-            for name in [each for each in menu.cells if each[0] == key]:
-                menu.cells.pop(name).is_dropped = True
-        for cell in (*(cell for cell, _ in self._pulled), *(each[0] for each in self._due)):
+        for menu in self._menus:
+            for cell in menu.cells.values():
+                cell.is_dropped = cell.is_dropped or cell.context.key == key
+            menu.forget(key)
+        for cell in chain((cell for cell, _ in self._held), (cell for cell, *_ in self._due)):
             cell.is_dropped = cell.is_dropped or cell.context.key == key
         for opened in self._open.values():
             if opened.key == key:
@@ -326,43 +248,35 @@ class ArmChoice:
     def reset_drafter(self, name: str) -> None:
         """Another model drafts from now on: forget what was learned of the one before.
 
-        For the engine's thread, like all else.
+        For the engine's thread, like all else. O(contexts).
 
         Args:
             name: id of the model, the same in all replicas.
         """
         try:
-            self._drafter = name
             self._events["drafters_reset"] += 1
-            self._rounds.clear()
-            self._due.clear()
-            self._issued = self._closed = None
-            self._resolved = []
-            menus = {id(m): m for m in self._menus.values()}
-            menus |= {id(o.menu): o.menu for o in self._open.values() if o.menu is not None}
-            for menu in menus.values():
-                menu.policy.reset(name)
-                for cell in menu.cells.values():
-                    cell.arm, cell.place = menu.policy.pull(cell.context), NOWHERE
-            self._pulled = []
-            self._is_stale = True
+            self._menus.rename_drafter(name)
+            self._drop_rounds()
+            own = (each.menu for each in self._open.values() if each.is_own and each.menu)
+            for menu in chain(self._menus, own):
+                menu.reset(name)
         except Exception as error:  # noqa: BLE001  counted, as in begin
             self._fail(error)
 
     def reason(self, request_id: str) -> str:
         """Name of the arm that an open request drafts with.
 
-        ``free`` where nothing is chosen: its client or policy lets nobody draft, or it narrows in a
-        way that is not learned of. "" where it is not known.
+        ``free`` where nothing is chosen: its client or policy lets nobody draft, or narrows in a
+        way that is not learned of; "" where the request is not known.
         """
         opened = self._open.get(request_id)
         if opened is None:
             return ""
-        return opened.label if opened.cell is None else opened.cell.arm.name
+        return FREE if opened.cell is None else opened.cell.arm.name
 
     def figures(self) -> dict[str, int]:
-        """Counters since the start, by kind."""
-        policy = self._policy
+        """Counters since the start, by kind; pulls are those for requests that nobody narrows."""
+        policy = self._menus.main.policy
         return dict(self._events) | {
             "arms_pulled": policy.num_pulls,
             "arms_burned_in": policy.num_burned_in,
@@ -376,124 +290,68 @@ class ArmChoice:
 
     def _begun(self, request_ids: list[str], num_tokens: Sequence[int]) -> Sequence[ArmCaps]:
         num = len(request_ids)
+        self.is_timing = False
         if not num:
             self._ids, self._num_tokens, self._is_stale = [], (), True
             return []
         self._rounds_left -= 1
         if self._rounds_left <= 0 or not self._num_held < 2 * num < 4 * self._num_held:
             self._turn(num)
-        self._teach(max(TAUGHT_A_ROUND, -(-len(self._due) // (HOLD_ROUNDS - 4))))
+        self._teach(max(TAUGHT_A_ROUND, -(-len(self._due) // TEACHING_ROUNDS)))
         if self._is_stale or request_ids != self._ids:
             self._enter(request_ids, num_tokens)
         self._num_tokens = num_tokens
-        wanted = self._split.wanted(num)
-        self._is_probing = wanted is not None
-        if wanted is not None:
-            self._events["rounds_timed"] += 1
-            self._arm_rounds["timed"] += num
-            return [self._widest if wanted else NOTHING] * num
-        self._arm_rounds.update(self._counted)
-        return self._now
+        wanted = self._ledger.split.wanted(num)
+        if wanted is None:
+            self._arm_rounds.update(self._counted)
+            return self._caps
+        self.is_timing = True
+        self._events["rounds_timed"] += 1
+        self._arm_rounds[TIMED] += num
+        return [self._menus.widest if wanted else NOTHING] * num
 
     def _enter(self, request_ids: list[str], num_tokens: Sequence[int]) -> None:
         """The batch as it is now. O(requests)."""
-        places, now = [], []
-        counted: Counter[str] = Counter()
+        places, caps, names = [], [], []
         for request_id, num in zip(request_ids, num_tokens, strict=True):
-            opened = self._open.get(request_id)
-            cell = None
-            if opened is not None and opened.menu is not None:
-                cell = opened.cell
-                if cell is None:
-                    cell = opened.cell = self._cell(opened, opened.menu, num)
+            cell = self._cell(request_id, num)
             if cell is None:
                 places.append(NOWHERE)
-                now.append(self._widest)
-                counted[FREE] += 1
+                caps.append(self._menus.widest)
+                names.append(FREE)
                 continue
             if cell.place == NOWHERE:
-                cell.place = len(self._pulled)
-                self._pulled.append((cell, cell.arm))
+                cell.place = len(self._held)
+                self._held.append((cell, cell.arm))
             places.append(cell.place)
-            now.append(caps_of(cell.arm))
-            counted[cell.arm.name] += 1
-        self._shadows.watch(self._untold(request_ids))
-        self._ids, self._places, self._now = request_ids, np.array(places, np.int64), now
-        self._counted, self._is_stale = counted, False
+            caps.append(caps_of(cell.arm))
+            names.append(cell.arm.name)
+        self._ledger.shadows.watch(self._untold(request_ids))
+        self._ids, self._places, self._caps = request_ids, np.array(places, np.int64), caps
+        self._counted, self._is_stale = Counter(names), False
 
-    def _drafts_of(self, speculator: Speculator, request_ids: list[str]) -> TreeBatch:
-        """The longest drafts of memory's; those who are drafted for as well learn nothing of it."""
-        without = [i for i in request_ids if self.reason(i) == NO_DRAFTS.name]
-        behind = [i for i in request_ids if i not in without]
-        request_ids[:] = [*without, *behind]
-        trees = []
-        if without:
-            limits = {i: self._most_by_memory(i) for i in without}
-            trees += speculator.propose_batch(without, max_tokens=limits).trees()
-        if behind:
-            longest = [self._most_by_memory(i) for i in behind]
-            nothing: list[list[int]] = [[]] * len(behind)
-            trees += speculator.propose_behind(behind, nothing, max_tokens=longest).trees()
-        return TreeBatch.of(trees)
-
-    def _untold(self, request_ids: Sequence[str]) -> Iterator[str]:
-        """Requests whose arm tells nothing of memory's longest drafts."""
-        for request_id in request_ids:
-            opened = self._open.get(request_id)
-            cell = opened.cell if opened is not None else None
-            most = self._most_by_memory(request_id) if cell is not None else 0
-            if cell is not None and not cell.arm.has_model and cell.arm.max_tokens < most:
-                yield request_id
-
-    def _most_by_memory(self, request_id: str) -> int:
-        menu = self._open[request_id].menu
-        arms = () if menu is None else menu.policy.arms
-        return max((arm.max_tokens for arm in arms if arm.sources == "memory"), default=0)
-
-    def _resolve(self, num_tokens: Mapping[str, int], news: Mapping[str, Sequence[int]]) -> None:
-        for request_id, drafted, committed in self._shadows.saw(num_tokens, news):
-            opened = self._open.get(request_id)
-            if opened is not None and opened.cell is not None:
-                self._resolved.append((opened.cell.place, drafted, committed))
-
-    def _suppose(self, time: RoundTime, base_seconds: float) -> None:
-        """What drafts that nobody verified would have taken, in a round such as this one."""
-        resolved, self._resolved = self._resolved, []
-        for place, drafted, committed in resolved:
-            if place == NOWHERE:
-                continue
-            share = self._split.added(time.num_requests, drafted)
-            token = share * base_seconds / drafted if drafted else 0.0
-            self._rounds.suppose(Supposed(place, drafted, committed, base_seconds, token))
-
-    def _cell(self, opened: _Opened, menu: Menu, num_tokens: int) -> Cell:
-        batch, context = batch_bucket(self._num_held), context_bucket(num_tokens)
-        name = (opened.key, opened.workload, batch, context)
-        cell = menu.cells.get(name)
-        if cell is None:
-            if len(menu.cells) >= MOST_CELLS:
-                menu.cells.clear()
-            where = PolicyContext(opened.key, opened.workload, batch, context)
-            cell = menu.cells[name] = Cell(where, menu, menu.policy.pull(where))
-        return cell
+    def _cell(self, request_id: str, num_tokens: int) -> Cell | None:
+        """Where a request learns in this hold; None where nothing is chosen for it."""
+        opened = self._open.get(request_id)
+        if opened is None or opened.menu is None:
+            return None
+        if opened.cell is None:
+            batch, context = batch_bucket(self._num_held), context_bucket(num_tokens)
+            opened.cell = opened.menu.cell(opened.key, opened.workload, batch, context)
+        return opened.cell
 
     def _turn(self, num_requests: int) -> None:
         """A hold ends: sum up its rounds; requests find their contexts anew."""
         self._teach(len(self._due))
-        if len(self._rounds):
-            sums = self._rounds.take(len(self._pulled), self._caps)
-            for place, (cell, arm) in enumerate(self._pulled):
-                if sums.memory[2, 0, place] > 0.0:
-                    self._due.append((cell, arm, sums, place))
-        for cell, _ in self._pulled:
+        sums = self._ledger.take(len(self._held), self._menus.caps)
+        for place, (cell, arm) in enumerate(self._held):
             cell.place = NOWHERE
-        self._pulled = []
+            if sums is not None and sums.memory[2, 0, place] > 0.0:
+                self._due.append((cell, arm, sums, place))
+        self._held = []
         for opened in self._open.values():
             opened.cell = None
-        self._issued = self._closed = None  # their places are gone
-        self._resolved = []
-        self._rounds_left, self._num_held = HOLD_ROUNDS, max(1, num_requests)
-        self._is_stale = True
+        self._rounds_left, self._num_held, self._is_stale = HOLD_ROUNDS, num_requests, True
         if self._sync is not None:
             self._sync.exchange()
 
@@ -511,68 +369,68 @@ class ArmChoice:
                 self._events["arms_changed"] += 1
                 cell.arm, cell.place, self._is_stale = chosen, NOWHERE, True
 
-    def _timed(self, time: RoundTime, closed: _Closed | None) -> None:
-        split = self._split.learn(time)
-        if split is None or closed is None:
-            self._resolved = []
-            return
-        self._suppose(time, split.base_seconds)
-        issued, num = closed.issued, time.num_requests
-        kept = (issued.places >= 0) & (closed.committed > 0)
-        if not kept.any():
-            return
-        num_drafted = time.num_tokens - num
-        model = None
-        if issued.with_model is not None and issued.model_seconds > 0.0:
-            has_model = np.asarray(issued.with_model, np.float64)
-            model = (issued.model_seconds * num / max(1.0, has_model.sum()) * has_model)[kept]
-        self._rounds.add(
-            RoundRows(
-                issued.places[kept],
-                issued.drafted[kept],
-                closed.committed[kept],
-                closed.memory_drafted[kept],
-                closed.memory_committed[kept],
-                split.base_seconds,
-                split.draft_seconds * num / num_drafted if num_drafted > 0 else 0.0,
-                model,
-            )
-        )
+    def _suppose(
+        self, speculator: Speculator, request_ids: list[str], num_tokens: Mapping[str, int]
+    ) -> None:
+        """Keep what memory would draft for them.
 
-    def _menu_of(self, limits: DraftLimits, *, own: bool = False) -> Menu | None:
-        """The menu of requests that are narrowed so; None where nothing can be chosen."""
-        by_memory = limits.most("memory", self._max_tokens)
-        by_model = limits.most("model", self._max_tokens) if self._drafter else 0
-        most = max(by_memory, by_model)
-        if not most:
-            return None
-        may = frozenset(
-            name for name, num in (("memory", by_memory), ("model", by_model)) if num
-        )  # fmt: skip
-        if own:
-            return Menu(self._policy_of(may, most))
-        menu = self._menus.get((may, most))
-        if menu is None and len(self._menus) < MOST_MENUS:
-            menu = self._menus[may, most] = Menu(self._policy_of(may, most))
-        return menu
+        Where it drafts for the round as well, it learns nothing from this.
+        """
+        most = {i: self._most_by_memory(i) for i in request_ids}
+        without = [i for i in request_ids if self.reason(i) == NO_DRAFTS.name]
+        behind = [i for i in request_ids if i not in without]
+        trees = []
+        if without:
+            trees += speculator.propose_batch(without, max_tokens=most).trees()
+        if behind:
+            nothing: list[list[int]] = [[] for _ in behind]
+            limits = [most[i] for i in behind]
+            trees += speculator.propose_behind(behind, nothing, max_tokens=limits).trees()
+        drafts = TreeBatch.of(trees)
+        worth = count_likelier(drafts.offsets, drafts.parent, drafts.prob, self._price())
+        rows = zip([*without, *behind], drafts.token_lists(), worth.tolist(), strict=True)
+        for request_id, tokens, num in rows:
+            if num or not tokens:  # what is cut to nothing says nothing of what would be drafted
+                self._ledger.shadows.begin(request_id, num_tokens[request_id], tokens[:num])
 
-    def _policy_of(self, may: frozenset[str], most: int) -> Steady:
-        arms = arms_within(may, most)
-        self._caps = sorted({*self._caps, *(arm.max_tokens for arm in arms)})
-        drafter = self._drafter if "model" in may else ""
-        return default_policy(arms, rng=self._rng, drafter=drafter, is_told_aside=True)
+    def _price(self) -> float:
+        """Chance below which a token would not be worth verifying, by what rounds have taken.
+
+        Beside a round without drafts, whose tokens come at the rate that others have to beat.
+        """
+        split, num, most = self._ledger.split, len(self._ids), self._menus.widest.memory
+        added = split.added(num, most) - split.added(num, 1.0)
+        return max(0.0, added) / max(1, most - 1)
+
+    def _untold(self, request_ids: Sequence[str]) -> Iterator[str]:
+        """Requests whose arm tells nothing of memory's longest drafts."""
+        for request_id in request_ids:
+            opened = self._open.get(request_id)
+            cell = opened.cell if opened is not None else None
+            if cell is None or cell.arm.has_model:
+                continue
+            if cell.arm.max_tokens < cell.menu.most_by_memory:
+                yield request_id
+
+    def _most_by_memory(self, request_id: str) -> int:
+        opened = self._open.get(request_id)
+        return 0 if opened is None or opened.menu is None else opened.menu.most_by_memory
+
+    def _place_of(self, request_id: str) -> int:
+        opened = self._open.get(request_id)
+        return NOWHERE if opened is None or opened.cell is None else opened.cell.place
+
+    def _drop_rounds(self) -> None:
+        """Whatever is half known is dropped; the batch is entered anew."""
+        self._ledger.clear()
+        self._due.clear()
+        for cell, _ in self._held:
+            cell.place = NOWHERE
+        self._held, self._ids, self._num_tokens, self._is_stale = [], [], (), True
 
     def _fail(self, error: Exception) -> None:
-        """Count it, and drop what rounds are half known."""
         self.failures.record(error)
-        self._issued = self._closed = None
-        self._rounds.clear()
-        self._due.clear()
-        for cell, _ in self._pulled:
-            cell.place = NOWHERE
-        self._pulled, self._ids, self._resolved = [], [], []
-        self._shadows.clear()
-        self._is_stale = True
+        self._drop_rounds()
 
 
 class SharedArms:
@@ -602,19 +460,6 @@ class SharedArms:
     def forget(self, key: int | str) -> None:
         """Drop a key, in what is not shared too."""
         self._choice.forget(key)
-
-
-def _alone(
-    issued: _Issued, committed: Ints, memory: Mapping[str, tuple[int, int]]
-) -> tuple[Ints, Ints]:
-    """Drafted and committed tokens of each request, had memory drafted alone."""
-    rows = zip(issued.request_ids, issued.drafted.tolist(), committed.tolist(), strict=True)
-    pairs = [
-        (known[0], known[1] + 1) if (known := memory.get(i)) is not None else (drafted, came)
-        for i, drafted, came in rows
-    ]
-    drafted, came = np.array(pairs, np.int64).reshape(-1, 2).T
-    return drafted, came
 
 
 def with_arms(figures: DraftingFigures, arms: ArmChoice | None) -> DraftingFigures:

@@ -184,7 +184,7 @@ def _summed(rows: _Rows, num_places: int, caps: Sequence[int]) -> Floats:
     tokens = np.broadcast_to(rows.committed, num_rounds.shape)
     at = (rows.places + num_places * np.arange(len(caps))[:, np.newaxis]).ravel()
     sums = [
-        np.bincount(at, values.ravel(), len(caps) * num_places)
+        np.bincount(at, values.ravel(), len(caps) * num_places).astype(np.float64)
         for values in (tokens, seconds, num_rounds)
     ]
     return np.stack(sums).reshape(3, len(caps), num_places)

@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from paceline.adapters.arm_choice import ArmCaps, ArmChoice
+from paceline.adapters.arm_choice import ArmChoice
+from paceline.adapters.arm_menu import ArmCaps
 from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
 from paceline.adapters.embedded.requests import ALL_SOURCES, DraftSource
 from paceline.adapters.embedded.round_budget import RoundBudget

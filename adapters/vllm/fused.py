@@ -276,8 +276,8 @@ class FusedProposer:
             answered = step.answered
             num_tokens = step.num_tokens(answered)
             request_ids = [step.request_ids[row] for row in answered]
-            news = dict(zip(step.request_ids, step.accepted, strict=True))
-            self._arms.seen(request_ids, num_tokens, news, self.fuser.alone)
+            got = dict(zip(step.request_ids, step.accepted, strict=True))
+            self._arms.seen(request_ids, num_tokens, got, self.fuser.alone)
             caps = self._arms.begin(request_ids, num_tokens)
             self._arms.suppose(speculator)
             self._rounds.is_odd = self._arms.is_timing

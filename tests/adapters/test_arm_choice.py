@@ -264,7 +264,7 @@ def test_a_forgotten_scope_begins_afresh() -> None:
     assert made.run(1) == ["memory-8", "memory-4", "none"]
 
 
-@pytest.mark.parametrize("method", ["_begun", "_timed", "_turn", "_teach", "_resolve"])
+@pytest.mark.parametrize("method", ["_begun", "_turn", "_teach", "_enter", "_place_of", "_untold"])
 def test_errors_leave_drafting_alone(method: str) -> None:
     """Whatever fails is counted, and everybody may draft as if nothing chose."""
     made = world()
