@@ -17,14 +17,14 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from paceline.adapters.arm_ledger import ArmLedger, Issued
+from paceline.adapters.arm_ledger import ArmLedger, Issued, News
 from paceline.adapters.arm_menu import NOWHERE, ArmCaps, Cell, Menu, Menus, caps_of
 from paceline.adapters.arm_rounds import ArmSums, Ints, told_aside
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DraftLimits
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
-from paceline.adapters.verify_budget import DraftingFigures
+from paceline.adapters.verify_budget import DraftingFigures, VerifyBudget
 from paceline.caches import TreeBatch, count_likelier
 from paceline.policies.bandits import (
     NO_DRAFTS,
@@ -115,10 +115,13 @@ class ArmChoice:
         self._num_tokens: Sequence[int] = ()
         self._places: Ints = np.zeros(0, np.int64)
         self._caps: list[ArmCaps] = []
-        self._counted: Counter[str] = Counter()
+        self._counted: list[tuple[str, int]] = []
         """Requests of the batch by arm."""
         self._is_stale = True
         self.is_timing = False
+        self._has_drafted = False
+        self._price = 0.0
+        """Chance below which tokens were not verified when some were drafted last."""
         self._arm_rounds: Counter[str] = Counter()
         self._events = Counter(dict.fromkeys(EVENTS, 0))
 
@@ -155,15 +158,20 @@ class ArmChoice:
             self._fail(error)
             return [self._menus.widest] * len(request_ids)
 
-    def suppose(self, speculator: Speculator) -> None:
+    def suppose(self, speculator: Speculator, budget: VerifyBudget) -> None:
         """Hear what memory would draft for some requests that may not have as much of it.
 
         O(few requests).
 
         Args:
             speculator: drafts from memory; they are open in it, as far as they have come.
+            budget: what is verified in its rounds with drafts would be of these.
         """
         try:
+            if self._has_drafted:  # it forgets what tokens take where none are drafted
+                self._price = budget.price
+            if not self._ledger.shadows:
+                return
             now = dict(zip(self._ids, self._num_tokens, strict=True))
             if due := self._ledger.shadows.due(now):
                 self._suppose(speculator, due, now)
@@ -189,10 +197,10 @@ class ArmChoice:
         try:
             if len(drafted) != len(self._ids):  # begin has failed
                 return
-            places = np.full(len(self._ids), NOWHERE) if self.is_timing else self._places
-            lengths, num_drafted = np.array(num_tokens, np.int64), np.array(drafted, np.int64)
+            self._has_drafted = not self.is_timing and any(drafted)
+            places = None if self.is_timing else self._places
             self._ledger.issue(
-                Issued(self._ids, lengths, places, num_drafted, with_model, model_seconds)
+                Issued(self._ids, num_tokens, places, drafted, with_model, model_seconds)
             )
         except Exception as error:  # noqa: BLE001  counted, as in begin
             self._fail(error)
@@ -201,7 +209,7 @@ class ArmChoice:
         self,
         request_ids: Sequence[str],
         num_tokens: Sequence[int],
-        news: Mapping[str, Sequence[int]],
+        news: News,
         memory: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         """The target has verified what was issued last.
@@ -209,13 +217,12 @@ class ArmChoice:
         Args:
             request_ids: that are there now; others teach nothing.
             num_tokens: of each by now.
-            news: tokens that each of them got.
+            news: gives the tokens that each of them got.
             memory: by request for which the model had drafted: how many tokens memory alone would
                 have had verified, and how many of them accepted.
         """
         try:
-            now = dict(zip(request_ids, num_tokens, strict=True))
-            self._ledger.close(now, news, memory, self._place_of)
+            self._ledger.close(request_ids, num_tokens, news, memory, self._place_of)
         except Exception as error:  # noqa: BLE001  counted, as in begin
             self._fail(error)
 
@@ -303,7 +310,8 @@ class ArmChoice:
         self._num_tokens = num_tokens
         wanted = self._ledger.split.wanted(num)
         if wanted is None:
-            self._arm_rounds.update(self._counted)
+            for name, count in self._counted:
+                self._arm_rounds[name] += count
             return self._caps
         self.is_timing = True
         self._events["rounds_timed"] += 1
@@ -328,7 +336,7 @@ class ArmChoice:
             names.append(cell.arm.name)
         self._ledger.shadows.watch(self._untold(request_ids))
         self._ids, self._places, self._caps = request_ids, np.array(places, np.int64), caps
-        self._counted, self._is_stale = Counter(names), False
+        self._counted, self._is_stale = list(Counter(names).items()), False
 
     def _cell(self, request_id: str, num_tokens: int) -> Cell | None:
         """Where a request learns in this hold; None where nothing is chosen for it."""
@@ -387,20 +395,10 @@ class ArmChoice:
             limits = [most[i] for i in behind]
             trees += speculator.propose_behind(behind, nothing, max_tokens=limits).trees()
         drafts = TreeBatch.of(trees)
-        worth = count_likelier(drafts.offsets, drafts.parent, drafts.prob, self._price())
+        worth = count_likelier(drafts.offsets, drafts.parent, drafts.prob, self._price)
         rows = zip([*without, *behind], drafts.token_lists(), worth.tolist(), strict=True)
         for request_id, tokens, num in rows:
-            if num or not tokens:  # what is cut to nothing says nothing of what would be drafted
-                self._ledger.shadows.begin(request_id, num_tokens[request_id], tokens[:num])
-
-    def _price(self) -> float:
-        """Chance below which a token would not be worth verifying, by what rounds have taken.
-
-        Beside a round without drafts, whose tokens come at the rate that others have to beat.
-        """
-        split, num, most = self._ledger.split, len(self._ids), self._menus.widest.memory
-        added = split.added(num, most) - split.added(num, 1.0)
-        return max(0.0, added) / max(1, most - 1)
+            self._ledger.shadows.begin(request_id, num_tokens[request_id], tokens[:num])
 
     def _untold(self, request_ids: Sequence[str]) -> Iterator[str]:
         """Requests whose arm tells nothing of memory's longest drafts."""

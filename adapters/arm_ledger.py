@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from operator import sub
 
 from paceline.adapters.arm_menu import NOWHERE
 from paceline.adapters.arm_rounds import ArmRounds, ArmSums, Ints, RoundRows, Supposed
 from paceline.adapters.arm_shadows import Shadows
 from paceline.policies.round_split import RoundSplit, RoundTime
+
+News = Callable[[], Mapping[str, Sequence[int]]]
+"""Gives the tokens that requests got, where somebody wants to know them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,17 +21,17 @@ class Issued:
 
     Attributes:
         request_ids: of the round.
-        num_tokens: int64. That each had before it.
-        places: int64. Whose sums each belongs to; `NOWHERE` for nobody's.
-        drafted: int64. Tokens to verify.
+        num_tokens: that each had before it.
+        places: int64. Whose sums each belongs to; None where nobody learns from the round.
+        drafted: tokens to verify.
         with_model: for whom the model has drafted; None for nobody.
         model_seconds: what that took.
     """
 
     request_ids: list[str]
-    num_tokens: Ints
-    places: Ints
-    drafted: Ints
+    num_tokens: Sequence[int]
+    places: Ints | None
+    drafted: Sequence[int]
     with_model: Sequence[bool] | None
     model_seconds: float
 
@@ -39,9 +41,9 @@ class _Closed:
     """What came of it, until it is known how long it took."""
 
     issued: Issued
-    committed: Ints
-    memory_drafted: Ints
-    memory_committed: Ints
+    committed: Sequence[int]
+    memory_drafted: Sequence[int]
+    memory_committed: Sequence[int]
     supposed: Sequence[tuple[int, int, int]]
     """Place, drafted and committed tokens of drafts that nobody verified."""
 
@@ -69,35 +71,37 @@ class ArmLedger:
 
     def close(
         self,
-        num_tokens: Mapping[str, int],
-        news: Mapping[str, Sequence[int]],
+        request_ids: Sequence[str],
+        num_tokens: Sequence[int],
+        news: News,
         memory: Mapping[str, tuple[int, int]] | None,
         place_of: Callable[[str], int],
     ) -> None:
         """What was issued last was verified.
 
         Args:
-            num_tokens: of each request that is there now; others teach nothing.
-            news: tokens that each of them got.
-            memory: see `ArmChoice.seen`.
+            request_ids: see `ArmChoice.seen`, like all else but the last.
+            num_tokens: of each.
+            news: of each.
+            memory: of some.
             place_of: whose sums a request belongs to.
         """
         issued, self._issued, self._closed = self._issued, None, None
         if issued is None:
             return
-        if list(num_tokens) == issued.request_ids:
-            now = np.fromiter(num_tokens.values(), np.int64, len(num_tokens))
-            committed = now - issued.num_tokens
+        if issued.request_ids == request_ids:
+            committed = list(map(sub, num_tokens, issued.num_tokens))
         else:
-            before = zip(issued.request_ids, issued.num_tokens.tolist(), strict=True)
-            committed = np.array([num_tokens.get(i, 0) - num for i, num in before], np.int64)
+            now = dict(zip(request_ids, num_tokens, strict=True))
+            before = zip(issued.request_ids, issued.num_tokens, strict=True)
+            committed = [now.get(i, 0) - num for i, num in before]
         drafted_alone, came_alone = issued.drafted, committed
         if memory:
             drafted_alone, came_alone = _alone(issued, committed, memory)
-        supposed = [
-            (place_of(request_id), drafted, came)
-            for request_id, drafted, came in self.shadows.saw(num_tokens, news)
-        ]
+        supposed: list[tuple[int, int, int]] = []
+        if self.shadows:
+            now = dict(zip(request_ids, num_tokens, strict=True))
+            supposed = [(place_of(i), *rest) for i, *rest in self.shadows.saw(now, news())]
         self._closed = _Closed(issued, committed, drafted_alone, came_alone, supposed)
 
     def time(self, time: RoundTime | None) -> None:
@@ -113,21 +117,20 @@ class ArmLedger:
                 token = added / drafted if drafted else 0.0
                 self._rounds.suppose(Supposed(place, drafted, came, split.base_seconds, token))
         issued = closed.issued
-        kept = (issued.places >= 0) & (closed.committed > 0)
-        if not kept.any():
+        if issued.places is None:
             return
         num_drafted = time.num_tokens - num
         model = None
         if issued.with_model is not None and issued.model_seconds > 0.0:
-            has_model = np.asarray(issued.with_model, np.float64)
-            model = (issued.model_seconds * num / max(1.0, has_model.sum()) * has_model)[kept]
+            each = issued.model_seconds * num / max(1, sum(issued.with_model))
+            model = [each if had_model else 0.0 for had_model in issued.with_model]
         self._rounds.add(
             RoundRows(
-                issued.places[kept],
-                issued.drafted[kept],
-                closed.committed[kept],
-                closed.memory_drafted[kept],
-                closed.memory_committed[kept],
+                issued.places,
+                issued.drafted,
+                closed.committed,
+                closed.memory_drafted,
+                closed.memory_committed,
                 split.base_seconds,
                 split.draft_seconds * num / num_drafted if num_drafted > 0 else 0.0,
                 model,
@@ -147,13 +150,12 @@ class ArmLedger:
 
 
 def _alone(
-    issued: Issued, committed: Ints, memory: Mapping[str, tuple[int, int]]
-) -> tuple[Ints, Ints]:
+    issued: Issued, committed: Sequence[int], memory: Mapping[str, tuple[int, int]]
+) -> tuple[list[int], list[int]]:
     """Drafted and committed tokens of each request, had memory drafted alone."""
-    rows = zip(issued.request_ids, issued.drafted.tolist(), committed.tolist(), strict=True)
-    pairs = [
-        (known[0], known[1] + 1) if (known := memory.get(i)) is not None else (drafted, came)
-        for i, drafted, came in rows
-    ]
-    drafted, came = np.array(pairs, np.int64).reshape(-1, 2).T
+    drafted, came = list(issued.drafted), list(committed)
+    for place, request_id in enumerate(issued.request_ids):
+        known = memory.get(request_id)
+        if known is not None:
+            drafted[place], came[place] = known[0], known[1] + 1
     return drafted, came

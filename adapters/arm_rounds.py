@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -16,27 +17,29 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundRows:
-    """One round's requests that somebody learns from; each array has an entry for each.
+    """One round's requests; each sequence has an entry for each.
+
+    Lists, and arrays only when rounds are summed up: a round has few entries, and many rounds many.
 
     Attributes:
-        places: int64. Whose sums they belong to.
-        drafted: int64. Drafted tokens that were verified.
-        committed: int64. Tokens that came of the round, at least 1.
-        memory_drafted: int64. Tokens that memory alone would have had verified.
-        memory_committed: int64. Tokens that would have come of that.
+        places: int64. Whose sums they belong to, below 0 for nobody's.
+        drafted: drafted tokens that were verified.
+        committed: tokens that came of the round; nobody learns from less than 1.
+        memory_drafted: tokens that memory alone would have had verified.
+        memory_committed: tokens that would have come of that.
         base_seconds: of the round without drafts.
         token_seconds: what a drafted token of one request took, times the requests of the round.
-        model_seconds: float64. What the model's drafting took, likewise; None for none.
+        model_seconds: what the model's drafting took, likewise; None for none.
     """
 
     places: Ints
-    drafted: Ints
-    committed: Ints
-    memory_drafted: Ints
-    memory_committed: Ints
+    drafted: Sequence[int]
+    committed: Sequence[int]
+    memory_drafted: Sequence[int]
+    memory_committed: Sequence[int]
     base_seconds: float
     token_seconds: float
-    model_seconds: Floats | None
+    model_seconds: Sequence[float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,24 +134,26 @@ class ArmRounds:
         supposed, self._supposed = self._supposed, []
         sizes = [len(each.places) for each in rounds]
         places = np.concatenate([each.places for each in rounds])
-        base = np.repeat([each.base_seconds for each in rounds], sizes)
-        token = np.repeat([each.token_seconds for each in rounds], sizes)
-
-        def joined(name: str) -> Ints:
-            return np.concatenate([getattr(each, name) for each in rounds])
-
-        memory = _summed(
-            _Rows(places, joined("memory_drafted"), joined("memory_committed"), base, token),
-            num_places,
-            caps,
+        committed = _joined(each.committed for each in rounds)
+        kept = (places >= 0) & (committed > 0)
+        places = places[kept]
+        base = np.repeat([each.base_seconds for each in rounds], sizes)[kept]
+        token = np.repeat([each.token_seconds for each in rounds], sizes)[kept]
+        rows = _Rows(
+            places,
+            _joined(each.memory_drafted for each in rounds)[kept],
+            _joined(each.memory_committed for each in rounds)[kept],
+            base,
+            token,
         )
-        fused = memory
+        memory = fused = _summed(rows, num_places, caps)
         if any(each.model_seconds is not None for each in rounds):
             model = np.concatenate([
                 np.zeros(len(each.places)) if each.model_seconds is None else each.model_seconds
                 for each in rounds
-            ])  # fmt: skip
-            rows = _Rows(places, joined("drafted"), joined("committed"), base + model, token)
+            ])[kept]  # fmt: skip
+            drafted = _joined(each.drafted for each in rounds)[kept]
+            rows = _Rows(places, drafted, committed[kept], base + model, token)
             fused = _summed(rows, num_places, caps)
         not_verified = np.zeros((3, len(caps), num_places))
         if supposed:
@@ -188,6 +193,10 @@ def _summed(rows: _Rows, num_places: int, caps: Sequence[int]) -> Floats:
         for values in (tokens, seconds, num_rounds)
     ]
     return np.stack(sums).reshape(3, len(caps), num_places)
+
+
+def _joined(rows: Iterable[Sequence[int]]) -> Ints:
+    return np.fromiter(chain.from_iterable(rows), np.int64)
 
 
 def shorter_drafts(drafted: Ints, committed: Ints, caps: Sequence[int]) -> tuple[Ints, Ints]:

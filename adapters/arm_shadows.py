@@ -41,6 +41,9 @@ class Shadows:
     def __init__(self) -> None:
         self._watched: dict[str, _Watched] = {}
 
+    def __len__(self) -> int:
+        return len(self._watched)
+
     def watch(self, candidates: Iterable[str]) -> None:
         """Watch the first of these from now on; who is watched already and among them stays."""
         wanted = list(candidates)

@@ -174,7 +174,7 @@ class Drafts:
         alone: dict[str, tuple[int, int]] = {}
         with self._failing_open():
             alone = self.budget.alone(committed)
-        self._arms.seen(list(num_tokens), list(num_tokens.values()), committed, alone)
+        self._arms.seen(list(num_tokens), list(num_tokens.values()), lambda: committed, alone)
         self._arms.took(time)
 
     def _narrowed(self, arms: ArmChoice, wishes: Sequence[Wish]) -> list[Wish]:
@@ -182,7 +182,7 @@ class Drafts:
         self._num_tokens = {wish.info.request_id: len(wish.tokens) for wish in wishes}
         caps = arms.begin(list(self._num_tokens), list(self._num_tokens.values()))
         if self._speculator is not None:
-            arms.suppose(self._speculator)
+            arms.suppose(self._speculator, self.budget.verify)
         return [wish.within(cap) for wish, cap in zip(wishes, caps, strict=True)]
 
     def finish(self, info: RequestInfo, tokens: npt.NDArray[np.int32]) -> None:

@@ -276,10 +276,14 @@ class FusedProposer:
             answered = step.answered
             num_tokens = step.num_tokens(answered)
             request_ids = [step.request_ids[row] for row in answered]
-            got = dict(zip(step.request_ids, step.accepted, strict=True))
-            self._arms.seen(request_ids, num_tokens, got, self.fuser.alone)
+            self._arms.seen(
+                request_ids,
+                num_tokens,
+                lambda: dict(zip(step.request_ids, step.accepted, strict=True)),
+                self.fuser.alone,
+            )
             caps = self._arms.begin(request_ids, num_tokens)
-            self._arms.suppose(speculator)
+            self._arms.suppose(speculator, self.budget)
             self._rounds.is_odd = self._arms.is_timing
             for row, cap in zip(answered, caps, strict=True):
                 memory[row] = min(memory[row], cap.memory)

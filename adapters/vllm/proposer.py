@@ -170,10 +170,13 @@ class DraftProposer:
         }
         answering, num_tokens = list(limits), [length for _, length in known]
         if self._arms is not None:
-            news = {request_ids[i]: sampled_token_ids[row] for i, row in enumerate(rows)}
-            self._arms.seen(answering, num_tokens, news)
+            self._arms.seen(
+                answering,
+                num_tokens,
+                lambda: {ids[row]: sampled_token_ids[row] for row in rows},
+            )
             caps = self._arms.begin(answering, num_tokens)
-            self._arms.suppose(speculator)
+            self._arms.suppose(speculator, self.budget)
             self._rounds.is_odd = self._arms.is_timing
             for request_id, cap in zip(answering, caps, strict=True):
                 limits[request_id] = min(limits[request_id], cap.memory)

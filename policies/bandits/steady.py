@@ -58,9 +58,9 @@ class Steady:
             context before any other is chosen; 0 for none.
         is_told_aside: outcomes come with those that other arms would have had, no drafts among
             them: a new context then begins with its widest arm, the longest of everybody, which
-            tells of all others, instead of with none; leaves it for what is better by the margin
-            alone; and looks at it again for a hundredth of the time while another is held that
-            tells nothing of it.
+            tells of all others, instead of with none; drafts with another only where that is
+            better than the widest by the margin; and looks at the widest again for a hundredth of
+            the time while another is held that tells nothing of it.
 
     Raises:
         ConfigError: a setting is outside its range.
@@ -217,7 +217,7 @@ class Steady:
         return self._widest
 
     def _chosen(self, context: PolicyContext, current: Arm | None) -> Arm:
-        if self._widest is not None:
+        if self._widest is not None and current is not None and current.max_tokens:
             chosen = self._bandit.choose(context, self._widest, self._margin)
             if chosen == self._widest:
                 return chosen

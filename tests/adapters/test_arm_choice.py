@@ -16,7 +16,7 @@ from paceline.adapters.arm_rounds import shorter_drafts
 from paceline.adapters.arm_shadows import MOST_WATCHED, Shadows
 from paceline.adapters.identity import DraftLimits
 from paceline.adapters.request_info import RequestInfo
-from paceline.adapters.verify_budget import DraftingFigures
+from paceline.adapters.verify_budget import DraftingFigures, VerifyBudget
 from paceline.caches import TokenTree, TreeBatch
 from paceline.policies.bandits import decode_state, shorter_draft
 from paceline.policies.round_split import RoundTime
@@ -53,7 +53,7 @@ class World:
         ids = list(self.lengths if names is None else names)
         for _ in range(num_rounds):
             caps = self.arms.begin(ids, [self.lengths[i] for i in ids])
-            self.arms.suppose(self)  # type: ignore[arg-type]  # as far as it is asked
+            self.arms.suppose(self, VerifyBudget())  # type: ignore[arg-type]  # as far as it is asked
             drafted = [max(cap) for cap in caps]
             with_model = [cap.model > 0 for cap in caps]
             has_model = any(with_model)
@@ -75,7 +75,7 @@ class World:
                 news[i] = [7] * came
             seconds = BASE + self.token * sum(drafted)
             self.seconds += seconds + MODEL * has_model
-            self.arms.seen(ids, [self.lengths[i] for i in ids], news, alone)
+            self.arms.seen(ids, [self.lengths[i] for i in ids], lambda got=news: got, alone)
             self.arms.took(RoundTime(len(ids), len(ids) + sum(drafted), seconds))
         return [self.arms.reason(i) for i in ids]
 
@@ -186,7 +186,7 @@ def test_what_others_said_does_not_change_what_a_scope_does() -> None:
             ours.lengths["1"] += first
             ours.lengths["2"] += second
             came = {"1": [7] * first, "2": [7] * second}
-            arms.seen(["1", "2"], [ours.lengths["1"], ours.lengths["2"]], came)
+            arms.seen(["1", "2"], [ours.lengths["1"], ours.lengths["2"]], lambda got=came: got)
             num = 6 + caps[0].memory
             arms.took(RoundTime(2, num, BASE + TOKEN * num))
             names.append(arms.reason("1"))
@@ -291,15 +291,15 @@ def test_rows_that_do_not_fit_are_not_learned() -> None:
     arms = made.arms
     arms.took(RoundTime(2, 2, BASE))
     arms.issued([100, 100], [8, 8])
-    arms.seen(["1"], [100], {})
+    arms.seen(["1"], [100], dict)
     for _ in range(3 * HOLD_ROUNDS):
         arms.begin(["1", "2"], [100, 100])
         arms.issued([100, 100], [8, 8])
-        arms.seen(["2", "unknown"], [100, 9], {"2": [], "unknown": [3]})
+        arms.seen(["2", "unknown"], [100, 9], lambda: {"2": [], "unknown": [3]})
         arms.took(RoundTime(2, 18, BASE))
     arms.begin(["1", "unknown"], [100, 100])
     arms.begin([], [])
-    arms.suppose(made)  # type: ignore[arg-type]  # nobody is there to be drafted for
+    arms.suppose(made, VerifyBudget())  # type: ignore[arg-type]  # nobody is there to be drafted for
     arms.finish("unknown")
     assert arms.reason("unknown") == ""
     assert arms.failures.count == 0

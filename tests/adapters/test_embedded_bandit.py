@@ -194,7 +194,7 @@ def test_good_drafts_lose_nothing() -> None:
         replies(engine, range(16), distinct=2)  # with some rounds to see what they take
         seconds[bandit], _ = replies(engine, range(16, 48), distinct=2)
     assert seconds[False] / seconds[True] > 0.98
-    assert arms_of(engine)["memory-8"] > 0.9 * sum(arms_of(engine).values())
+    assert "none" not in arms_of(engine)
 
 
 def test_memory_comes_back_to_what_it_knows() -> None:

@@ -46,7 +46,8 @@ def main(model: str, *, speculate: bool) -> dict[str, Any]:
     for turn in range(3):
         result["junk"] = run_all(llm, "deluded")
         result[f"figures_{turn}"] = figures(worker)
-    return result | {"open": len(worker._proposer._arms._open)}
+    opened = list(worker._proposer._arms._open)
+    return result | {"open_alike": opened == speculator.request_ids()}
 
 
 def run_all(llm: Any, tenant: str) -> list[list[int]]:
