@@ -40,6 +40,12 @@ logger = logging.getLogger("paceline.arms")
 
 HOLD_ROUNDS: Final = 16
 """Rounds of the batch between two times at which arms are chosen anew."""
+MANY_CONTEXTS: Final = 8
+"""With more of them in a hold the next one is twice as long: so is what each is taught from."""
+MOST_ROWS: Final = 256
+"""Requests' rounds that are learned from in a hold; of a larger batch not every round is."""
+WATCHED_HOLDS: Final = 2
+"""In one of so many holds drafts are supposed."""
 TEACHING_ROUNDS: Final = 12
 """Rounds over which contexts are taught and choose anew, so that no round waits for all."""
 TAUGHT_A_ROUND: Final = 4
@@ -109,6 +115,12 @@ class ArmChoice:
         self._due: deque[tuple[Cell, Arm, ArmSums, int]] = deque()
         """What policies have not been taught yet of the hold before."""
         self._rounds_left = 0
+        self._stride = 1
+        """Of so many rounds one is learned from."""
+        self._num_turns = 0
+        self._num_contexts = 0
+        """In the hold before."""
+        self._is_watching = True
         self._num_held = 1
         """Requests in the batch when the hold began."""
         self._ids: list[str] = []
@@ -198,7 +210,8 @@ class ArmChoice:
             if len(drafted) != len(self._ids):  # begin has failed
                 return
             self._has_drafted = not self.is_timing and any(drafted)
-            places = None if self.is_timing else self._places
+            is_taught = not self.is_timing and self._rounds_left % self._stride == 0
+            places = self._places if is_taught else None
             self._ledger.issue(
                 Issued(self._ids, num_tokens, places, drafted, with_model, model_seconds)
             )
@@ -334,7 +347,7 @@ class ArmChoice:
             places.append(cell.place)
             caps.append(caps_of(cell.arm))
             names.append(cell.arm.name)
-        self._ledger.shadows.watch(self._untold(request_ids))
+        self._ledger.shadows.watch(self._untold(request_ids) if self._is_watching else ())
         self._ids, self._places, self._caps = request_ids, np.array(places, np.int64), caps
         self._counted, self._is_stale = list(Counter(names).items()), False
 
@@ -356,10 +369,14 @@ class ArmChoice:
             cell.place = NOWHERE
             if sums is not None and sums.memory[2, 0, place] > 0.0:
                 self._due.append((cell, arm, sums, place))
-        self._held = []
+        self._num_contexts, self._held = len(self._held), []
         for opened in self._open.values():
             opened.cell = None
-        self._rounds_left, self._num_held, self._is_stale = HOLD_ROUNDS, num_requests, True
+        num_rounds = HOLD_ROUNDS * (2 if self._num_contexts > MANY_CONTEXTS else 1)
+        self._rounds_left, self._num_held, self._is_stale = num_rounds, num_requests, True
+        self._stride = max(1, HOLD_ROUNDS * num_requests // MOST_ROWS)
+        self._num_turns += 1
+        self._is_watching = self._num_turns % WATCHED_HOLDS == 0
         if self._sync is not None:
             self._sync.exchange()
 
@@ -386,17 +403,22 @@ class ArmChoice:
         """
         most = {i: self._most_by_memory(i) for i in request_ids}
         without = [i for i in request_ids if self.reason(i) == NO_DRAFTS.name]
-        behind = [i for i in request_ids if i not in without]
-        trees = []
         if without:
-            trees += speculator.propose_batch(without, max_tokens=most).trees()
+            drafts = speculator.propose_batch(without, max_tokens=most)
+            self._keep(without, drafts, num_tokens)
+        behind = [i for i in request_ids if i not in without]
         if behind:
-            nothing: list[list[int]] = [[] for _ in behind]
             limits = [most[i] for i in behind]
-            trees += speculator.propose_behind(behind, nothing, max_tokens=limits).trees()
-        drafts = TreeBatch.of(trees)
-        worth = count_likelier(drafts.offsets, drafts.parent, drafts.prob, self._price)
-        rows = zip([*without, *behind], drafts.token_lists(), worth.tolist(), strict=True)
+            nothing: list[list[int]] = [[] for _ in behind]
+            drafts = speculator.propose_behind(behind, nothing, max_tokens=limits)
+            self._keep(behind, drafts, num_tokens)
+
+    def _keep(
+        self, request_ids: Sequence[str], drafts: TreeBatch, num_tokens: Mapping[str, int]
+    ) -> None:
+        """What of these drafts would have been verified is held against what will be said."""
+        worth = count_likelier(drafts.offsets, drafts.parent, drafts.prob, self._price).tolist()
+        rows = zip(request_ids, drafts.token_lists(), worth, strict=True)
         for request_id, tokens, num in rows:
             self._ledger.shadows.begin(request_id, num_tokens[request_id], tokens[:num])
 

@@ -82,8 +82,14 @@ class ArmSums:
         return self._read(self.fused if arm.has_model else self.memory, arm, place)
 
     def as_supposed(self, arm: Arm, place: int) -> Outcome:
-        """What would have come of memory's arm; no rounds where nothing was supposed."""
-        return self._read(self.supposed, arm, place)
+        """What would have come of memory's arm; no rounds where nothing was supposed.
+
+        It counts for as many rounds as were watched for it, one for each token: few long drafts
+        that are right must not count for less than many wrong ones.
+        """
+        found = self._read(self.supposed, arm, place)
+        share = found.num_tokens / found.num_rounds if found.num_rounds else 1.0
+        return Outcome(found.num_tokens * share, found.seconds * share, found.num_tokens)
 
     def _read(self, sums: Floats, arm: Arm, place: int) -> Outcome:
         tokens, seconds, rounds = sums[:, self.caps.index(arm.max_tokens), place].tolist()

@@ -130,11 +130,14 @@ def run_budget_bench(settings: BudgetBenchSettings) -> dict[str, float]:
 
 
 class Drafting:
-    """Stands in for a memory that drafts for requests whose arm has none."""
+    """Stands in for a memory that is asked what it would draft."""
+
+    def __init__(self) -> None:
+        self._drafts = [TreeBatch.of([TokenTree.chain([1])] * num) for num in range(9)]
 
     def propose_batch(self, ids: Sequence[str], *, max_tokens: Mapping[str, int]) -> TreeBatch:
         """Chains of one token, wrong ones."""
-        return TreeBatch.of([TokenTree.chain([1] * min(1, max_tokens[i])) for i in ids])
+        return self._drafts[len(ids)]
 
     def propose_behind(
         self, ids: Sequence[str], token_ids: Sequence[Sequence[int]], *, max_tokens: Sequence[int]
@@ -170,7 +173,10 @@ def time_arms(
     num_scopes: int,
     is_right: bool,
 ) -> npt.NDArray[np.float64]:
-    """Microseconds of the processor for rounds of a batch that stays, after as many to begin with."""
+    """Microseconds of rounds of a batch that stays, after as many to begin with.
+
+    Of the processor's time: the mean of many must not be that of what else runs.
+    """
     arms = ArmChoice(max_tokens=settings.tokens)
     speculator, budget = cast("Speculator", Drafting()), VerifyBudget()
     ids = [f"r{i}" for i in range(size)]

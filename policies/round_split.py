@@ -23,6 +23,8 @@ FIRST_INTERVAL: Final = 16
 LAST_INTERVAL: Final = 1024
 MOVED: Final = 0.1
 """Logarithm: what still moves by as much is looked at more often again."""
+REFRESH: Final = 8
+"""Rounds after which what was learned is looked at again."""
 UNDRAFTED: Final = 0
 
 
@@ -112,6 +114,9 @@ class _Load:
 
     pace: float = 0.0
     kinds: dict[int, _Kind] = field(default_factory=dict)
+    points: list[tuple[float, float]] = field(default_factory=list)
+    """Drafted tokens a request, and what they add, as `kinds` have them; rising."""
+    num_learned: int = 0
     without: _Probing = field(default_factory=lambda: _Probing(EAGER_INTERVAL))
     with_drafts: _Probing = field(default_factory=lambda: _Probing(FIRST_INTERVAL))
 
@@ -132,6 +137,9 @@ class _Load:
             error = min(max(error, -MOST_ERROR), MOST_ERROR)
             self.pace += PACE_SHARE * error
             moved = kind.learn(error, drafted_each)
+        self.num_learned += 1
+        if kind is None or self.num_learned % REFRESH == 0 or size == UNDRAFTED:
+            self.points = self._as_points()
         came, other = self.without, self.with_drafts
         if size != UNDRAFTED:
             came, other = other, came
@@ -144,26 +152,28 @@ class _Load:
         Between rounds with more and with fewer; beyond all that were seen as the last two of them
         go on, or as one that is alone.
         """
-        base = self.undrafted
-        sizes = sorted(size for size in self.kinds if size != UNDRAFTED)
-        if base is None or not sizes or drafted_each <= 0.0:
+        points = self.points
+        if not points or drafted_each <= 0.0:
             return 0.0
-        largest = len(sizes) - 1
-        after = next((i for i, n in enumerate(sizes) if n >= _size(drafted_each)), largest)
-        if self.kinds[sizes[after]].drafted_each < drafted_each:
-            after = min(after + 1, largest)
-        high, at_high = self._point(sizes[after], base)
+        after = 0
+        while after < len(points) - 1 and points[after][0] < drafted_each:
+            after += 1
+        high, at_high = points[after]
         if not after:
             return at_high * drafted_each / high
-        low, at_low = self._point(sizes[after - 1], base)
+        low, at_low = points[after - 1]
         slope = (at_high - at_low) / (high - low)
         return max(0.0, at_low + slope * (drafted_each - low))
 
-    def _point(self, size: int, base: _Kind) -> tuple[float, float]:
-        """Drafted tokens a request, and what they add."""
-        kind = self.kinds[size]
-        added = math.exp(kind.log_seconds - base.log_seconds) - 1.0
-        return kind.drafted_each, max(0.0, added)
+    def _as_points(self) -> list[tuple[float, float]]:
+        base = self.undrafted
+        if base is None:
+            return []
+        return sorted(
+            (kind.drafted_each, max(0.0, math.exp(kind.log_seconds - base.log_seconds) - 1.0))
+            for size, kind in self.kinds.items()
+            if size != UNDRAFTED
+        )
 
 
 class RoundSplit:

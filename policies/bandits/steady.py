@@ -18,6 +18,8 @@ STAGGER: Final = 16
 
 LOOK_SHARE: Final = 0.01
 """Of the time, for looking at the widest arm while others tell nothing of it."""
+MOST_UNTOLD: Final = 4
+"""Holds that tell nothing of the widest arm before time is saved for looking at it."""
 LEAST_LOOK: Final = 0.03
 """What a look is taken to cost at least, in holds."""
 MOST_SAVED: Final = 8.0
@@ -30,13 +32,17 @@ Sums = list[float]
 class _Held:
     """What a context drafts with, and what came of it so far."""
 
-    __slots__ = ("arm", "aside", "left", "num_changes", "saved", "sums", "untried")
+    __slots__ = (
+        *("arm", "aside", "left", "num_changes", "num_untold", "saved", "sums", "untried"),
+    )
 
     def __init__(self, arm: Arm, untried: list[Arm]) -> None:
         self.arm = arm
         self.untried = untried
         self.left = 0.0
         self.num_changes = 0
+        self.num_untold = 0
+        """Holds in a row that told nothing of the widest arm."""
         self.saved = 0.0
         """Time for looking at the widest arm, in holds."""
         self.sums: Sums = [0.0, 0.0, 0.0]
@@ -193,7 +199,8 @@ class Steady:
             current = held.arm
             is_told = self._widest is None or self._widest == current or self._widest in held.aside
             self._teach(context, held)
-            if not is_told:
+            held.num_untold = 0 if is_told else held.num_untold + 1
+            if held.num_untold > MOST_UNTOLD:
                 held.saved = min(held.saved + LOOK_SHARE, MOST_SAVED)
         burning = self._burning(context, held)
         held.arm = burning or self._look(context, held) or self._chosen(context, current)
