@@ -33,6 +33,7 @@ from paceline.policies.bandits import (
     Steady,
     batch_bucket,
     context_bucket,
+    next_bucket,
 )
 from paceline.policies.round_split import RoundTime
 
@@ -74,6 +75,8 @@ class _Opened:
     menu: Menu | None
     is_own: bool
     cell: Cell | None = None
+    until: int = 0
+    """Tokens at which its context is another one."""
 
 
 class ArmChoice:
@@ -115,6 +118,7 @@ class ArmChoice:
         self._due: deque[tuple[Cell, Arm, ArmSums, int]] = deque()
         """What policies have not been taught yet of the hold before."""
         self._rounds_left = 0
+        self._batch = 1
         self._stride = 1
         """Of so many rounds one is learned from."""
         self._num_turns = 0
@@ -356,10 +360,12 @@ class ArmChoice:
         opened = self._open.get(request_id)
         if opened is None or opened.menu is None:
             return None
-        if opened.cell is None:
-            batch, context = batch_bucket(self._num_held), context_bucket(num_tokens)
-            opened.cell = opened.menu.cell(opened.key, opened.workload, batch, context)
-        return opened.cell
+        cell = opened.cell
+        if cell is None or cell.context.batch_bucket != self._batch or num_tokens >= opened.until:
+            context = context_bucket(num_tokens)
+            cell = opened.menu.cell(opened.key, opened.workload, self._batch, context)
+            opened.cell, opened.until = cell, next_bucket(context)
+        return cell
 
     def _turn(self, num_requests: int) -> None:
         """A hold ends: sum up its rounds; requests find their contexts anew."""
@@ -370,10 +376,9 @@ class ArmChoice:
             if sums is not None and sums.memory[2, 0, place] > 0.0:
                 self._due.append((cell, arm, sums, place))
         self._num_contexts, self._held = len(self._held), []
-        for opened in self._open.values():
-            opened.cell = None
         num_rounds = HOLD_ROUNDS * (2 if self._num_contexts > MANY_CONTEXTS else 1)
         self._rounds_left, self._num_held, self._is_stale = num_rounds, num_requests, True
+        self._batch = batch_bucket(num_requests)
         self._stride = max(1, HOLD_ROUNDS * num_requests // MOST_ROWS)
         self._num_turns += 1
         self._is_watching = self._num_turns % WATCHED_HOLDS == 0

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-MOST_WATCHED: Final = 3
+MOST_WATCHED: Final = 2
 """Requests that are looked at in this way at a time."""
 
 
