@@ -103,6 +103,8 @@ class ChainFuser:
     Attributes:
         gate: decides for whom the model drafts.
         budget: decides which drafted tokens are verified.
+        alone: by request for which the model had drafted in the round learned from last: how many
+            tokens memory alone would have had verified, and how many of them accepted.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class ChainFuser:
         self._min_probability = min_probability
         self._on_judged = on_judged
         self._fusion = Fusion(min_probability=min_probability)
+        self.alone: dict[str, tuple[int, int]] = {}
         self._issued: dict[str, _Issued] = {}
         self._pending: tuple[FusedBatch, Sequence[str]] | None = None
         self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
@@ -234,9 +237,10 @@ class ChainFuser:
                 np.array(list(chain.from_iterable(rows)), np.int32),
                 np.cumsum([0, *map(len, rows)], dtype=np.int64),
             )
+        self.alone = {}
         for request_id, issued in self._issued.items():
             if request_id in committed:
-                self._learn_from(issued, committed[request_id])
+                self._learn_from(request_id, issued, committed[request_id])
                 if issued.guess and committed[request_id]:
                     said = committed[request_id]
                     self._on_judged(request_id, issued.num_expected, issued.guess, said)
@@ -283,7 +287,7 @@ class ChainFuser:
             who = "both" if num_model and num_memory else "model" if num_model else "memory"
             self._counts[f"rows_{who}"] += 1
 
-    def _learn_from(self, issued: _Issued, committed: Sequence[int]) -> None:
+    def _learn_from(self, request_id: str, issued: _Issued, committed: Sequence[int]) -> None:
         num_accepted = num_leading(issued.token_ids, committed)
         num_model = sum(issued.is_model[:num_accepted])
         self._counts["accepted_model"] += num_model
@@ -291,7 +295,9 @@ class ChainFuser:
         self._counts["accepted_behind"] += num_behind(issued.is_model[:num_accepted])
         if issued.had_model and committed:
             num_more = len(issued.token_ids) - len(issued.recalled)
-            num_gained = num_accepted - num_leading(issued.recalled, committed)
+            num_alone = num_leading(issued.recalled, committed)
+            self.alone[request_id] = len(issued.recalled), num_alone
+            num_gained = num_accepted - num_alone
             self.gate.learn(
                 issued.key, issued.num_expected, num_gained - self.budget.price * num_more
             )

@@ -291,3 +291,9 @@ def _drafting(figures: DraftingFigures) -> Iterator[Metric]:
         seconds.add_metric([name, "token"], cost.token_seconds)
         seconds.add_metric([name, "context"], cost.context_seconds)
     yield seconds
+    rounds = CounterMetricFamily(
+        "paceline_arm_rounds", "Rounds of requests, by the arm they drafted with.", labels=["arm"]
+    )
+    for name, value in figures.arms.items():
+        rounds.add_metric([name], value)
+    yield rounds

@@ -1,12 +1,18 @@
-"""A `Speculator` and the journal, wired to each other: the one way in which engines share."""
+"""A `Speculator` and the journal, arms and what replicas have seen, wired to each other.
+
+The one way in which engines share.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from paceline.adapters.arm_choice import ArmChoice
 from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint
 from paceline.caches.journal import Journal
+from paceline.caches.policy_sync import PolicySync
+from paceline.policies.bandits import PolicyState, decode_state
 
 
 def open_shared_journal(
@@ -37,3 +43,25 @@ def open_shared_journal(
     journal = Journal(url, fingerprint, **wiring | options)
     speculator.attach_journal(journal)
     return journal
+
+
+def share_arms(
+    arms: ArmChoice, url: str, fingerprint: ModelFingerprint, *, replica: str
+) -> PolicySync[PolicyState]:
+    """Keep what arms have brought in Redis, and learn from what other replicas have seen; started.
+
+    Args:
+        arms: whose.
+        url: Redis.
+        fingerprint: of the served model.
+        replica: see `PolicySync`.
+
+    Raises:
+        JournalError: `url` cannot be understood, or Redis refuses us.
+    """
+    sync: PolicySync[PolicyState] = PolicySync(
+        url, fingerprint, arms.shared, replica=replica, decode=decode_state
+    )
+    sync.start()
+    arms.share(sync)
+    return sync

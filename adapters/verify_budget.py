@@ -7,7 +7,7 @@ learned from its rounds. The choice is the batch's, as the time of its passes is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +39,13 @@ class DraftingFigures:
         events: counters, by kind.
         price: chance below which a drafted token was not worth verifying, in the last round.
         costs: what rounds of the ``target``, and passes of the ``model`` where there is one, take.
+        arms: rounds of requests by the arm that they drafted with, where arms are chosen.
     """
 
     events: Mapping[str, int]
     price: float
     costs: Mapping[str, RoundCost]
+    arms: Mapping[str, int] = field(default_factory=dict)
 
 
 class VerifyBudget:

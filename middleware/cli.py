@@ -190,6 +190,13 @@ def proxy(config_file: Path) -> None:
     envvar="PACELINE_ALWAYS_DRAFT",
     help="Draft also where it is not expected to be worth its time.",
 )
+@click.option(
+    "--bandit/--no-bandit",
+    default=True,
+    show_default=True,
+    envvar="PACELINE_BANDIT",
+    help="Let a bandit narrow who drafts, and how far, where that was slower.",
+)
 @click.option("--allow-untested", is_flag=True, help="Try a vLLM outside the tested range.")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def vllm(
@@ -202,6 +209,7 @@ def vllm(
     drafter_registry: str,
     drafter_group: str,
     always_draft: bool,
+    bandit: bool,
     allow_untested: bool,
     vllm_args: Sequence[str],
 ) -> None:
@@ -222,6 +230,7 @@ def vllm(
         drafter_registry=drafter_registry,
         drafter_group=drafter_group,
         always_draft=always_draft,
+        bandit=bandit,
         allow_untested=allow_untested,
     )
     sys.exit(serve_vllm(settings, click.echo))

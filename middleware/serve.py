@@ -86,6 +86,7 @@ class VllmSettings:
         drafter_registry: folder of the drafter's versions that are followed, "" for none.
         drafter_group: whose drafter it is.
         always_draft: all that may be drafted, whether or not it is worth its time.
+        bandit: let a bandit narrow who drafts and how far, where that was slower.
         allow_untested: accept a vLLM outside the tested range.
     """
 
@@ -99,6 +100,7 @@ class VllmSettings:
     drafter_registry: str = ""
     drafter_group: str = SHARED_GROUP
     always_draft: bool = False
+    bandit: bool = True
     allow_untested: bool = False
 
 
@@ -174,6 +176,7 @@ def serve_vllm(settings: VllmSettings, echo: Echo) -> int:
                 "PACELINE_ALWAYS_DRAFT": str(settings.always_draft),
                 "PACELINE_DRAFTER_REGISTRY": settings.drafter_registry,
                 "PACELINE_DRAFTER_GROUP": settings.drafter_group,
+                "PACELINE_BANDIT": str(settings.bandit),
                 STORE_VARIABLE: corpus_folder(),
             }
         )

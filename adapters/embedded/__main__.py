@@ -16,7 +16,7 @@ from paceline.adapters.embedded.server import EngineServer
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.metrics import MemoryCollector, registry_of
-from paceline.adapters.sharing import open_shared_journal
+from paceline.adapters.sharing import open_shared_journal, share_arms
 from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
@@ -89,6 +89,13 @@ FLUSH_SECONDS = 2.0
     is_flag=True,
     help="Draft also where it is not expected to be worth its time.",
 )
+@click.option(
+    "--bandit/--no-bandit",
+    default=True,
+    show_default=True,
+    envvar="PACELINE_BANDIT",
+    help="Let a bandit narrow who drafts, and how far, where that was slower.",
+)
 @click.option("--no-speculation", is_flag=True, help="Answer without drafts.")
 def main(
     host: str,
@@ -105,6 +112,7 @@ def main(
     max_running: int,
     kept_mib: int,
     always_draft: bool,
+    bandit: bool,
     no_speculation: bool,
 ) -> None:
     """Serve one model on this machine."""
@@ -115,6 +123,7 @@ def main(
             max_branches=max_branches,
             max_kept_bytes=kept_mib << 20,
             always_draft=always_draft,
+            bandit=bandit,
         )
         following = FollowSettings(
             folder=drafter_registry, group=drafter_group, redis_url=redis_url or ""
@@ -125,11 +134,18 @@ def main(
         fingerprint = fingerprint_of(target, name)
         corpora = corpus_feed(corpus_dir, speculator, fingerprint)
         small = None if drafter is None or no_speculation else Target.load_drafter(drafter)
-        engine = EmbeddedEngine(target, speculator, settings, drafter=small)
-        journal = None
+        drafter_name = "drafter" if drafter is None else drafter.name
+        engine = EmbeddedEngine(
+            target, speculator, settings, drafter=small, drafter_name=drafter_name
+        )
+        journal, shared_arms = None, None
         if redis_url and speculator is not None:
             journal = open_journal(redis_url, speculator, fingerprint, engine)
             engine.decisions.is_apart = lambda: not journal.is_connected
+            if engine.arms is not None:
+                shared_arms = share_arms(
+                    engine.arms, redis_url, fingerprint, replica=speculator.origin
+                )
         watch = None
         if drafter_registry and not no_speculation:
             watch = follow_drafters(
@@ -155,13 +171,17 @@ def main(
             speculator.close()
         if corpora is not None:
             corpora.close()
+        if shared_arms is not None:
+            shared_arms.close(FLUSH_SECONDS)
         if journal is not None:
             journal.close(FLUSH_SECONDS)
 
     metrics = None
     if speculator is not None:
         drafter_figures = None if watch is None else watch.figures
-        metrics = registry_of(MemoryCollector(speculator, journal, drafter=drafter_figures))
+        metrics = registry_of(
+            MemoryCollector(speculator, journal, figures=engine.figures, drafter=drafter_figures)
+        )
     server = EngineServer(
         engine,
         model_name=name,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.arm_choice import ArmChoice
+from paceline.adapters.arm_menu import ArmCaps
 from paceline.adapters.drafter_tally import stratum_of
 from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
 from paceline.adapters.embedded.requests import ALL_SOURCES, DraftSource
@@ -18,9 +20,11 @@ from paceline.adapters.embedded.round_budget import RoundBudget
 from paceline.adapters.embedded.sampling import NextDraws
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.failures import FailureLog
+from paceline.adapters.identity import DraftLimits
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 from paceline.caches import TokenTree
+from paceline.policies.round_split import RoundTime
 
 logger = logging.getLogger("paceline.embedded")
 
@@ -75,6 +79,14 @@ class Wish:
         """Most tokens that a source may draft."""
         return self.max_tokens if source in self.sources else 0
 
+    def within(self, caps: ArmCaps) -> Wish:
+        """The same within an arm."""
+        may = {source for source in self.sources if getattr(caps, source)}
+        most = min(self.max_tokens, max(caps))
+        if most == self.max_tokens and may == self.sources:
+            return self
+        return replace(self, max_tokens=most, sources=frozenset(may))
+
 
 class Drafts:
     """A `Speculator` and a model drafter, each of which may be missing and may fail.
@@ -85,6 +97,7 @@ class Drafts:
         max_branches: most drafted tokens that continue one.
         budget: what drafts may cost; the drafter's too.
         make_drafter: what drafts with a model that comes later, where none was there at first.
+        arms: narrows who may draft and how far; None for nobody.
 
     Attributes:
         failures: what went wrong.
@@ -98,6 +111,7 @@ class Drafts:
         max_branches: int,
         budget: RoundBudget,
         make_drafter: Callable[[Target], ModelDrafter] | None = None,
+        arms: ArmChoice | None = None,
     ) -> None:
         self.failures = FailureLog(logger, "drafting")
         self.budget = budget
@@ -105,15 +119,22 @@ class Drafts:
         self._drafter = drafter
         self._make_drafter = make_drafter
         self._max_branches = max_branches
+        self._arms = arms
+        self._num_tokens: dict[str, int] = {}
+        """Of the round's requests, when they were drafted for."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing that drafts."""
         return self._speculator is None and self._drafter is None
 
-    def begin(self, info: RequestInfo, prompt_ids: Sequence[int]) -> bool:
-        """Open a request; False if it goes undrafted."""
+    def begin(
+        self, info: RequestInfo, prompt_ids: Sequence[int], limits: DraftLimits | None = None
+    ) -> bool:
+        """Open a request, narrowed so by its client; False if it goes undrafted."""
         is_open = False
+        if self._arms is not None:
+            self._arms.open(info, limits)
         if self._speculator is not None:
             with self._failing_open():
                 self._speculator.begin(info, prompt_ids)
@@ -126,6 +147,11 @@ class Drafts:
 
     def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
         """A draft for each wish, in one call."""
+        if self._speculator is not None:
+            with self._failing_open():
+                self._observe(self._speculator, wishes)
+        if self._arms is not None:
+            wishes = self._narrowed(self._arms, wishes)
         trees = [TokenTree.empty()] * len(wishes)
         if self._speculator is not None:
             with self._failing_open():
@@ -141,6 +167,7 @@ class Drafts:
         drafted = trees
         with self._failing_open():
             trees = self.budget.cut(trees)
+        self._tell_arms(trees)
         return [
             Draft(
                 tree.token_ids.tolist(),
@@ -161,23 +188,64 @@ class Drafts:
         make = self._make_drafter
         self._drafter = None if model is None or make is None else make(model)
 
+    def _tell_arms(self, trees: Sequence[TokenTree]) -> None:
+        """What was drafted for the round's requests."""
+        if self._arms is not None:
+            asked = self.budget.with_model()
+            self._arms.issued(
+                list(self._num_tokens.values()),
+                [len(tree.token_ids) for tree in trees],
+                with_model=[i in asked for i in self._num_tokens] if asked else None,
+                model_seconds=self.budget.drafting_seconds,
+            )
+
+    def note_round(self, committed: Mapping[str, Sequence[int]], time: RoundTime | None) -> None:
+        """The target has verified the round's drafts.
+
+        Args:
+            committed: what came of it, by request.
+            time: what it took; None where that says nothing of others.
+        """
+        if self._arms is None:
+            return
+        before = self._num_tokens
+        num_tokens = {i: before[i] + len(new) for i, new in committed.items() if i in before}
+        alone: dict[str, tuple[int, int]] = {}
+        with self._failing_open():
+            alone = self.budget.alone(committed)
+        self._arms.seen(list(num_tokens), list(num_tokens.values()), lambda: committed, alone)
+        self._arms.took(time)
+
+    def _narrowed(self, arms: ArmChoice, wishes: Sequence[Wish]) -> list[Wish]:
+        """Wishes within the arms of their requests."""
+        self._num_tokens = {wish.info.request_id: len(wish.tokens) for wish in wishes}
+        caps = arms.begin(list(self._num_tokens), list(self._num_tokens.values()))
+        if self._speculator is not None:
+            arms.suppose(self._speculator, self.budget.verify)
+        return [wish.within(cap) for wish, cap in zip(wishes, caps, strict=True)]
+
     def finish(self, info: RequestInfo, tokens: npt.NDArray[np.int32]) -> None:
         """Close an open request, whose prompt and reply are `tokens`."""
         if self._speculator is not None and info.request_id in self._speculator:
             with self._failing_open():
                 self._speculator.observe([info.request_id], [tokens], [len(tokens)])
                 self._speculator.finish(info.request_id)
+        if self._arms is not None:
+            self._arms.finish(info.request_id)
         if self._drafter is not None:
             self._drafter.finish(info.request_id)
             if not info.scope:
                 for is_greedy in (True, False):
                     self._drafter.forget(info.learning_key(is_greedy=is_greedy))
 
+    def _observe(self, speculator: Speculator, wishes: Sequence[Wish]) -> None:
+        known = [wish for wish in wishes if wish.info.request_id in speculator]
+        tokens = [wish.tokens for wish in known]
+        request_ids = [wish.info.request_id for wish in known]
+        speculator.observe(request_ids, tokens, [len(row) for row in tokens])
+
     def _remember(self, speculator: Speculator, wishes: Sequence[Wish]) -> list[TokenTree]:
         known = [wish for wish in wishes if wish.info.request_id in speculator]
-        request_ids = [wish.info.request_id for wish in known]
-        tokens = [wish.tokens for wish in known]
-        speculator.observe(request_ids, tokens, [len(row) for row in tokens])
         drafted: dict[str, TokenTree] = {}
         for is_judged in (True, False):
             spare = SPARE_NODES if is_judged else 1

@@ -13,6 +13,7 @@ from typing import Final
 
 import torch
 
+from paceline.adapters.arm_choice import ArmChoice, with_arms
 from paceline.adapters.decisions import FAILURE, LENGTH, OFF, DecisionLog, Tally
 from paceline.adapters.drafter_swap import SwapSlot
 from paceline.adapters.drafter_tally import DrafterTally
@@ -26,9 +27,12 @@ from paceline.adapters.embedded.round_budget import DraftCounts, RoundBudget
 from paceline.adapters.embedded.sampling import NextDraws, TokenLogprobs, logprobs_of, verify
 from paceline.adapters.embedded.target import PREFILL_TOKENS, Row, Target
 from paceline.adapters.failures import FailureLog
+from paceline.adapters.identity import DraftLimits
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
+from paceline.adapters.verify_budget import DraftingFigures
 from paceline.errors import EngineError
+from paceline.policies.round_split import RoundTime
 
 logger = logging.getLogger("paceline.embedded")
 
@@ -48,6 +52,8 @@ class EngineSettings:
         max_kept_bytes: memory for keys and values of finished requests, for those that begin alike.
         always_draft: draft all that may be drafted, whether or not it is expected to be worth its
             time.
+        bandit: let a bandit narrow who drafts and how far, by what rounds took and brought; never
+            where `always_draft` says otherwise.
     """
 
     max_running: int = 8
@@ -56,6 +62,7 @@ class EngineSettings:
     max_draft_steps: int = 4
     max_kept_bytes: int = 1 << 30
     always_draft: bool = False
+    bandit: bool = True
 
     def __post_init__(self) -> None:
         for name, least, most, fix in (
@@ -124,6 +131,7 @@ class EmbeddedEngine:
         speculator: where drafts come from, None for no speculation.
         settings: limits.
         drafter: a small model that drafts beside memory, None for none.
+        drafter_name: its id, which what is learned of it goes by; the same in all replicas.
         prefixes: kept keys and values of the same target, shared with other engines; None for a
             store of its own.
         clock: monotonic seconds; what is worth its time is decided by it.
@@ -143,6 +151,7 @@ class EmbeddedEngine:
         settings: EngineSettings | None = None,
         *,
         drafter: Target | None = None,
+        drafter_name: str = "drafter",
         prefixes: PrefixStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
         on_swap: Callable[[int], None] | None = None,
@@ -155,12 +164,20 @@ class EmbeddedEngine:
         self._clock = clock
         self.tally = DrafterTally()
         self._budget = RoundBudget(always_draft=self.settings.always_draft, clock=clock)
+        self.arms: ArmChoice | None = None
+        is_drafting = speculator is not None or drafter is not None
+        if self.settings.bandit and not self.settings.always_draft and is_drafting:
+            self.arms = ArmChoice(
+                max_tokens=self.settings.max_draft_tokens,
+                drafter=drafter_name if drafter is not None else "",
+            )
         self._drafts = Drafts(
             speculator,
             None if drafter is None else self._model_drafter(drafter),
             max_branches=self.settings.max_branches,
             budget=self._budget,
             make_drafter=self._model_drafter,
+            arms=self.arms,
         )
         self.drafter_swaps = SwapSlot(
             lambda swap: self._drafts.swap(swap.model),
@@ -169,6 +186,8 @@ class EmbeddedEngine:
             clock=clock,
         )
         self._on_swap = on_swap
+        self._committed: dict[str, list[int]] = {}
+        """What came of the round so far."""
         if prefixes is None:
             prefixes = PrefixStore(self.settings.max_kept_bytes)
         self._prefixes = prefixes
@@ -211,6 +230,13 @@ class EmbeddedEngine:
     def draft_counts(self) -> DraftCounts:
         """When the model drafted, and what was cut as not worth its time."""
         return self._budget.counts
+
+    def figures(self) -> DraftingFigures:
+        """What is told of drafting beside `draft_counts`."""
+        budget = self._budget
+        costs = {"target": budget.verify.target, "model": budget.drafter}
+        events = {"tokens_cut": budget.verify.num_cut, "failures": self.draft_failures.count}
+        return with_arms(DraftingFigures(events, budget.verify.price, costs), self.arms)
 
     def start(self) -> None:
         """Start serving."""
@@ -268,9 +294,11 @@ class EmbeddedEngine:
             self._drop_aborted()
 
     def _swapped(self, version: int) -> None:
-        """Records say from now on which version drafted."""
+        """Records say from now on which version drafted; what arms know of the last one goes."""
         if self._speculator is not None:
             self._speculator.drafter_version = version
+        if self.arms is not None:
+            self.arms.reset_drafter(f"version {version}")
         if self._on_swap is not None:
             self._on_swap(version)
 
@@ -293,6 +321,7 @@ class EmbeddedEngine:
         self._drop_aborted()
         if not self._running:
             return
+        drafting_at = self._clock()
         self._draft()
         began_at = self._clock()
         rows = self._rows()
@@ -305,9 +334,15 @@ class EmbeddedEngine:
                 self._take(running, row, logits)
             except Exception as error:  # noqa: BLE001  logged: it must not end the other requests
                 self._fail(running, error)
+        took = None
         if not is_reading:
             num_tokens = sum(len(row.token_ids) for _, row in rows)
-            self._budget.note_target(len(rows), num_tokens, self._clock() - began_at)
+            ended_at = self._clock()
+            if self.arms is None or not self.arms.is_timing:
+                self._budget.note_target(len(rows), num_tokens, ended_at - began_at)
+            seconds = ended_at - drafting_at - self._budget.drafting_seconds
+            took = RoundTime(len(rows), num_tokens, seconds)
+        self._drafts.note_round(self._committed, took)
 
     def _serve_forever(self) -> None:
         is_open = True
@@ -340,7 +375,11 @@ class EmbeddedEngine:
         reply = Reply(request, self.target)
         owner, generation = _owner(request.info), self._prefixes.generation
         key_values = self._prefixes.take(owner, reply.tokens) if owner else None
-        is_drafting = self._drafts.begin(request.info, request.prompt_ids)
+        is_drafting = self._drafts.begin(
+            request.info,
+            request.prompt_ids,
+            DraftLimits(request.draft_sources, request.max_draft_tokens),
+        )
         running = _Running(
             job, reply, self.target.sequence() if key_values is None else key_values,
             is_drafting=is_drafting,
@@ -439,6 +478,7 @@ class EmbeddedEngine:
             sources = running.draft.sources
             running.tally.note_round(sources, bytes([sources[node] for node in path]))
         self.counts.generated_tokens += num_taken
+        self._committed[running.request_id] = tokens[:num_taken]
         running.draft = NO_DRAFT
         if reply.finish_reason is not None:
             self._leave(running)
@@ -480,6 +520,7 @@ class EmbeddedEngine:
         """Draft for all requests that are being answered, in one call."""
         answering = [r for r in self._running if r.is_answering]
         num_context = sum(len(r.reply.tokens) for r in answering)
+        self._committed = {}
         self._budget.begin(len(answering), num_context=num_context)
         drafting = [r for r in answering if r.is_drafting]
         wishes = [

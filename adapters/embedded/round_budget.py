@@ -109,6 +109,16 @@ class RoundBudget:
         self._num_asked = 0
 
     @property
+    def verify(self) -> VerifyBudget:
+        """Decides which drafted tokens are verified."""
+        return self._verify
+
+    @property
+    def drafting_seconds(self) -> float:
+        """What the model has taken in this round so far."""
+        return self._drafting_seconds
+
+    @property
     def drafter(self) -> RoundCost:
         """What passes of the drafter take."""
         return self._gate.cost
@@ -135,6 +145,26 @@ class RoundBudget:
                 gained = self._worth(issued.drafted, tokens) - self._worth(issued.recalled, tokens)
                 self._gate.learn(issued.key, issued.num_expected, gained)
         self._issued = {}
+
+    def with_model(self) -> frozenset[str]:
+        """Requests for which the model has drafted in this round."""
+        return frozenset(self._issued)
+
+    def alone(self, committed: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
+        """What memory alone would have had of the round, for each request that the model was with.
+
+        Args:
+            committed: as for `learn`, which comes after it.
+
+        Returns:
+            Tokens that would have been verified, and how many of them accepted.
+        """
+        found = {}
+        for request_id, issued in self._issued.items():
+            if tokens := committed.get(request_id):
+                (num_nodes,) = self._verify.num_worth(TreeBatch.of([issued.recalled])).tolist()
+                found[request_id] = num_nodes, issued.recalled.first(num_nodes).num_followed(tokens)
+        return found
 
     def asked(self, asking: Sequence[Asking]) -> list[int]:
         """Which of them the model drafts for, in rising order (`ModelGate.asked`)."""

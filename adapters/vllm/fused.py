@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.arm_choice import ArmChoice, with_arms
 from paceline.adapters.chain_fusing import NOBODY, ChainFuser, Reading, Recalled
 from paceline.adapters.decisions import DecisionLog
 from paceline.adapters.drafter_swap import Swap, SwapSlot
@@ -80,6 +81,7 @@ class FusedProposer:
         always_draft: all that may be drafted, whether or not it is worth its time.
         drafter_group: whose drafter the model is.
         on_swap: told of the version of the model that drafts from now on, on the worker's thread.
+        arms: narrows who may draft and how far; None for nobody.
 
     Attributes:
         failures: what went wrong.
@@ -101,6 +103,7 @@ class FusedProposer:
         always_draft: bool = False,
         drafter_group: str = SHARED_GROUP,
         on_swap: Callable[[int], None] | None = None,
+        arms: ArmChoice | None = None,
     ) -> None:
         self.failures = FailureLog(logger, "drafting")
         self.tally = DrafterTally()
@@ -127,6 +130,7 @@ class FusedProposer:
         """What the model has said in this step; None before it was asked."""
         self._is_unasked = False
         """Whether a step has begun in which vLLM has not asked for drafts yet."""
+        self._arms = arms
         self._opened: OpenRequests | None = None
         if speculator is not None:
             self._opened = OpenRequests(
@@ -137,6 +141,7 @@ class FusedProposer:
                 num_draft_tokens=runner.num_spec_tokens,
                 max_model_len=runner.max_model_len,
                 drafter_group=drafter_group,
+                arms=arms,
             )
         runner.propose_draft_token_ids = self.propose
 
@@ -150,6 +155,8 @@ class FusedProposer:
         self.swaps.take()
         try:
             self._rounds.begin(scheduler_output)
+            if self._arms is not None:
+                self._arms.took(self._rounds.ended)
             if scheduler_output.total_num_scheduled_tokens:
                 if self._is_unasked:  # vLLM did not ask for drafts in the step before
                     self.model.lose_account()
@@ -200,9 +207,11 @@ class FusedProposer:
                 self.failures.record(error)
 
     def _swapped(self, version: int) -> None:
-        """Records say from now on which version drafted."""
+        """Records say from now on which version drafted; what arms know of the last one goes."""
         if self._speculator is not None:
             self._speculator.drafter_version = version
+        if self._arms is not None:
+            self._arms.reset_drafter(f"version {version}")
         if self._on_swap is not None:
             self._on_swap(version)
 
@@ -217,7 +226,7 @@ class FusedProposer:
     def figures(self) -> DraftingFigures:
         """`stats`, and what rounds take."""
         costs = {"target": self.budget.target, "model": self.fuser.gate.cost}
-        return DraftingFigures(self.stats(), self.budget.price, costs)
+        return with_arms(DraftingFigures(self.stats(), self.budget.price, costs), self._arms)
 
     def _swap(self, swap: Swap) -> None:
         """Put the model's new weights into place."""
@@ -273,9 +282,8 @@ class FusedProposer:
         arguments: Sequence[Any],
     ) -> list[list[int]]:
         asked = self._observe(speculator, opened, step)
-        answered = [row for row, accepted in enumerate(step.accepted) if accepted]
-        num_context = sum(step.num_before[row] for row in answered)
-        self.budget.begin(len(answered), num_context=num_context)
+        num_context = sum(step.num_before[row] for row in step.answered)
+        self.budget.begin(len(step.answered), num_context=num_context)
         recalled = self._recall(speculator, step, asked)
         chains = self._guess(opened, step, asked, recalled, arguments)
         drafts: list[list[int]] = [[] for _ in step.request_ids]
@@ -299,6 +307,7 @@ class FusedProposer:
             for row, limit in asked.others.items():
                 num_kept = min(limit, int(is_worth[row].sum()))
                 drafts[row] = chains.token_ids[row, :num_kept].tolist()
+        self._issue(step, asked, drafts, model)
         # a runner that holds the model's probabilities would verify with them
         self._runner._draft_probs = None
         self._runner._draft_prob_req_ids = None
@@ -337,10 +346,48 @@ class FusedProposer:
             ]
             for source in ("memory", "model")
         )
+        if self._arms is not None:
+            answered = step.answered
+            num_tokens = step.num_tokens(answered)
+            request_ids = [step.request_ids[row] for row in answered]
+            self._arms.seen(
+                request_ids,
+                num_tokens,
+                lambda: dict(zip(step.request_ids, step.accepted, strict=True)),
+                self.fuser.alone,
+            )
+            caps = self._arms.begin(request_ids, num_tokens)
+            self._arms.suppose(speculator, self.budget)
+            self._rounds.is_odd = self._arms.is_timing
+            for row, cap in zip(answered, caps, strict=True):
+                memory[row] = min(memory[row], cap.memory)
+                model[row] = min(model[row], cap.model)
         wanting = [row for row in rows if memory[row] or model[row]]
         others = {row: limit for row, limit in enumerate(model) if limit and not is_open[row]}
         return _Asked(
             wanting, [memory[row] for row in wanting], [model[row] for row in wanting], others
+        )
+
+    def _issue(
+        self,
+        step: DraftingStep,
+        asked: _Asked,
+        drafts: Sequence[Sequence[int]],
+        model: ModelChains | None,
+    ) -> None:
+        """Tell the arms what is going to be verified, and for whom the model has drafted."""
+        if self._arms is None:
+            return
+        answered, with_model = step.answered, None
+        if model is not None:
+            drafted = zip(asked.rows, model.is_sound.tolist(), strict=True)
+            had_model = {row for row, is_sound in drafted if is_sound}.union(asked.others)
+            with_model = [row in had_model for row in answered]
+        self._arms.issued(
+            step.num_tokens(answered),
+            [len(drafts[row]) for row in answered],
+            with_model=with_model,
+            model_seconds=self._rounds.model_seconds,
         )
 
     def _recall(self, speculator: Speculator, step: DraftingStep, asked: _Asked) -> Recalled:

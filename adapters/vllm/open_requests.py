@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.arm_choice import ArmChoice
 from paceline.adapters.decisions import FAILURE, LENGTH, DecisionLog
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DraftLimits, draft_limits, request_info_from_xargs
@@ -31,6 +32,7 @@ class OpenRequests:
         num_draft_tokens: most tokens that vLLM verifies for a request and step.
         max_model_len: most tokens of a request.
         drafter_group: whose drafter the engine's model is.
+        arms: is told which requests are open; None where no arms are chosen.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class OpenRequests:
         num_draft_tokens: int,
         max_model_len: int,
         drafter_group: str = SHARED_GROUP,
+        arms: ArmChoice | None = None,
     ) -> None:
         self._runner = runner
         self._speculator = speculator
@@ -51,6 +54,7 @@ class OpenRequests:
         self._num_draft_tokens = num_draft_tokens
         self._max_model_len = max_model_len
         self._drafter_group = drafter_group
+        self._arms = arms
         self._limits: dict[str, DraftLimits] = {}
 
     def is_open(self, request_id: str, token_ids: npt.NDArray[np.int32]) -> bool:
@@ -69,10 +73,13 @@ class OpenRequests:
         if prompt_token_ids is None:
             return False
         self._decisions.open(
-            request_id, self._limits_of(request_id).limited_by(self._num_draft_tokens)
+            request_id, self._narrowed(request_id).limited_by(self._num_draft_tokens)
         )
         try:
-            self._speculator.begin(self.info(request_id), token_ids[: len(prompt_token_ids)])
+            info = self.info(request_id)
+            self._speculator.begin(info, token_ids[: len(prompt_token_ids)])
+            if self._arms is not None:
+                self._arms.open(info, self._narrowed(request_id))
         except Exception as error:  # noqa: BLE001  counted: the request is answered without drafts
             self._failures.record(error)
             self._decisions.limit(request_id, FAILURE)
@@ -110,25 +117,19 @@ class OpenRequests:
 
         Each round also yields one token that needs no draft.
         """
-        most = self._limits_of(request_id).most(source, self._num_draft_tokens)
+        most = self._narrowed(request_id).most(source, self._num_draft_tokens)
         room = max(0, self.num_left(request_id, num_tokens) - 1)
         if room >= most:
             return most
         self._decisions.limit(request_id, LENGTH)
         return room
 
-    def _limits_of(self, request_id: str) -> DraftLimits:
-        limits = self._limits.get(request_id)
-        if limits is None:
-            xargs = self._runner.requests[request_id].sampling_params.extra_args
-            limits = self._limits[request_id] = draft_limits(
-                xargs, drafter_group=self._drafter_group
-            )
-        return limits
-
     def finish(self, request_id: str) -> None:
         """Close a request that left vLLM; call before the runner forgets it."""
         self._limits.pop(request_id, None)
+        if self._arms is not None:
+            self._decisions.choose(request_id, self._arms.reason(request_id))
+            self._arms.finish(request_id)
         try:
             self._remember(request_id)
         finally:
@@ -144,6 +145,16 @@ class OpenRequests:
         token_ids = [*state.prompt_token_ids, *state.output_token_ids[:said]]
         self._speculator.observe([request_id], [token_ids], [len(token_ids)])
         self._speculator.finish(request_id)
+
+    def _narrowed(self, request_id: str) -> DraftLimits:
+        """What its policy, its client and its drafter group let be drafted."""
+        limits = self._limits.get(request_id)
+        if limits is None:
+            xargs = self._runner.requests[request_id].sampling_params.extra_args
+            limits = self._limits[request_id] = draft_limits(
+                xargs, drafter_group=self._drafter_group
+            )
+        return limits
 
 
 def num_said(output_token_ids: Sequence[int], sampling_params: Any) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.arm_choice import ArmChoice, with_arms
 from paceline.adapters.decisions import DecisionLog
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.speculator import Speculator
@@ -49,21 +50,31 @@ class DraftProposer:
         self._runner: Any = None
         self._speculator: Speculator | None = None
         self._opened: OpenRequests | None = None
+        self._arms: ArmChoice | None = None
 
     def load_model(self, *_args: Any, **_kwargs: Any) -> None:
         """Nothing to load; vLLM calls this on every proposer."""
 
-    def attach(self, runner: Any, speculator: Speculator, *, always_draft: bool = False) -> None:
+    def attach(
+        self,
+        runner: Any,
+        speculator: Speculator,
+        *,
+        always_draft: bool = False,
+        arms: ArmChoice | None = None,
+    ) -> None:
         """Draft from `speculator` for the requests in `runner`'s input batch from now on.
 
         Args:
             runner: vLLM's model runner.
             speculator: drafts from memory.
             always_draft: all that may be drafted, whether or not it is worth its time.
+            arms: narrows who may draft and how far; None for nobody.
         """
         self.budget.always_draft = always_draft
         self._runner = runner
         self._speculator = speculator
+        self._arms = arms
         self._opened = OpenRequests(
             runner,
             speculator,
@@ -71,12 +82,15 @@ class DraftProposer:
             self.decisions,
             num_draft_tokens=self.num_speculative_tokens,
             max_model_len=self.max_model_len,
+            arms=arms,
         )
 
     def begin_step(self, scheduler_output: Any) -> None:
         """The runner begins the step that vLLM has scheduled so."""
         try:
             self._rounds.begin(scheduler_output)
+            if self._arms is not None:
+                self._arms.took(self._rounds.ended)
         except Exception as error:  # noqa: BLE001  counted, as in propose
             self.failures.record(error)
 
@@ -123,10 +137,13 @@ class DraftProposer:
 
     def figures(self) -> DraftingFigures:
         """Counters of drafted tokens that were not worth verifying and of failures, and costs."""
-        return DraftingFigures(
-            {"tokens_cut": self.budget.num_cut, "failures": self.failures.count},
-            self.budget.price,
-            {"target": self.budget.target},
+        return with_arms(
+            DraftingFigures(
+                {"tokens_cut": self.budget.num_cut, "failures": self.failures.count},
+                self.budget.price,
+                {"target": self.budget.target},
+            ),
+            self._arms,
         )
 
     def _draft(
@@ -148,19 +165,36 @@ class DraftProposer:
         speculator.observe(request_ids, [token_ids_cpu[row] for row in rows], lengths)
         self.decisions.settle({ids[row]: sampled_token_ids[row] for row in rows})
 
+        known = [  # a partial prefill has nothing to verify a draft with
+            (request_id, length)
+            for row, request_id, length in zip(rows, request_ids, lengths, strict=True)
+            if sampled_token_ids[row]
+        ]
         limits = {
             request_id: opened.draft_limit(request_id, "memory", length)
-            for row, request_id, length in zip(rows, request_ids, lengths, strict=True)
-            if sampled_token_ids[row]  # a partial prefill has nothing to verify a draft with
+            for request_id, length in known
         }
+        answering, num_tokens = list(limits), [length for _, length in known]
+        if self._arms is not None:
+            self._arms.seen(
+                answering,
+                num_tokens,
+                lambda: {ids[row]: sampled_token_ids[row] for row in rows},
+            )
+            caps = self._arms.begin(answering, num_tokens)
+            self._arms.suppose(speculator, self.budget)
+            self._rounds.is_odd = self._arms.is_timing
+            for request_id, cap in zip(answering, caps, strict=True):
+                limits[request_id] = min(limits[request_id], cap.memory)
         wanted = [request_id for request_id, limit in limits.items() if limit > 0]
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
         row_of = dict(zip(request_ids, rows, strict=True))
         proposed = speculator.propose_batch(wanted, max_tokens=limits)
-        known = zip(request_ids, lengths, strict=True)
-        num_context = sum(length for request_id, length in known if request_id in limits)
-        self.budget.begin(len(limits), num_context=num_context)
+        self.budget.begin(len(limits), num_context=sum(num_tokens))
         num_kept = self.budget.cut(proposed).tolist()
+        if self._arms is not None:
+            kept_of = dict(zip(wanted, num_kept, strict=True))
+            self._arms.issued(num_tokens, [kept_of.get(i, 0) for i in answering])
         kept = zip(wanted, proposed.token_lists(), num_kept, strict=True)
         for request_id, tokens, num in kept:
             drafts[row_of[request_id]] = tokens[:num]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.policies.round_cost import RoundCost
+from paceline.policies.round_split import RoundTime
 
 
 @dataclass(slots=True)
@@ -18,6 +19,7 @@ class _Round:
     num_tokens: int
     num_context: int
     is_answering: bool
+    is_odd: bool
 
 
 class RoundClock:
@@ -33,10 +35,14 @@ class RoundClock:
 
     Attributes:
         model_seconds: what a model's drafting has taken in the round.
+        ended: the round before, None where its time says nothing.
+        is_odd: set where the next round is drafted for as none would be: it teaches nothing.
     """
 
     def __init__(self, cost: RoundCost, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.model_seconds = 0.0
+        self.ended: RoundTime | None = None
+        self.is_odd = False
         self._cost = cost
         self._clock = clock
         self._round: _Round | None = None
@@ -50,12 +56,15 @@ class RoundClock:
         """A step begins; vLLM's `scheduler_output` says what the target reads in it."""
         now, ended = self._clock(), self._round
         num_tokens: dict[str, int] = scheduler_output.num_scheduled_tokens
+        self.ended = None
         goes_on = bool(num_tokens) and not scheduler_output.scheduled_new_reqs
         if ended is not None and ended.is_answering and goes_on:
             seconds = now - ended.began_at - self.model_seconds
-            self._cost.learn(
-                ended.num_requests, ended.num_tokens, seconds, num_context=ended.num_context
-            )
+            if not ended.is_odd:
+                self._cost.learn(
+                    ended.num_requests, ended.num_tokens, seconds, num_context=ended.num_context
+                )
+            self.ended = RoundTime(ended.num_requests, ended.num_tokens, seconds)
         drafted = scheduler_output.scheduled_spec_decode_tokens
         is_answering = bool(num_tokens) and all(
             num <= 1 + len(drafted.get(request_id, ())) for request_id, num in num_tokens.items()
@@ -66,7 +75,9 @@ class RoundClock:
             sum(num_tokens.values()),
             sum(scheduler_output.scheduled_cached_reqs.num_computed_tokens),
             is_answering,
+            self.is_odd,
         )
+        self.is_odd = False
         self.model_seconds = 0.0
 
     @contextmanager

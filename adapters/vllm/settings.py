@@ -47,6 +47,10 @@ class WorkerSettings:
             step, 1 to 128.
         always_draft: draft all that may be drafted, whether or not it is expected to be worth its
             time.
+        bandit: let a bandit narrow who drafts and how far, by what rounds took and brought; never
+            where `always_draft` says otherwise.
+        replica: name of this engine among those that share what bandits learn, different from every
+            other's and the same after a restart; "" for a random one.
         warm_up_tokens: most tokens read back from the journal at start.
         corpus_dir: folder of the corpora that requests are drafted from (`paceline corpus`); ""
             for none.
@@ -67,6 +71,8 @@ class WorkerSettings:
     min_probability: float = 0.1
     drafter_tokens: int = 4
     always_draft: bool = False
+    bandit: bool = True
+    replica: str = ""
     warm_up_tokens: int = 4_194_304
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"

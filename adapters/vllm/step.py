@@ -33,6 +33,15 @@ class DraftingStep:
     longest: int
 
     @property
+    def answered(self) -> list[int]:
+        """Rows that got tokens in the step."""
+        return [row for row, accepted in enumerate(self.accepted) if accepted]
+
+    def num_tokens(self, rows: Sequence[int]) -> list[int]:
+        """Tokens that some rows have by now."""
+        return [self.num_before[row] + len(self.accepted[row]) for row in rows]
+
+    @property
     def has_prefill(self) -> bool:
         """Whether a row read more than a decoding one would: a prompt, or a part of one."""
         return any(

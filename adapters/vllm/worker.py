@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from paceline.adapters.arm_choice import ArmChoice
 from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.decisions import RequestDecisions
 from paceline.adapters.drafter_figures import DrafterFigures
 from paceline.adapters.drafter_following import follow_drafters
 from paceline.adapters.drafter_watch import DrafterWatch
 from paceline.adapters.housekeeping import Housekeeping
-from paceline.adapters.sharing import open_shared_journal
+from paceline.adapters.sharing import open_shared_journal, share_arms
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures
 from paceline.adapters.vllm.cpu_sampling import mend
@@ -35,7 +36,9 @@ from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.caches import DraftIndex, ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
 from paceline.caches.journal import Journal
+from paceline.caches.policy_sync import PolicySync
 from paceline.errors import JournalError, PacelineError
+from paceline.policies.bandits import PolicyState
 
 logger = logging.getLogger("paceline.vllm")
 
@@ -60,6 +63,7 @@ class SpeculatingWorker:
     _corpora: CorpusFeed | None = None
     _watch: DrafterWatch | None = None
     _shares: bool = False
+    _shared_arms: PolicySync[PolicyState] | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the target, then open the draft memory on the rank whose drafts vLLM uses."""
@@ -72,10 +76,12 @@ class SpeculatingWorker:
             # that check can never be needed.
             self.model_runner.effective_drafter_max_model_len += proposer.num_speculative_tokens
             if drafts_count_here():
+                speculator = self._open_memory(settings)
                 proposer.attach(
                     self.model_runner,
-                    self._open_memory(settings),
+                    speculator,
                     always_draft=settings.always_draft,
+                    arms=self._open_arms(settings, speculator, proposer.num_speculative_tokens),
                 )
                 self._proposer = proposer
                 proposer.decisions.is_apart = self._is_apart
@@ -87,7 +93,12 @@ class SpeculatingWorker:
 
     def _fuse(self, settings: WorkerSettings) -> None:
         """Draft beside vLLM's model drafter. A vLLM that it does not fit is left as it is."""
-        speculator = self._open_memory(settings) if drafts_count_here() else None
+        speculator, arms = None, None
+        if drafts_count_here():
+            speculator = self._open_memory(settings)
+            drafter = Path(str(self.model_runner.speculative_config.model)).name or "drafter"
+            num_tokens = self.model_runner.num_spec_tokens
+            arms = self._open_arms(settings, speculator, num_tokens, drafter=drafter)
         try:
             self._proposer = FusedProposer(
                 self.model_runner,
@@ -96,6 +107,7 @@ class SpeculatingWorker:
                 min_probability=settings.min_probability,
                 always_draft=settings.always_draft,
                 drafter_group=settings.drafter_group,
+                arms=arms,
             )
             self._proposer.decisions.is_apart = self._is_apart
         except (AttributeError, TypeError, ValueError):
@@ -123,6 +135,33 @@ class SpeculatingWorker:
         )
         self._shares = bool(settings.redis_url)
         return speculator
+
+    def _open_arms(
+        self,
+        settings: WorkerSettings,
+        speculator: Speculator,
+        num_draft_tokens: int,
+        *,
+        drafter: str = "",
+    ) -> ArmChoice | None:
+        """What chooses who drafts; None where the settings say that nothing does.
+
+        Where the journal is shared, so is what arms have brought.
+        """
+        if not settings.bandit or settings.always_draft:
+            return None
+        arms = ArmChoice(max_tokens=num_draft_tokens, drafter=drafter)
+        if self._journal is not None:
+            try:
+                self._shared_arms = share_arms(
+                    arms,
+                    settings.redis_url,
+                    fingerprint(self.vllm_config.model_config),
+                    replica=settings.replica or speculator.origin,
+                )
+            except JournalError as error:
+                logger.error("what arms have brought stays in this engine: %s", error)
+        return arms
 
     def _figures(self) -> DraftingFigures | None:
         return None if self._proposer is None else self._proposer.figures()
@@ -157,6 +196,8 @@ class SpeculatingWorker:
             self._speculator.close()
         if self._corpora is not None:
             self._corpora.close()
+        if self._shared_arms is not None:
+            self._shared_arms.close(timeout=SHUTDOWN_SECONDS)
         if self._journal is not None:
             self._journal.close(timeout=SHUTDOWN_SECONDS)
         super().shutdown()  # type: ignore[misc]  # the platform's worker

@@ -6,7 +6,12 @@ Pure, as all policies are: `paceline.caches.policy_sync` keeps what they have se
 from paceline.policies.bandits.arms import NO_DRAFTS, Arm, arm_set, default_arms
 from paceline.policies.bandits.bandit import Bandit
 from paceline.policies.bandits.base import Policy
-from paceline.policies.bandits.context import PolicyContext, batch_bucket, context_bucket
+from paceline.policies.bandits.context import (
+    PolicyContext,
+    batch_bucket,
+    context_bucket,
+    next_bucket,
+)
 from paceline.policies.bandits.defaults import default_policy
 from paceline.policies.bandits.exp3 import Exp3S
 from paceline.policies.bandits.gaussian import DiscountedUCB, ThompsonSampling
@@ -35,5 +40,6 @@ __all__ = [
     "default_arms",
     "default_policy",
     "encode_state",
+    "next_bucket",
     "shorter_draft",
 ]

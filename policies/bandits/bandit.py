@@ -37,6 +37,7 @@ class Bandit(ABC):
 
     Attributes:
         num_unusable: outcomes that nothing could be learned from, since the start.
+        num_trials: arms chosen because they had not been seen of late, since the start.
     """
 
     kind: ClassVar[str]
@@ -60,6 +61,7 @@ class Bandit(ABC):
         self._drafter = drafter
         self._evidence = Evidence([arm.name for arm in self._arms], self.width, self._levels)
         self.num_unusable = 0
+        self.num_trials = 0
 
     def __repr__(self) -> str:
         return (
@@ -82,6 +84,14 @@ class Bandit(ABC):
         """The arm to draft with, and `current` unless another is better by `margin`. O(arms)."""
         staying = self._number.get(current) if current is not None else None
         return self._arms[self._chosen(self._evidence.cell(context), staying, margin)]
+
+    def loss(self, context: PolicyContext, arm: Arm) -> float:
+        """How much longer an arm is taken to be than the best one for the same tokens, >= 0.
+
+        O(arms). 0 where the kind of policy keeps no means.
+        """
+        self._numbered(arm)
+        return 0.0
 
     def evidence(self, context: PolicyContext, arm: Arm) -> float:
         """How much is known of an arm in a context, in outcomes of full weight. O(1)."""

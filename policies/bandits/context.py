@@ -57,5 +57,10 @@ def context_bucket(num_tokens: int) -> int:
     return _floor(num_tokens, LEAST_CONTEXT, MOST_CONTEXT)
 
 
+def next_bucket(bucket: int) -> int:
+    """Least number of the context bucket after one; one that nobody reaches after the last."""
+    return 2 * bucket if bucket < MOST_CONTEXT else 1 << 62
+
+
 def _floor(number: int, least: int, most: int) -> int:
     return 1 << (min(max(number, least), most).bit_length() - 1)

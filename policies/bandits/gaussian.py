@@ -107,6 +107,12 @@ class GaussianBandit(Bandit):
         lent = self._prior(cell, number)[1] - PRIOR_WEIGHT
         return lent + cell.tables[0].row(number)[0]
 
+    def loss(self, context: PolicyContext, arm: Arm) -> float:
+        """See `Bandit.loss`."""
+        estimates = self._estimates(self._evidence.cell(context))
+        own = estimates[self._numbered(arm)][0]
+        return max(estimates)[0] / max(own, LEAST_REWARD) - 1.0
+
     def _levels(self, context: PolicyContext) -> tuple[TableName, ...]:
         workload, batch = context.workload, context.batch_bucket
         return (workload, batch, context.context_bucket), (workload, batch, 0), (None, batch, 0)
@@ -139,6 +145,7 @@ class GaussianBandit(Bandit):
             if seen < least and loss <= saved[0]:
                 least, found, cost = seen, arm, loss
         saved[0] -= cost
+        self.num_trials += found is not None
         return found
 
     @abstractmethod

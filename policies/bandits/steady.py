@@ -16,6 +16,15 @@ MAX_CONTEXTS: Final = 8192
 STAGGER: Final = 16
 """Contexts that begin one after the other first hold their arms for as many different times."""
 
+LOOK_SHARE: Final = 0.01
+"""Of the time, for looking at the widest arm while others tell nothing of it."""
+MOST_UNTOLD: Final = 4
+"""Holds that tell nothing of the widest arm before time is saved for looking at it."""
+LEAST_LOOK: Final = 0.03
+"""What a look is taken to cost at least, in holds."""
+MOST_SAVED: Final = 8.0
+"""Time saved for looks, in holds; an arm that costs more is not looked at again."""
+
 Sums = list[float]
 """Tokens, seconds, rounds."""
 
@@ -23,13 +32,19 @@ Sums = list[float]
 class _Held:
     """What a context drafts with, and what came of it so far."""
 
-    __slots__ = ("arm", "aside", "left", "num_changes", "sums", "untried")
+    __slots__ = (
+        *("arm", "aside", "left", "num_changes", "num_untold", "saved", "sums", "untried"),
+    )
 
     def __init__(self, arm: Arm, untried: list[Arm]) -> None:
         self.arm = arm
         self.untried = untried
         self.left = 0.0
         self.num_changes = 0
+        self.num_untold = 0
+        """Holds in a row that told nothing of the widest arm."""
+        self.saved = 0.0
+        """Time for looking at the widest arm, in holds."""
         self.sums: Sums = [0.0, 0.0, 0.0]
         self.aside: dict[Arm, Sums] = {}
 
@@ -47,9 +62,19 @@ class Steady:
             in parts of the rate without drafts.
         burn_in: evidence on an arm, in outcomes of full weight, below which it is pulled in a new
             context before any other is chosen; 0 for none.
+        is_told_aside: outcomes come with those that other arms would have had, no drafts among
+            them: a new context then begins with its widest arm, the longest of everybody, which
+            tells of all others, instead of with none; drafts with another only where that is
+            better than the widest by the margin; and looks at the widest again for a hundredth of
+            the time while another is held that tells nothing of it.
 
     Raises:
         ConfigError: a setting is outside its range.
+
+    Attributes:
+        num_pulls: times that an arm was chosen anew, since the start.
+        num_burned_in: of those, for an arm that was not known enough.
+        num_looks: of those, for the widest arm, of which others had told nothing for some time.
     """
 
     def __init__(
@@ -59,6 +84,7 @@ class Steady:
         hold_rounds: float = 16.0,
         margin: float = 0.02,
         burn_in: float = 0.5,
+        is_told_aside: bool = False,
     ) -> None:
         if not hold_rounds >= 1.0:
             raise ConfigError(f"hold_rounds is {hold_rounds}; give at least 1")
@@ -68,9 +94,15 @@ class Steady:
         self._hold_rounds = hold_rounds
         self._margin = margin
         self._burn_in = burn_in
+        self._widest: Arm | None = None
+        if is_told_aside:
+            self._widest = max(bandit.arms, key=lambda arm: (arm.has_model, arm.max_tokens))
         self._held: dict[PolicyContext, _Held] = {}
         self._num_unusable = 0
         self._num_begun = 0
+        self.num_pulls = 0
+        self.num_burned_in = 0
+        self.num_looks = 0
 
     def __repr__(self) -> str:
         return (
@@ -92,6 +124,11 @@ class Steady:
     def num_unusable(self) -> int:
         """Outcomes that nothing could be learned from, since the start."""
         return self._num_unusable + self._bandit.num_unusable
+
+    @property
+    def num_trials(self) -> int:
+        """Times that an arm was pulled because it had not been seen of late, since the start."""
+        return self._bandit.num_trials
 
     def pull(self, context: PolicyContext) -> Arm:
         """The arm that the context holds, or another when its rounds are over."""
@@ -160,15 +197,38 @@ class Steady:
                 del self._held[next(iter(self._held))]
         else:
             current = held.arm
+            is_told = self._widest is None or self._widest == current or self._widest in held.aside
             self._teach(context, held)
-        held.arm = self._burning(context, held) or self._bandit.choose(
-            context, current, self._margin
-        )
+            held.num_untold = 0 if is_told else held.num_untold + 1
+            if held.num_untold > MOST_UNTOLD:
+                held.saved = min(held.saved + LOOK_SHARE, MOST_SAVED)
+        burning = self._burning(context, held)
+        held.arm = burning or self._look(context, held) or self._chosen(context, current)
+        self.num_pulls += 1
+        self.num_burned_in += burning is not None
         held.left = self._hold_rounds
         if current is None:  # contexts that begin together choose anew one after the other
             self._num_begun += 1
             held.left *= 1.0 - self._num_begun % STAGGER / STAGGER
         return held.arm
+
+    def _look(self, context: PolicyContext, held: _Held) -> Arm | None:
+        """The widest arm, if the time saved for looking at it pays for what it is taken to lose."""
+        if self._widest is None or held.saved < LEAST_LOOK:
+            return None
+        cost = max(self._bandit.loss(context, self._widest), LEAST_LOOK)
+        if held.saved < cost:
+            return None
+        held.saved -= cost
+        self.num_looks += 1
+        return self._widest
+
+    def _chosen(self, context: PolicyContext, current: Arm | None) -> Arm:
+        if self._widest is not None and current is not None and current.max_tokens:
+            chosen = self._bandit.choose(context, self._widest, self._margin)
+            if chosen == self._widest:
+                return chosen
+        return self._bandit.choose(context, current, self._margin)
 
     def _burning(self, context: PolicyContext, held: _Held) -> Arm | None:
         """The first arm that is not known enough yet; all anew when rewards have changed."""
@@ -183,7 +243,12 @@ class Steady:
         return None
 
     def _in_burn_in_order(self) -> list[Arm]:
-        """No drafts first, which all rewards are relative to; then long drafts, which tell most."""
+        """No drafts first, which all rewards are relative to; then long drafts, which tell most.
+
+        Where rewards of no drafts are told aside, the longest of everybody come first.
+        """
+        if self._widest is not None:
+            return sorted(self.arms, key=lambda arm: (not arm.has_model, -arm.max_tokens))
         return sorted(self.arms, key=lambda arm: -arm.max_tokens or -(1 << 20))
 
     def _add_aside(self, held: _Held, aside: Mapping[Arm, Outcome]) -> None:

@@ -19,6 +19,8 @@ def test_settings_come_back_from_the_environment() -> None:
         always_draft=True,
         drafter_registry="/drafters",
         drafter_group="team",
+        bandit=False,
+        replica="engine-3",
     )
     assert WorkerSettings.from_env({"HOME": "/", **settings.to_env()}) == settings
     assert WorkerSettings.from_env({}) == WorkerSettings()

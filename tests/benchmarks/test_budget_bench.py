@@ -26,13 +26,27 @@ from paceline.middleware.cli import cli
 def test_every_figure_is_measured(tmp_path: Path) -> None:
     """Cutting, choosing and learning, several batches, and the heap beside them."""
     report = tmp_path / "budget.json"
-    command = ["bench", "budget", "--tokens", "4", "--rounds", "1", "--json", str(report)]
+    command = [
+        "bench",
+        "budget",
+        "--tokens",
+        "4",
+        "--rounds",
+        "1",
+        "--arm-rounds",
+        "32",
+        "--json",
+        str(report),
+    ]
     done = CliRunner().invoke(cli, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     figures = json.loads(report.read_text())["figures"]
     for batch in (1, 32, 256):
         for what in ("cut_us", "learn_us", "gate_us", "heap_cut_us", "heap_over_cut"):
             assert 0 < figures[f"batch_{batch}/{what}"] < math.inf
+        for what in ("one", "each", "without"):
+            mean, most = (figures[f"batch_{batch}/arms_{what}{end}"] for end in ("_us", "_most_us"))
+            assert 0 < mean < most < math.inf
 
 
 def test_the_heap_cuts_as_the_engine_does() -> None:

@@ -1,0 +1,231 @@
+"""What rounds of a batch tell of arms: those they were drafted with, and shorter ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.policies.bandits import Arm, Outcome
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundRows:
+    """One round's requests; each sequence has an entry for each.
+
+    Lists, and arrays only when rounds are summed up: a round has few entries, and many rounds many.
+
+    Attributes:
+        places: int64. Whose sums they belong to, below 0 for nobody's.
+        drafted: drafted tokens that were verified.
+        committed: tokens that came of the round; nobody learns from less than 1.
+        memory_drafted: tokens that memory alone would have had verified.
+        memory_committed: tokens that would have come of that.
+        base_seconds: of the round without drafts.
+        token_seconds: what a drafted token of one request took, times the requests of the round.
+        model_seconds: what the model's drafting took, likewise; None for none.
+    """
+
+    places: Ints
+    drafted: Sequence[int]
+    committed: Sequence[int]
+    memory_drafted: Sequence[int]
+    memory_committed: Sequence[int]
+    base_seconds: float
+    token_seconds: float
+    model_seconds: Sequence[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Supposed:
+    """A draft of memory's that nobody verified, and what would have come of it.
+
+    Attributes:
+        place: whose sums it belongs to.
+        drafted: its tokens.
+        committed: those that the target said as well, and one more.
+        base_seconds: of a round without drafts.
+        token_seconds: what each of its tokens would have taken.
+    """
+
+    place: int
+    drafted: int
+    committed: int
+    base_seconds: float
+    token_seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArmSums:
+    """Sums over rounds, as outcomes of arms.
+
+    Attributes:
+        caps: in the order of the first axis of what follows, rising, 0 first.
+        memory: float64, (3, caps, places). Tokens, seconds and rounds with memory alone.
+        fused: float64, (3, caps, places). The same with whoever drafted.
+        supposed: float64, (3, caps, places). Of drafts that nobody verified.
+    """
+
+    caps: Sequence[int]
+    memory: Floats
+    fused: Floats
+    supposed: Floats
+
+    def outcome(self, arm: Arm, place: int) -> Outcome:
+        """What came of an arm in one place; only for arms that what was pulled there reveals."""
+        return self._read(self.fused if arm.has_model else self.memory, arm, place)
+
+    def as_supposed(self, arm: Arm, place: int) -> Outcome:
+        """What would have come of memory's arm; no rounds where nothing was supposed.
+
+        It counts for as many rounds as were watched for it, one for each token: few long drafts
+        that are right must not count for less than many wrong ones.
+        """
+        found = self._read(self.supposed, arm, place)
+        share = found.num_tokens / found.num_rounds if found.num_rounds else 1.0
+        return Outcome(found.num_tokens * share, found.seconds * share, found.num_tokens)
+
+    def _read(self, sums: Floats, arm: Arm, place: int) -> Outcome:
+        tokens, seconds, rounds = sums[:, self.caps.index(arm.max_tokens), place].tolist()
+        return Outcome(tokens, seconds, rounds)
+
+
+def reveals(pulled: Arm, other: Arm) -> bool:
+    """Whether rounds with an arm tell what another would have given, as `RoundRows` has them.
+
+    Beside a model's draft it is known what memory's alone would have been.
+    """
+    return pulled.reveals(other) or (
+        pulled.sources == "both"
+        and other.sources == "memory"
+        and pulled.max_tokens >= other.max_tokens
+    )
+
+
+class ArmRounds:
+    """Rounds until they are summed up. Adding one is O(1), summing O(requests of all * caps)."""
+
+    def __init__(self) -> None:
+        self._rounds: list[RoundRows] = []
+        self._supposed: list[Supposed] = []
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    def add(self, rows: RoundRows) -> None:
+        """Keep a round."""
+        self._rounds.append(rows)
+
+    def suppose(self, supposed: Supposed) -> None:
+        """Keep what would have come of a draft."""
+        self._supposed.append(supposed)
+
+    def clear(self) -> None:
+        """Drop all rounds."""
+        self._rounds, self._supposed = [], []
+
+    def take(self, num_places: int, caps: Sequence[int]) -> ArmSums:
+        """Sum up all rounds, and drop them.
+
+        A request's seconds are those that the round would have taken if all requests had drafted as
+        it did: what a draft takes is its own, whoever else drafts, and no drafts take nothing.
+        """
+        rounds, self._rounds = self._rounds, []
+        supposed, self._supposed = self._supposed, []
+        sizes = [len(each.places) for each in rounds]
+        places = np.concatenate([each.places for each in rounds])
+        committed = _joined(each.committed for each in rounds)
+        kept = (places >= 0) & (committed > 0)
+        places = places[kept]
+        base = np.repeat([each.base_seconds for each in rounds], sizes)[kept]
+        token = np.repeat([each.token_seconds for each in rounds], sizes)[kept]
+        rows = _Rows(
+            places,
+            _joined(each.memory_drafted for each in rounds)[kept],
+            _joined(each.memory_committed for each in rounds)[kept],
+            base,
+            token,
+        )
+        memory = fused = _summed(rows, num_places, caps)
+        if any(each.model_seconds is not None for each in rounds):
+            model = np.concatenate([
+                np.zeros(len(each.places)) if each.model_seconds is None else each.model_seconds
+                for each in rounds
+            ])[kept]  # fmt: skip
+            drafted = _joined(each.drafted for each in rounds)[kept]
+            rows = _Rows(places, drafted, committed[kept], base + model, token)
+            fused = _summed(rows, num_places, caps)
+        not_verified = np.zeros((3, len(caps), num_places))
+        if supposed:
+            not_verified = _summed(_Rows.of(supposed), num_places, caps)
+        return ArmSums(caps, memory, fused, not_verified)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Drafts in one place each; seconds of a round without, and of a drafted token."""
+
+    places: Ints
+    drafted: Ints
+    committed: Ints
+    base_seconds: Floats
+    token_seconds: Floats
+
+    @classmethod
+    def of(cls, supposed: Sequence[Supposed]) -> _Rows:
+        return cls(
+            np.array([each.place for each in supposed], np.int64),
+            np.array([each.drafted for each in supposed], np.int64),
+            np.array([each.committed for each in supposed], np.int64),
+            np.array([each.base_seconds for each in supposed]),
+            np.array([each.token_seconds for each in supposed]),
+        )
+
+
+def _summed(rows: _Rows, num_places: int, caps: Sequence[int]) -> Floats:
+    """Tokens, seconds and rounds of each cap in each place."""
+    num_rounds, num_drafted = shorter_drafts(rows.drafted, rows.committed, caps)
+    seconds = num_rounds * rows.base_seconds + num_drafted * rows.token_seconds
+    tokens = np.broadcast_to(rows.committed, num_rounds.shape)
+    at = (rows.places + num_places * np.arange(len(caps))[:, np.newaxis]).ravel()
+    sums = [
+        np.bincount(at, values.ravel(), len(caps) * num_places).astype(np.float64)
+        for values in (tokens, seconds, num_rounds)
+    ]
+    return np.stack(sums).reshape(3, len(caps), num_places)
+
+
+def _joined(rows: Iterable[Sequence[int]]) -> Ints:
+    return np.fromiter(chain.from_iterable(rows), np.int64)
+
+
+def shorter_drafts(drafted: Ints, committed: Ints, caps: Sequence[int]) -> tuple[Ints, Ints]:
+    """`shorter_draft` of many rounds: rounds and drafted tokens, each (caps, rounds)."""
+    most = np.array(caps, np.int64)[:, np.newaxis]
+    num_rounds = -(-committed // (most + 1))
+    before = num_rounds - 1
+    left = np.clip(drafted - before * (most + 1), 0, most)
+    return num_rounds, before * most + left
+
+
+def told_aside(sums: ArmSums, arms: Sequence[Arm], pulled: Arm, place: int) -> dict[Arm, Outcome]:
+    """What other arms would have given; no drafts are always among them, or were pulled.
+
+    What longer drafts of memory's would have given is among them where they were supposed.
+    """
+    told = {}
+    if not pulled.has_model and sums.supposed[2, 0, place]:
+        told = {
+            arm: sums.as_supposed(arm, place)
+            for arm in arms
+            if arm.sources == "memory" and arm.max_tokens > pulled.max_tokens
+        }
+    return told | {
+        arm: sums.outcome(arm, place) for arm in arms if arm != pulled and reveals(pulled, arm)
+    }
