@@ -21,7 +21,7 @@ from paceline.caches.drafter_registry import DrafterRegistry
 from paceline.caches.drafter_versions import DrafterVersion, GateResult
 from paceline.drafter_folder import Distilled, HeldOut
 from paceline.errors import ConfigError
-from paceline.online.cycle import CycleFolder, CycleLimits, CyclePlan, train
+from paceline.online.cycle import CycleFolder, CyclePlan, train
 from paceline.online.errors_first import emphasised
 from paceline.online.greedy_replay import ReplayCounts, total
 from paceline.online.idle import IdleGate
@@ -37,8 +37,9 @@ from paceline.online.progress import progress_bar
 from paceline.online.promotion import gathered, judge
 from paceline.online.ranks import Ranks
 from paceline.online.replay import Replay
+from paceline.online.shared_work import SharedWork, cycle_limits
 from paceline.online.student import Student, replay_lessons
-from paceline.online.training import Trainer, TrainingLimits
+from paceline.online.training import Trainer
 from paceline.online.worthwhile import Decision, ExpectedGain, decide
 
 logger = logging.getLogger("paceline.learner")
@@ -76,31 +77,6 @@ class LearnerParts:
     gate: IdleGate
     ranks: Ranks
     device: Any = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class SharedWork:
-    """What the first process tells the others to train with it.
-
-    Attributes:
-        folder: of the drafter to begin with.
-        target: name of its target.
-        lessons: learned from.
-        plan: of the cycle.
-        work: the cycle's folder, for its checkpoint.
-        settings: how.
-    """
-
-    folder: str
-    target: str
-    lessons: list[Lesson]
-    plan: CyclePlan
-    work: str
-    settings: LearnerSettings
-
-
-NO_WORK: Final[SharedWork | None] = None
-"""What the first process says when it ends."""
 
 
 class DroppedError(Exception):
@@ -499,43 +475,3 @@ class Learner:
     def _require_unforgotten(self) -> None:
         if self._is_forgotten.is_set():
             raise DroppedError
-
-
-def cycle_limits(settings: LearnerSettings) -> CycleLimits:
-    """How long a cycle learns and how."""
-    cycle = settings.cycle
-
-    def training(num_steps: int, seed: int) -> TrainingLimits:
-        return TrainingLimits(
-            steps=num_steps,
-            seconds=None,
-            batch=cycle.batch,
-            learning_rate=cycle.learning_rate,
-            seed=seed,
-            objective=cycle.objective,
-        )
-
-    return CycleLimits(
-        epochs=cycle.epochs,
-        batch=cycle.batch,
-        checkpoint_steps=cycle.checkpoint_steps,
-        training=training,
-    )
-
-
-def follow_first(ranks: Ranks, device: Any) -> None:
-    """Train along with the first process until it ends."""
-    while (work := ranks.from_first(NO_WORK)) is not None:
-        opened = open_drafter(Path(work.folder), target=work.target, device=device)
-        try:
-            train(
-                opened.student,
-                work.lessons,
-                work.plan,
-                CycleFolder(Path(work.work)),
-                cycle_limits(work.settings),
-                ranks=ranks,
-            )
-        except RuntimeError as error:  # what torch raises where another process has gone
-            logger.warning("the first process has left in the middle of a step: %s", error)
-            return

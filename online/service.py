@@ -30,7 +30,7 @@ from paceline.errors import PacelineError
 from paceline.models import load_model, model_source, target_path
 from paceline.online.idle import GpuLoad, IdleGate, LoadAverage, LoadSource, ServedLoad
 from paceline.online.journal_follower import JournalFollower
-from paceline.online.learner import NO_WORK, Learner, LearnerParts, follow_first
+from paceline.online.learner import Learner, LearnerParts
 from paceline.online.learner_metrics import LearnerCollector
 from paceline.online.learner_settings import LearnerSettings
 from paceline.online.lesson_cache import LessonCache
@@ -46,6 +46,7 @@ from paceline.online.passage_teaching import (
 from paceline.online.ranks import Ranks
 from paceline.online.replay import Replay
 from paceline.online.served_teacher import ServedTeacher
+from paceline.online.shared_work import NO_WORK, follow_first
 from paceline.online.teacher import Teacher
 
 logger = logging.getLogger("paceline.learner")

@@ -11,7 +11,8 @@ from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.drafter_following import follow_drafters
 from paceline.adapters.drafter_settings import FollowSettings
 from paceline.adapters.embedded.drafter_host import EmbeddedDrafterHost
-from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+from paceline.adapters.embedded.engine import EmbeddedEngine
+from paceline.adapters.embedded.engine_settings import EngineSettings
 from paceline.adapters.embedded.server import EngineServer
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.housekeeping import Housekeeping

@@ -18,6 +18,7 @@ from paceline.adapters.decisions import FAILURE, LENGTH, OFF, DecisionLog, Tally
 from paceline.adapters.drafter_swap import SwapSlot
 from paceline.adapters.drafter_tally import DrafterTally
 from paceline.adapters.embedded.drafts import NO_DRAFT, Draft, Drafts, Wish
+from paceline.adapters.embedded.engine_settings import EngineCounts, EngineSettings
 from paceline.adapters.embedded.key_values import KeyValues
 from paceline.adapters.embedded.model_drafter import ModelDrafter
 from paceline.adapters.embedded.prefixes import PrefixStore
@@ -37,60 +38,6 @@ from paceline.policies.round_split import RoundTime
 logger = logging.getLogger("paceline.embedded")
 
 MAX_WAITING: Final = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """How the engine serves.
-
-    Attributes:
-        max_running: requests read and answered at a time; others wait.
-        max_draft_tokens: most tokens drafted a round for a request; verifying 8 costs about 1.4
-            times one on a small CPU.
-        max_branches: most drafted tokens that continue one; 1 drafts chains.
-        max_draft_steps: most passes of a model drafter a round.
-        max_kept_bytes: memory for keys and values of finished requests, for those that begin alike.
-        always_draft: draft all that may be drafted, whether or not it is expected to be worth its
-            time.
-        bandit: let a bandit narrow who drafts and how far, by what rounds took and brought; never
-            where `always_draft` says otherwise.
-    """
-
-    max_running: int = 8
-    max_draft_tokens: int = 8
-    max_branches: int = 1
-    max_draft_steps: int = 4
-    max_kept_bytes: int = 1 << 30
-    always_draft: bool = False
-    bandit: bool = True
-
-    def __post_init__(self) -> None:
-        for name, least, most, fix in (
-            ("max_running", 1, None, "give at least 1"),
-            ("max_draft_tokens", 1, None, "give at least 1, or no speculator"),
-            ("max_branches", 1, 16, "give 1 (chains) to 16"),
-            ("max_draft_steps", 1, None, "give at least 1"),
-            ("max_kept_bytes", 0, None, "give 0 to keep none, or more"),
-        ):
-            value = getattr(self, name)
-            if value < least or (most is not None and value > most):
-                raise EngineError(f"{name} is {value}; {fix}")
-
-
-@dataclass(slots=True)
-class EngineCounts:
-    """Totals since the start; written by the engine's thread only."""
-
-    requests: int = 0
-    aborted: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    steps: int = 0
-    rounds: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -506,6 +453,9 @@ class EmbeddedEngine:
         if running not in self._running:
             return
         self._running.remove(running)
+        if self.arms is not None:
+            request_id = running.request_id
+            self.decisions.choose(request_id, self.arms.reason(request_id))
         self.decisions.close(running.request_id)
         if running.is_drafting:
             self._drafts.finish(running.job.request.info, running.reply.tokens)

@@ -101,7 +101,7 @@ def _start(job: Job) -> MeasuredServer:
     """The job's engine; the libraries of the other kind are not imported."""
     settings = job.settings
     if job.variant in EMBEDDED:
-        from paceline.adapters.embedded.engine import EngineSettings
+        from paceline.adapters.embedded.engine_settings import EngineSettings
         from paceline.adapters.embedded.target import Target
         from paceline.benchmarks.engine.embedded_server import EmbeddedServer, ForcedTarget
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+from paceline.adapters.embedded.engine import EmbeddedEngine
+from paceline.adapters.embedded.engine_settings import EngineSettings
 from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
 from paceline.adapters.embedded.sampling import SamplingParams
 from paceline.adapters.embedded.target import Row, Target, tree_layout

@@ -12,7 +12,8 @@ from typing import Final
 import click
 import torch
 
-from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+from paceline.adapters.embedded.engine import EmbeddedEngine
+from paceline.adapters.embedded.engine_settings import EngineSettings
 from paceline.adapters.embedded.sampling import SamplingParams, distribution
 from paceline.adapters.embedded.target import Row, Target
 from paceline.benchmarks.exact.answers import answer_all

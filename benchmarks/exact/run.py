@@ -11,7 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+from paceline.adapters.embedded.engine import EmbeddedEngine
+from paceline.adapters.embedded.engine_settings import EngineSettings
 from paceline.adapters.embedded.prefixes import PrefixStore
 from paceline.adapters.embedded.requests import GenerationRequest
 from paceline.adapters.embedded.sampling import SamplingParams

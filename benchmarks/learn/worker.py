@@ -65,7 +65,8 @@ def examine(work: ExamineWork) -> list[list[Examined]]:
 
 def speed(work: SpeedWork) -> Speed:
     """Of an embedded engine with memory and the drafter."""
-    from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+    from paceline.adapters.embedded.engine import EmbeddedEngine
+    from paceline.adapters.embedded.engine_settings import EngineSettings
     from paceline.adapters.embedded.target import Target
     from paceline.adapters.speculator import Speculator
     from paceline.benchmarks.exact.answers import answer_all

@@ -42,7 +42,8 @@ def make_target(seed: int = 3, **changes: Any) -> Target:
 
 
 def make_engine(drafter: Target | None, *, memory: bool = True, **options: Any) -> EmbeddedEngine:
-    from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+    from paceline.adapters.embedded.engine import EmbeddedEngine
+    from paceline.adapters.embedded.engine_settings import EngineSettings
 
     settings = EngineSettings(
         max_running=NUM_REQUESTS, always_draft=True, max_branches=options.pop("branches", 1)
@@ -122,7 +123,8 @@ def test_a_swapped_drafter_drafts_as_one_that_was_always_there() -> None:
 
 def test_nothing_learned_of_one_drafter_is_held_against_the_next() -> None:
     """A useless drafter that rests is replaced by a good one, which is asked at once."""
-    from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+    from paceline.adapters.embedded.engine import EmbeddedEngine
+    from paceline.adapters.embedded.engine_settings import EngineSettings
     from paceline.adapters.model_gain import PATIENCE
 
     now = 0.0

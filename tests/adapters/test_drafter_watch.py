@@ -54,7 +54,8 @@ class Replica:
         self, url: str, place: Path, name: str, target: Path, drafter: Path | None, **options: Any
     ) -> None:
         from paceline.adapters.embedded.drafter_host import EmbeddedDrafterHost
-        from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+        from paceline.adapters.embedded.engine import EmbeddedEngine
+        from paceline.adapters.embedded.engine_settings import EngineSettings
         from paceline.adapters.embedded.target import Target
 
         self.now = time.time()

@@ -83,7 +83,8 @@ def make_engine(
         step: seconds more of a pass in which any draft is verified.
         settings: further ones.
     """
-    from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+    from paceline.adapters.embedded.engine import EmbeddedEngine
+    from paceline.adapters.embedded.engine_settings import EngineSettings
     from paceline.adapters.embedded.target import Target
 
     clock = Clock()

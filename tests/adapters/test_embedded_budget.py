@@ -66,7 +66,8 @@ def make_engine(
 
     What is worth its time is chosen by time alone.
     """
-    from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+    from paceline.adapters.embedded.engine import EmbeddedEngine
+    from paceline.adapters.embedded.engine_settings import EngineSettings
 
     clock = Clock()
     target = make_target(clock, fixed=0.03, request=0.002, token=0.001)

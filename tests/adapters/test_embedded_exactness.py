@@ -67,7 +67,8 @@ def requests(sampling: dict[str, Any]) -> list[GenerationRequest]:
 
 
 def make_engine(*, memory: bool, drafter: bool, branches: int) -> EmbeddedEngine:
-    from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+    from paceline.adapters.embedded.engine import EmbeddedEngine
+    from paceline.adapters.embedded.engine_settings import EngineSettings
 
     settings = EngineSettings(max_running=64, max_draft_tokens=6, max_branches=branches)
     return EmbeddedEngine(

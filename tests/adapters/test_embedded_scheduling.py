@@ -70,7 +70,8 @@ class Client:
 
 
 def make_engine(target: Target, speculator: Any = None, **settings: Any) -> EmbeddedEngine:
-    from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+    from paceline.adapters.embedded.engine import EmbeddedEngine
+    from paceline.adapters.embedded.engine_settings import EngineSettings
 
     # by a clock that stands still no draft costs anything: nothing depends on how fast it runs here
     return EmbeddedEngine(target, speculator, EngineSettings(**settings), clock=lambda: 0.0)

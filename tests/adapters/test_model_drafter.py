@@ -54,7 +54,8 @@ def say(
 
 
 def make_engine(target: Target, *, memory: bool, drafter: Target | None, branches: int) -> Any:
-    from paceline.adapters.embedded.engine import EmbeddedEngine, EngineSettings
+    from paceline.adapters.embedded.engine import EmbeddedEngine
+    from paceline.adapters.embedded.engine_settings import EngineSettings
 
     speculator = Speculator() if memory else None
     settings = EngineSettings(max_branches=branches, always_draft=True)

@@ -46,7 +46,7 @@ def unit(target: Any) -> Unit:
 
 
 def measure(target: Any, *, speculate: bool, drafter: Any = None) -> tuple[Any, Any]:
-    from paceline.adapters.embedded.engine import EngineSettings
+    from paceline.adapters.embedded.engine_settings import EngineSettings
     from paceline.benchmarks.engine.embedded_server import EmbeddedServer
     from paceline.benchmarks.engine.load import LoadLoop
 

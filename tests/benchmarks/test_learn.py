@@ -1,0 +1,129 @@
+"""`paceline bench learn`: its prompts, its figures and its plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import click
+import pytest
+
+from paceline.benchmarks.learn.command import _learner_option, learn
+from paceline.benchmarks.learn.plot import draw
+from paceline.benchmarks.learn.records import Asked, Examined, Mark, Speed, Workload
+from paceline.benchmarks.learn.run import (
+    LearnBenchSettings,
+    around,
+    figures,
+    read_prompts,
+)
+from paceline.benchmarks.learn.stack import value_of
+from paceline.benchmarks.replay.tokens import Renderer, load_encoder
+from paceline.errors import ConfigError
+from recorded import write_tokenizer, write_trace
+
+EPISODE = [
+    {"role": "user", "content": "List the files."},
+    {"role": "assistant", "content": "a.py"},
+    {"role": "user", "content": "And now?"},
+    {"role": "assistant", "content": "b.py"},
+]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., LearnBenchSettings]:
+    """Of a run over traces in a folder of the test's."""
+
+    def make(**changes: int) -> LearnBenchSettings:
+        told = {"held_out": 3, "context_tokens": 64, **changes}
+        return LearnBenchSettings(
+            traces=str(tmp_path),
+            target="t",
+            drafter="d",
+            workloads=(Workload("s"),),
+            tokens=(10,),
+            mark_tokens=5,
+            chunk_tokens=5,
+            pause_seconds=1.0,
+            output_tokens=4,
+            in_flight=1,
+            draft_tokens=4,
+            learner={},
+            **told,
+        )
+
+    return make
+
+
+def test_no_task_is_on_both_sides(
+    tmp_path: Path, settings: Callable[..., LearnBenchSettings]
+) -> None:
+    """Prompts to measure by are of the last tasks, and none of theirs is asked."""
+    write_trace(tmp_path, "s", *[EPISODE] * 5)
+    renderer = Renderer(load_encoder(str(write_tokenizer(tmp_path / "tokenizer"))))
+    found = read_prompts(settings(), Workload("s"), renderer)
+    assert len(found.held_out) == 3
+    assert len(found.asked) == 2 * 3
+    assert {it.session for it in found.asked}.isdisjoint(it.session for it in found.held_out)
+    with pytest.raises(ConfigError, match="take fewer"):
+        read_prompts(settings(held_out=10), Workload("s"), renderer)
+    with pytest.raises(ConfigError, match="0 prompts"):
+        read_prompts(settings(), Workload("s", "other-"), renderer)
+
+
+def test_prompts_come_again_as_other_sessions() -> None:
+    """What was asked before is asked by somebody else."""
+    turned = list(islice(around([Asked("a", (1,)), Asked("b", (2,))]), 5))
+    assert [it.session for it in turned] == ["a#0", "b#0", "a#1", "b#1", "a#2"]
+    assert turned[0].token_ids == turned[2].token_ids
+
+
+def test_figures_and_plot_hold_every_mark(tmp_path: Path) -> None:
+    """Both workloads, learned and frozen, and the speeds of both drafters."""
+    marks = [
+        Mark(
+            workload=workload,
+            served=served,
+            seconds=1.0,
+            version=version,
+            learned={"a": Examined(1.0 + version, 0.5), "b": Examined(0.5, 0.2)},
+            frozen={"a": Examined(1.0, 0.3), "b": Examined(0.5, 0.2)},
+        )
+        for workload, served, version in (("a", 0, 1), ("a", 1000, 2), ("b", 2000, 3))
+    ]
+    found = figures(marks, Speed(10.0, 1.5, "x"), Speed(12.0, 2.0, "x"))
+    assert found["speed.ratio"] == 1.2
+    assert found["speed.identical"] == 1
+    assert found["mark-02.version"] == 3
+    assert found["mark-01.a.learned.accepted_length"] == 3.0
+    assert found["mark-01.a.frozen.agreement"] == 0.3
+    file = tmp_path / "plots" / "learn.svg"
+    draw(marks, file)
+    text = file.read_text()
+    assert text.count("<svg") == 1
+    with pytest.raises(ConfigError, match="cannot draw"):
+        draw(marks, tmp_path / "learn.unknown")
+
+
+def test_settings_of_the_learner_are_nested() -> None:
+    """Numbers, words and truth values, block by block."""
+    parameter = next(it for it in learn.params if it.name == "learner")
+    context = click.Context(learn)
+    values = ("cycle.passages=8", "cycle.objective=greedy", "judging.canary=false", "threads=1")
+    assert _learner_option(context, parameter, values) == {
+        "cycle": {"passages": 8, "objective": "greedy"},
+        "judging": {"canary": False},
+        "threads": 1,
+    }
+    with pytest.raises(click.BadParameter, match="NAME=VALUE"):
+        _learner_option(context, parameter, ("cycle.passages",))
+
+
+def test_a_number_is_found_among_metrics() -> None:
+    """By part of its line, 0 where there is none."""
+    text = 'a{phase="waiting"} 1.0\na{phase="training"} 0.0\n'
+    assert value_of(text, 'phase="waiting"') == 1.0
+    assert value_of(text, 'phase="other"') == 0.0
+    assert Workload.parse("s:tau-").name == "s:tau-"
+    assert Workload.parse("s").name == "s"
