@@ -100,7 +100,9 @@ class ArmChoice:
     Attributes:
         failures: what went wrong.
         shared: the policy of requests that nobody narrows, for a `PolicySync`.
-        is_timing: the round that began last is drafted for as none would be, to see its time.
+        is_timing: the round that began last is as it is to see what such rounds take.
+        is_free: in it, all that may be drafted is to be verified.
+        is_odd: in it, nobody drafts: the cost of rounds, for which all are alike, learns nothing.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class ArmChoice:
         self._counted: list[tuple[str, int]] = []
         """Requests of the batch by arm."""
         self._is_stale = True
-        self.is_timing = False
+        self.is_timing = self.is_free = self.is_odd = False
         self._has_drafted = False
         self._price = 0.0
         """Chance below which tokens were not verified when some were drafted last."""
@@ -314,7 +316,7 @@ class ArmChoice:
 
     def _begun(self, request_ids: list[str], num_tokens: Sequence[int]) -> Sequence[ArmCaps]:
         num = len(request_ids)
-        self.is_timing = False
+        self.is_timing = self.is_free = self.is_odd = False
         if not num:
             self._ids, self._num_tokens, self._is_stale = [], (), True
             return []
@@ -330,7 +332,7 @@ class ArmChoice:
             for name, count in self._counted:
                 self._arm_rounds[name] += count
             return self._caps
-        self.is_timing = True
+        self.is_timing, self.is_free, self.is_odd = True, wanted, not wanted
         self._events["rounds_timed"] += 1
         self._arm_rounds[TIMED] += num
         return [self._menus.widest if wanted else NOTHING] * num
@@ -422,7 +424,11 @@ class ArmChoice:
         self, request_ids: Sequence[str], drafts: TreeBatch, num_tokens: Mapping[str, int]
     ) -> None:
         """What of these drafts would have been verified is held against what will be said."""
-        worth = count_likelier(drafts.offsets, drafts.parent, drafts.prob, self._price).tolist()
+        split, num_requests, most = self._ledger.split, len(self._ids), self._menus.widest.memory
+        # where the first token costs most, what a further one adds is all that a token has to pay
+        further = split.added(num_requests, most) - split.added(num_requests, 1.0)
+        price = min(self._price, max(0.0, further) / max(1, most - 1))
+        worth = count_likelier(drafts.offsets, drafts.parent, drafts.prob, price).tolist()
         rows = zip(request_ids, drafts.token_lists(), worth, strict=True)
         for request_id, tokens, num in rows:
             self._ledger.shadows.begin(request_id, num_tokens[request_id], tokens[:num])

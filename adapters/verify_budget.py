@@ -60,12 +60,14 @@ class VerifyBudget:
         target: what its rounds take, without a model's drafting; for the engine to teach.
         price: chance below which a drafted token was not worth verifying, in the last round.
         num_cut: drafted tokens that were not worth it, since the start.
+        is_free: nothing is cut in this round, as it is to be seen what it takes.
     """
 
     def __init__(self, *, always_draft: bool = False) -> None:
         self.target = RoundCost()
         self.price = 0.0
         self.num_cut = 0
+        self.is_free = False
         self.always_draft = always_draft
         self._num_requests = 0
         self._num_context = 0
@@ -110,7 +112,9 @@ class VerifyBudget:
     def _chosen(
         self, drafts: TreeBatch, drafting_seconds: float
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float, float]:
-        seconds = 0.0 if self.always_draft else self._seconds(self._num_requests, drafting_seconds)
+        seconds = 0.0
+        if not (self.always_draft or self.is_free):
+            seconds = self._seconds(self._num_requests, drafting_seconds)
         return choose_nodes(
             drafts.offsets,
             drafts.parent,

@@ -220,6 +220,7 @@ class Drafts:
         """Wishes within the arms of their requests."""
         self._num_tokens = {wish.info.request_id: len(wish.tokens) for wish in wishes}
         caps = arms.begin(list(self._num_tokens), list(self._num_tokens.values()))
+        self.budget.verify.is_free = arms.is_free
         if self._speculator is not None:
             arms.suppose(self._speculator, self.budget.verify)
         return [wish.within(cap) for wish, cap in zip(wishes, caps, strict=True)]

@@ -285,7 +285,7 @@ class EmbeddedEngine:
         if not is_reading:
             num_tokens = sum(len(row.token_ids) for _, row in rows)
             ended_at = self._clock()
-            if self.arms is None or not self.arms.is_timing:
+            if self.arms is None or not self.arms.is_odd:
                 self._budget.note_target(len(rows), num_tokens, ended_at - began_at)
             seconds = ended_at - drafting_at - self._budget.drafting_seconds
             took = RoundTime(len(rows), num_tokens, seconds)

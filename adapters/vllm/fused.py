@@ -358,7 +358,8 @@ class FusedProposer:
             )
             caps = self._arms.begin(request_ids, num_tokens)
             self._arms.suppose(speculator, self.budget)
-            self._rounds.is_odd = self._arms.is_timing
+            self._rounds.is_odd = self._arms.is_odd
+            self.budget.is_free = self._arms.is_free
             for row, cap in zip(answered, caps, strict=True):
                 memory[row] = min(memory[row], cap.memory)
                 model[row] = min(model[row], cap.model)

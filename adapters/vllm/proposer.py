@@ -183,7 +183,8 @@ class DraftProposer:
             )
             caps = self._arms.begin(answering, num_tokens)
             self._arms.suppose(speculator, self.budget)
-            self._rounds.is_odd = self._arms.is_timing
+            self._rounds.is_odd = self._arms.is_odd
+            self.budget.is_free = self._arms.is_free
             for request_id, cap in zip(answering, caps, strict=True):
                 limits[request_id] = min(limits[request_id], cap.memory)
         wanted = [request_id for request_id, limit in limits.items() if limit > 0]

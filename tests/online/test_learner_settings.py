@@ -69,5 +69,5 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path) -> None:
         read_settings(file)
     for text in ("a: [", "- a"):
         file.write_text(text)
-        with pytest.raises(ConfigError, match="holds no settings|cannot be read"):
+        with pytest.raises(ConfigError, match=r"holds no settings|cannot be read"):
             read_settings(file)
