@@ -103,6 +103,8 @@ class ArmChoice:
         is_timing: the round that began last is as it is to see what such rounds take.
         is_free: in it, all that may be drafted is to be verified.
         is_odd: in it, nobody drafts: the cost of rounds, for which all are alike, learns nothing.
+        is_judging: whether a new version of the model is judged: nobody is narrowed and nothing is
+            learned meanwhile.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class ArmChoice:
         """Requests of the batch by arm."""
         self._is_stale = True
         self.is_timing = self.is_free = self.is_odd = False
+        self.is_judging = False
         self._has_drafted = False
         self._price = 0.0
         """Chance below which tokens were not verified when some were drafted last."""
@@ -327,6 +330,10 @@ class ArmChoice:
         if self._is_stale or request_ids != self._ids:
             self._enter(request_ids, num_tokens)
         self._num_tokens = num_tokens
+        if self.is_judging:
+            self.is_timing = True
+            self._arm_rounds[FREE] += num
+            return [self._menus.widest] * num
         wanted = self._ledger.split.wanted(num)
         if wanted is None:
             for name, count in self._counted:

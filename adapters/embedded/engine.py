@@ -162,6 +162,8 @@ class EmbeddedEngine:
     @is_judging.setter
     def is_judging(self, is_judging: bool) -> None:
         self._budget.is_judging = is_judging
+        if self.arms is not None:
+            self.arms.is_judging = is_judging
 
     @property
     def draft_failures(self) -> FailureLog:

@@ -56,4 +56,4 @@ class VllmDrafterHost:
 
     def judge(self, *, is_judging: bool) -> None:
         """Whether a new version is judged."""
-        self._proposer.fuser.gate.is_judging = is_judging
+        self._proposer.judge(is_judging=is_judging)

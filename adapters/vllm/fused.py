@@ -233,6 +233,12 @@ class FusedProposer:
         self.model.swap(swap.model, swap.before)
         self.fuser.renew()
 
+    def judge(self, *, is_judging: bool) -> None:
+        """Whether a new version of the model is judged: it must not rest for long then."""
+        self.fuser.gate.is_judging = is_judging
+        if self._arms is not None:
+            self._arms.is_judging = is_judging
+
     def _note_judged(
         self, request_id: str, num_expected: float, guess: Sequence[int], said: Sequence[int]
     ) -> None:

@@ -404,7 +404,7 @@ def test_a_served_engine_follows_by_itself(
     place = tmp_path / "versions"
     fingerprint = fingerprint_of(Target.load(folders["target"]), MODEL_NAME)
     registry = open_registry(redis_server.url, place, fingerprint)
-    arguments = ["--redis", redis_server.url, "--drafter", str(folders["poor"])]
+    arguments = ["--redis", redis_server.url, "--drafter", str(folders["poor"]), "--no-bandit"]
     server = EmbeddedServer(
         folders["target"], tmp_path, "engine", *arguments, "--drafter-registry", str(place)
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from paceline.adapters.decisions import DecisionLog
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.vllm.open_requests import OpenRequests
@@ -32,6 +33,7 @@ def test_a_request_brings_what_its_record_says(
         runner,
         Speculator(),
         FailureLog(logging.getLogger("t"), "t"),
+        DecisionLog(),
         num_draft_tokens=4,
         max_model_len=64,
     )
