@@ -101,7 +101,9 @@ class ArmLedger:
         supposed: list[tuple[int, int, int]] = []
         if self.shadows:
             now = dict(zip(request_ids, num_tokens, strict=True))
-            supposed = [(place_of(i), *rest) for i, *rest in self.shadows.saw(now, news())]
+            supposed = [
+                (place_of(i), drafted, came) for i, drafted, came in self.shadows.saw(now, news())
+            ]
         self._closed = _Closed(issued, committed, drafted_alone, came_alone, supposed)
 
     def time(self, time: RoundTime | None) -> None:

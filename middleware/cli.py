@@ -192,7 +192,7 @@ def proxy(config_file: Path) -> None:
 )
 @click.option(
     "--bandit/--no-bandit",
-    default=True,
+    default=False,
     show_default=True,
     envvar="PACELINE_BANDIT",
     help="Let a bandit narrow who drafts, and how far, where that was slower.",

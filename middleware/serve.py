@@ -100,7 +100,7 @@ class VllmSettings:
     drafter_registry: str = ""
     drafter_group: str = SHARED_GROUP
     always_draft: bool = False
-    bandit: bool = True
+    bandit: bool = False
     allow_untested: bool = False
 
 

@@ -92,7 +92,7 @@ FLUSH_SECONDS = 2.0
 )
 @click.option(
     "--bandit/--no-bandit",
-    default=True,
+    default=False,
     show_default=True,
     envvar="PACELINE_BANDIT",
     help="Let a bandit narrow who drafts, and how far, where that was slower.",

@@ -30,7 +30,7 @@ class EngineSettings:
     max_draft_steps: int = 4
     max_kept_bytes: int = 1 << 30
     always_draft: bool = False
-    bandit: bool = True
+    bandit: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most, fix in (

@@ -71,7 +71,7 @@ class WorkerSettings:
     min_probability: float = 0.1
     drafter_tokens: int = 4
     always_draft: bool = False
-    bandit: bool = True
+    bandit: bool = False
     replica: str = ""
     warm_up_tokens: int = 4_194_304
     metrics_port: int = 0

@@ -106,7 +106,7 @@ def make_engine(
     return EmbeddedEngine(
         make_target(3, 1.0, step),
         speculator,
-        EngineSettings(max_running=NUM_REQUESTS, **settings),
+        EngineSettings(max_running=NUM_REQUESTS, **{"bandit": True} | settings),
         drafter=None if drafter_seed is None else make_target(drafter_seed, 0.2, 0.0),
         clock=clock,
     )

@@ -19,7 +19,7 @@ def test_settings_come_back_from_the_environment() -> None:
         always_draft=True,
         drafter_registry="/drafters",
         drafter_group="team",
-        bandit=False,
+        bandit=True,
         replica="engine-3",
     )
     assert WorkerSettings.from_env({"HOME": "/", **settings.to_env()}) == settings
