@@ -41,19 +41,18 @@ WITH_DRAFTER: Final = ("drafter", "fused")
 def running_engine(settings: CellsSettings, log: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
     """One engine's process, ended with the body."""
     command = [sys.executable, "-m", "paceline.benchmarks.cells.engine"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, msgspec.json.encode(settings).decode()],
         env=environment(settings),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def measure(pair: Sequence[CellsSettings], folder: Path) -> list[dict[str, CellResult]]:
@@ -129,7 +128,7 @@ def make_cells(
     cells = []
     for number in in_flight:
         each = PROMPTS_EACH.get(number, 6)
-        num_prompts = max(4, 2 * number, round(number * each * prompts_factor))
+        num_prompts = max(4 * number, round(number * each * prompts_factor))
         num_warm = max(1, round(num_prompts * WARM_SHARE))
         cells += [Cell(source, number, num_prompts, num_warm) for source in sources]
     return tuple(cells)

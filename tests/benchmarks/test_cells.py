@@ -27,7 +27,8 @@ def test_every_cell_has_enough_prompts_behind_its_warm_up() -> None:
     for factor in (0.01, 1.0, 3.0):
         for cell in make_cells(["agent", "control"], [1, 4, 16, 32, 7], factor):
             assert cell.num_warm >= 1
-            assert cell.num_prompts - cell.in_flight > cell.num_warm
+            # also where all that are in flight end in one step
+            assert cell.num_prompts - 2 * cell.in_flight >= cell.num_warm
     names = [cell.name for cell in make_cells(["agent", "control"], [1, 4], 1.0)]
     assert names == ["agent.c1", "control.c1", "agent.c4", "control.c4"]
 
