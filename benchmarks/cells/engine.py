@@ -1,0 +1,168 @@
+"""`python -m paceline.benchmarks.cells.engine SETTINGS`: one engine that goes through the cells.
+
+Waits for a line on standard input before each cell, so that engines beside each other are in the
+same cell, and writes the cell's result as a line to standard output.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from paceline.benchmarks.cells.records import FIXED, OFF, Cell, CellResult, CellsSettings
+
+SLACK_TOKENS = 40
+PROPOSER = "paceline.adapters.vllm.proposer.DraftProposer"
+
+
+def run(settings: CellsSettings) -> None:
+    """Answer the prompts of each cell when told to."""
+    from vllm import LLM
+
+    from paceline.benchmarks.replay.tokens import Renderer, load_encoder
+
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what vLLM prints must not be taken for results
+    llm = LLM(
+        settings.target,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=settings.context_tokens + settings.output_tokens + SLACK_TOKENS,
+        max_num_seqs=max(cell.in_flight for cell in settings.cells),
+        disable_log_stats=False,
+        **speculation(settings),
+    )
+    renderer = Renderer(load_encoder(settings.target))
+    print("ready", file=output, flush=True)
+    for cell in settings.cells:
+        prompts = read_cell(settings, cell, renderer)
+        sys.stdin.readline()
+        result = answer(llm, cell, prompts, settings.output_tokens)
+        print(msgspec.json.encode(result).decode(), file=output, flush=True)
+
+
+def speculation(settings: CellsSettings) -> dict[str, Any]:
+    """Arguments of the engine for a way of speculating."""
+    from paceline.adapters.vllm.launch import require_vllm
+
+    if settings.way == OFF:
+        return {}
+    is_by_model = settings.way in ("drafter", "fused")
+    given: dict[str, Any] = {"async_scheduling": False}  # as `paceline vllm` starts it
+    if settings.way != "drafter":
+        device = require_vllm().device.upper()
+        given["worker_cls"] = f"paceline.adapters.vllm.worker.{device}Worker"
+    num_tokens = settings.drafter_tokens if settings.way == "drafter" else settings.num_draft_tokens
+    given["speculative_config"] = {
+        "method": "draft_model" if is_by_model else "custom_class",
+        "model": settings.drafter if is_by_model else PROPOSER,
+        "num_speculative_tokens": num_tokens,
+    }
+    return given
+
+
+def read_cell(settings: CellsSettings, cell: Cell, renderer: Any) -> list[list[int]]:
+    """The prompts of a cell, in tokens."""
+    from paceline.benchmarks.exact.prompts import read_prompts
+
+    prompts = read_prompts(
+        Path(settings.traces),
+        cell.source,
+        renderer,
+        num_prompts=cell.num_prompts,
+        num_turns=5,
+        context_tokens=settings.context_tokens,
+    )
+    return [list(prompt.token_ids) for prompt in prompts]
+
+
+def answer(llm: Any, cell: Cell, prompts: list[list[int]], output_tokens: int) -> CellResult:
+    """Answer prompts, `in_flight` at a time.
+
+    Counted is what is said from the end of the warm-up until the last prompt has been taken up, so
+    that there are always as many in flight.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=output_tokens,
+        output_kind=RequestOutputKind.CUMULATIVE,
+        extra_args={"paceline_tenant": cell.source},
+    )
+    engine = llm.llm_engine
+    said: dict[str, list[int]] = {}
+    num_asked = num_done = 0
+    began: tuple[int, float, float, dict[str, int]] | None = None
+    ended: tuple[int, float, float, dict[str, int]] | None = None
+    while num_done < len(prompts):
+        while num_asked < len(prompts) and num_asked - num_done < cell.in_flight:
+            request_id = f"{cell.name}/{num_asked}"
+            engine.add_request(request_id, {"prompt_token_ids": prompts[num_asked]}, params)
+            num_asked += 1
+        if began is None and num_done >= cell.num_warm:
+            began = state(llm, said)
+        if ended is None and began is not None and num_asked == len(prompts):
+            ended = state(llm, said)
+        for output in engine.step():
+            said[output.request_id] = list(output.outputs[0].token_ids)
+            num_done += output.finished
+    assert began is not None
+    assert ended is not None
+    replies = [said[f"{cell.name}/{i}"] for i in range(len(prompts))]
+    return CellResult(
+        num_tokens=ended[0] - began[0],
+        seconds=ended[1] - began[1],
+        cpu_seconds=ended[2] - began[2],
+        draft_tokens=ended[3]["draft_tokens"] - began[3]["draft_tokens"],
+        accepted_tokens=ended[3]["accepted_tokens"] - began[3]["accepted_tokens"],
+        digest=blake2b(msgspec.json.encode(replies), digest_size=8).hexdigest(),
+    )
+
+
+def state(llm: Any, said: dict[str, list[int]]) -> tuple[int, float, float, dict[str, int]]:
+    """(tokens said so far, seconds by the clock, by the processor, counts of drafts)."""
+    counts = dict.fromkeys(("draft_tokens", "accepted_tokens"), 0)
+    for metric in llm.get_metrics():
+        for name in counts:
+            if metric.name == f"vllm:spec_decode_num_{name}":
+                counts[name] += metric.value
+    return sum(map(len, said.values())), time.perf_counter(), time.process_time(), counts
+
+
+def environment(settings: CellsSettings) -> dict[str, str]:
+    """What the engine's process has in its environment."""
+    from paceline.adapters.vllm.launch import require_vllm, serve_environment
+    from paceline.adapters.vllm.settings import WorkerSettings
+
+    worker = WorkerSettings(
+        drafter_tokens=settings.drafter_tokens, always_draft=settings.way.startswith(FIXED)
+    )
+    return serve_environment(
+        {
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_USE_V2_MODEL_RUNNER": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_PLUGINS": "",
+            "HF_HUB_OFFLINE": "1",
+        },
+        worker,
+        device=require_vllm().device,
+    )
+
+
+if __name__ == "__main__":
+    told = msgspec.json.decode(sys.argv[1], type=CellsSettings)
+    os.sched_setaffinity(0, {told.core})
+    run(told)

@@ -1,0 +1,94 @@
+"""What the processes of `paceline bench cells` tell each other."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+OFF: Final = "off"
+FIXED: Final = "fixed-"
+"""Ways that draft up to a number of tokens whatever it costs begin so: ``fixed-4``."""
+MAX_FIXED: Final = 128
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One workload under one load.
+
+    Attributes:
+        source: name of the trace file.
+        in_flight: requests that are answered at a time.
+        num_prompts: asked in all.
+        num_warm: of these, answered before anything is counted.
+    """
+
+    source: str
+    in_flight: int
+    num_prompts: int
+    num_warm: int
+
+    @property
+    def name(self) -> str:
+        """As in figures."""
+        return f"{self.source}.c{self.in_flight}"
+
+
+class CellsSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine.
+
+    Attributes:
+        traces: folder of recorded traces.
+        target: Hugging Face folder.
+        way: how it speculates: ``off``, ``memory``, ``drafter`` (vLLM's own, alone), ``fused``, or
+            ``fixed-K``; memory and fused choose by time.
+        drafter: Hugging Face folder, for those ways that have one.
+        core: that it runs on.
+        cells: in order.
+        output_tokens: longest reply.
+        context_tokens: longest prompt.
+        draft_tokens: most tokens drafted a request and step where no number is fixed.
+        drafter_tokens: most of the model.
+    """
+
+    traces: str
+    target: str
+    way: str
+    core: int
+    cells: tuple[Cell, ...]
+    drafter: str = ""
+    output_tokens: int = 48
+    context_tokens: int = 192
+    draft_tokens: int = 16
+    drafter_tokens: int = 3
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Most tokens drafted a request and step."""
+        if self.way.startswith(FIXED):
+            return int(self.way.removeprefix(FIXED))
+        return self.draft_tokens
+
+
+class CellResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one engine did in one cell, after its warm-up and while enough requests were there.
+
+    Attributes:
+        num_tokens: said.
+        seconds: that it took, by the clock.
+        cpu_seconds: by the processor.
+        draft_tokens: verified.
+        accepted_tokens: of them, that were right.
+        digest: of all replies of the cell, in order.
+    """
+
+    num_tokens: int
+    seconds: float
+    cpu_seconds: float
+    draft_tokens: int
+    accepted_tokens: int
+    digest: str
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return self.num_tokens / self.seconds

@@ -1,0 +1,41 @@
+"""The whole of `paceline bench cells` on real engines beside each other."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from paceline.middleware.cli import cli
+from recorded import write_trace
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+EPISODE = [
+    {"role": "system", "content": "You repeat what you are told."},
+    {"role": "user", "content": "Say one two three four five six seven eight, five times."},
+    {"role": "assistant", "content": "one two three four five six seven eight"},
+]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two engines need a core each")
+def test_memory_and_a_fixed_number_run_beside_an_engine_without_drafts(tmp_path: Path) -> None:
+    """Replies are the same in every cell, and what was drafted is counted behind the warm-up."""
+    write_trace(tmp_path, "s", *[EPISODE] * 8)
+    file = tmp_path / "report.json"
+    arguments = ["bench", "cells", str(tmp_path), "--source", "s", "--json", str(file)]
+    arguments += ["--in-flight", "1", "--in-flight", "2", "--prompts-factor", "0.3"]
+    done = CliRunner().invoke(cli, [*arguments, "--way", "fixed-4"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    report = json.loads(file.read_text())
+    found = report["figures"]
+    for cell in ("s.c1", "s.c2"):
+        assert found[f"fixed-4.{cell}.identical"] == 1
+        assert found[f"fixed-4.{cell}.off_tokens_per_second"] > 0
+        # the same question again and again: memory knows the reply
+        assert found[f"fixed-4.{cell}.accepted_per_drafted"] > 0.3
+    assert "fixed-4.mean_times_off" in found
+    assert report["settings"]["cells"]["s.c1"] == [5, 1]
