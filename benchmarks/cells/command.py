@@ -16,6 +16,7 @@ import msgspec
 
 from paceline.benchmarks.cells.engine import environment
 from paceline.benchmarks.cells.records import (
+    BANDIT,
     FIXED,
     MAX_FIXED,
     OFF,
@@ -34,7 +35,7 @@ PROMPTS_EACH: Final = {1: 16, 4: 12, 16: 6, 32: 5}
 WARM_SHARE: Final = 0.25
 NUM_ENGINES: Final = 2
 """Beside each other."""
-WITH_DRAFTER: Final = ("drafter", "fused")
+WITH_DRAFTER: Final = ("drafter", "fused", f"fused{BANDIT}")
 
 
 @contextmanager
@@ -140,10 +141,10 @@ def check_ways(ways: Sequence[str], drafter: Path | None) -> None:
         number = way.removeprefix(FIXED)
         if way.startswith(FIXED) and number.isdigit() and 1 <= int(number) <= MAX_FIXED:
             continue
-        if way not in ("memory", *WITH_DRAFTER):
+        if way not in ("memory", f"memory{BANDIT}", *WITH_DRAFTER):
             raise ConfigError(
                 f"--way is {way!r}; give memory, fused, drafter, or fixed-K with K from 1 to "
-                f"{MAX_FIXED}"
+                f"{MAX_FIXED}; the first two also with {BANDIT} behind"
             )
         if way in WITH_DRAFTER and drafter is None:
             raise ConfigError(f"--way {way} needs --drafter FOLDER")

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from paceline.benchmarks.cells.records import FIXED, OFF, Cell, CellResult, CellsSettings
+from paceline.benchmarks.cells.records import BANDIT, FIXED, OFF, Cell, CellResult, CellsSettings
 
 SLACK_TOKENS = 40
 PROPOSER = "paceline.adapters.vllm.proposer.DraftProposer"
@@ -53,7 +53,7 @@ def speculation(settings: CellsSettings) -> dict[str, Any]:
 
     if settings.way == OFF:
         return {}
-    is_by_model = settings.way in ("drafter", "fused")
+    is_by_model = settings.method in ("drafter", "fused")
     given: dict[str, Any] = {"async_scheduling": False}  # as `paceline vllm` starts it
     if settings.way != "drafter":
         device = require_vllm().device.upper()
@@ -143,7 +143,9 @@ def environment(settings: CellsSettings) -> dict[str, str]:
     from paceline.adapters.vllm.settings import WorkerSettings
 
     worker = WorkerSettings(
-        drafter_tokens=settings.drafter_tokens, always_draft=settings.way.startswith(FIXED)
+        drafter_tokens=settings.drafter_tokens,
+        always_draft=settings.way.startswith(FIXED),
+        bandit=settings.way.endswith(BANDIT),
     )
     return serve_environment(
         {

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 OFF: Final = "off"
+BANDIT: Final = "-bandit"
 FIXED: Final = "fixed-"
 """Ways that draft up to a number of tokens whatever it costs begin so: ``fixed-4``."""
 MAX_FIXED: Final = 128
@@ -40,7 +41,8 @@ class CellsSettings(msgspec.Struct, frozen=True, kw_only=True):
         traces: folder of recorded traces.
         target: Hugging Face folder.
         way: how it speculates: ``off``, ``memory``, ``drafter`` (vLLM's own, alone), ``fused``, or
-            ``fixed-K``; memory and fused choose by time.
+            ``fixed-K``; memory and fused choose by time, with ``-bandit`` behind a bandit above
+            that.
         drafter: Hugging Face folder, for those ways that have one.
         core: that it runs on.
         cells: in order.
@@ -60,6 +62,11 @@ class CellsSettings(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int = 192
     draft_tokens: int = 16
     drafter_tokens: int = 3
+
+    @property
+    def method(self) -> str:
+        """The way without what chooses."""
+        return self.way.removesuffix(BANDIT)
 
     @property
     def num_draft_tokens(self) -> int:
