@@ -36,7 +36,9 @@ class CyclePlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a cycle is, noted when it begins.
 
     Attributes:
-        base: version of the drafter that it begins with.
+        base: version of the drafter that engines run, which it is to be better than.
+        start: version whose weights it begins with: the base, or one that the gate refused though
+            it seemed better.
         number: of the cycle, also the seed of its order.
         num_passages: that were sampled.
         began_at: Unix time in seconds.
@@ -44,6 +46,7 @@ class CyclePlan(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     base: int
+    start: int
     number: int
     num_passages: int
     began_at: float

@@ -166,7 +166,8 @@ class Learner:
             if waiting := self._why_not(base):
                 return waiting
             plan = self._begin(base)
-        return self._run(base, plan)
+        start = self._parts.registry.version(self._settings.group, plan.start)
+        return self._run(base, start, plan)
 
     def _base(self) -> DrafterVersion | None:
         """The version that engines run; the first one is what the settings name."""
@@ -191,7 +192,11 @@ class Learner:
         self._take_in(versions)
         if versions[-1].state in OPEN_STATES:
             return f"version {versions[-1].version} is being tried ({versions[-1].state})"
-        taken = self._parts.replay.stats()["taken_tokens"]
+        found = self._parts.replay.stats()
+        num_sessions, least = found["held_out_sessions"], self._settings.gate.min_sessions
+        if num_sessions < least:
+            return f"{num_sessions} of {least} held-out sessions are there"
+        taken = found["taken_tokens"]
         wanted = self._settings.cycle.min_new_tokens * self._notes.patience
         if (new := taken - self._thought_at) < wanted:
             return f"{new:,} of {wanted:,} new tokens are there"
@@ -257,6 +262,7 @@ class Learner:
         self.figures.events["cycles"] += 1
         plan = CyclePlan(
             base=base.version,
+            start=self._start(base).version,
             number=self._notes.num_cycles,
             num_passages=self._settings.cycle.passages,
             began_at=self._wall_clock(),
@@ -265,19 +271,27 @@ class Learner:
         self._cycle.begin(plan)
         return plan
 
-    def _run(self, base: DrafterVersion, plan: CyclePlan) -> str:
+    def _start(self, base: DrafterVersion) -> DrafterVersion:
+        """What to go on from: the version that the last cycle made, if it only was not surely better."""
+        newest = self._parts.registry.versions(self._settings.group)[-1]
+        is_better = newest.gate is not None and newest.gate.after > newest.gate.before
+        is_next = newest.state == "rejected" and newest.parent == base.version
+        return newest if is_next and is_better else base
+
+    def _run(self, base: DrafterVersion, start: DrafterVersion, plan: CyclePlan) -> str:
         """From a plan to a published candidate, or to none; from wherever it was left."""
         used = self._parts.gate.stats().used_seconds
-        opened = self._open(base)
+        opened = self._open(start)
         lessons = self._lessons(plan)
         if not lessons:
             self._cycle.drop()
             return "there is nothing to learn from yet"
         lessons = self._emphasised(opened.student, lessons)
-        trainer = self._train(base, opened, lessons, plan)
+        trainer = self._train(start, opened, lessons, plan)
         gate = self._judged(base, opened.student)
         trained = self._written(opened, lessons, trainer, gate)
-        said = self._publish(base, trained, gate)
+        said = self._publish(base, start.num_tokens + trained.num_tokens, gate)
+        self.figures.events["tokens"] += trained.num_tokens
         self._cycle_seconds = self._parts.gate.stats().used_seconds - used
         return said
 
@@ -334,13 +348,13 @@ class Learner:
         return found
 
     def _train(
-        self, base: DrafterVersion, opened: OpenedDrafter, lessons: list[Lesson], plan: CyclePlan
+        self, start: DrafterVersion, opened: OpenedDrafter, lessons: list[Lesson], plan: CyclePlan
     ) -> Trainer:
-        """Teach the opened drafter, which is the base no more from then on."""
+        """Teach the opened drafter, which is what was opened no more from then on."""
         self.figures.phase = "training"
         self._opened = None
         work = SharedWork(
-            base.folder,
+            start.folder,
             Path(self._settings.target).name,
             lessons,
             plan,
@@ -428,7 +442,7 @@ class Learner:
         save_opened(opened, trained, self._candidate)
         return trained
 
-    def _publish(self, base: DrafterVersion, trained: Distilled, gate: GateResult) -> str:
+    def _publish(self, base: DrafterVersion, num_tokens: int, gate: GateResult) -> str:
         """Look whether the candidate is whole, and publish it; the cycle ends."""
         registry, settings = self._parts.registry, self._settings
         held_out = self._parts.replay.held_out()
@@ -443,7 +457,7 @@ class Learner:
                 settings.group,
                 self._candidate,
                 parent=base.version,
-                num_tokens=base.num_tokens + trained.num_tokens,
+                num_tokens=num_tokens,
                 gate=gate,
             )
         except ConfigError as error:
@@ -452,7 +466,6 @@ class Learner:
         finally:
             shutil.rmtree(self._candidate, ignore_errors=True)
             self._cycle.drop()
-        self.figures.events["tokens"] += trained.num_tokens
         found = f"{gate.before:.3f} accepted tokens a round before, {gate.after:.3f} after"
         if not gate.passed:
             return f"version {version.version} is not better ({found}): {'; '.join(gate.reasons)}"

@@ -190,7 +190,7 @@ class LearnerService:
         except (PacelineError, OSError, *UNREACHABLE) as error:
             self._failed(error)
             return
-        if said != before and not said.endswith("new tokens are there"):
+        if said != before and not said.endswith("are there"):
             logger.info("%s", said)
 
     def _failed(self, error: Exception) -> None:

@@ -43,7 +43,7 @@ def test_what_is_said_makes_the_drafter_better(
 ) -> None:
     """The first version is the given one; a cycle later a better one runs, as the gate says."""
     small = small_learner(models, tmp_path, store)
-    assert "of 100 new tokens are there" in small.learner.consider()
+    assert "0 of 5 held-out sessions are there" in small.learner.consider()
     assert small.registry.state("shared").current == 1
     small.hear(sessions)
     said = small.learner.consider()
@@ -129,16 +129,45 @@ def test_who_is_forgotten_is_not_learned_from(
     assert small.learner.consider().startswith("version 2")
 
 
-def test_too_few_sessions_let_nothing_pass(
+def test_nothing_is_learned_that_nobody_could_judge(
     models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
 ) -> None:
-    """The version is there, rejected, and the learner waits for twice the traffic."""
+    """With too few held-out sessions no cycle begins, however much is said."""
     small = small_learner(models, tmp_path, store, gate={"min_sessions": 90})
     small.hear(sessions)
-    assert "only" in small.learner.consider()
+    assert "of 90 held-out sessions are there" in small.learner.consider()
+    assert small.taught == []
+
+
+def test_what_is_not_better_is_rejected(
+    models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
+) -> None:
+    """The version is there, for people to see, and the learner waits for twice the traffic."""
+    still = {"learning_rate": 1e-9, "epochs": 1}
+    small = small_learner(models, tmp_path, store, cycle=still)
+    small.hear(sessions)
+    assert "version 2 is not better" in small.learner.consider()
     assert small.registry.version("shared", 2).state == "rejected"
     assert small.registry.state("shared").current == 1
     assert "of 200 new tokens" in small.learner.consider()
+
+
+def test_what_seemed_better_is_gone_on_from(
+    models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
+) -> None:
+    """Where the gate is not sure yet the next cycle adds to what the last one has learned."""
+    unsure = {"confidence": 0.9999999}
+    small = small_learner(models, tmp_path, store, gate=unsure, cycle={"epochs": 2})
+    small.hear(sessions)
+    assert "version 2 is not better" in small.learner.consider()
+    small.hear(sessions, first=1000)
+    assert "version 3 is not better" in small.learner.consider()
+    second, third = (small.registry.version("shared", number) for number in (2, 3))
+    assert (second.parent, third.parent) == (1, 1)
+    assert third.num_tokens > 1.5 * second.num_tokens
+    assert second.gate is not None
+    assert third.gate is not None
+    assert third.gate.after > second.gate.after > second.gate.before
 
 
 def test_a_candidate_is_waited_for(
@@ -155,6 +184,7 @@ def test_a_candidate_is_waited_for(
     small.registry.roll_back("shared", reason="worse live")
     assert "of 200 new tokens" in small.learner.consider()
     assert small.learner.figures.events["rolled_back"] == 1
+    small.replay.save()
     again = small_learner(models, tmp_path, store, judging={"canary": True})
     assert "of 200 new tokens" in again.learner.consider()
 
