@@ -272,7 +272,7 @@ class Learner:
         return plan
 
     def _start(self, base: DrafterVersion) -> DrafterVersion:
-        """What to go on from: the version that the last cycle made, if it only was not surely better."""
+        """What to go on from: what the last cycle made, if it only was not surely better."""
         newest = self._parts.registry.versions(self._settings.group)[-1]
         is_better = newest.gate is not None and newest.gate.after > newest.gate.before
         is_next = newest.state == "rejected" and newest.parent == base.version
