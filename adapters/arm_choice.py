@@ -18,7 +18,15 @@ from typing import Final, Protocol
 import numpy as np
 
 from paceline.adapters.arm_ledger import ArmLedger, Issued, News
-from paceline.adapters.arm_menu import NOWHERE, ArmCaps, Cell, Menu, Menus, caps_of
+from paceline.adapters.arm_menu import (
+    NOWHERE,
+    ArmCaps,
+    Cell,
+    Menu,
+    Menus,
+    SharedArms,
+    caps_of,
+)
 from paceline.adapters.arm_rounds import ArmSums, Ints, told_aside
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DraftLimits
@@ -29,8 +37,6 @@ from paceline.caches import TreeBatch, count_likelier
 from paceline.policies.bandits import (
     NO_DRAFTS,
     Arm,
-    PolicyState,
-    Steady,
     batch_bucket,
     context_bucket,
     next_bucket,
@@ -113,7 +119,7 @@ class ArmChoice:
         self.failures = FailureLog(logger, "choosing who drafts")
         rng = random.Random(0) if rng is None else rng  # noqa: S311  no secret
         self._menus = Menus(max_tokens=max_tokens, drafter=drafter, rng=rng)
-        self.shared = SharedArms(self, self._menus.main.policy)
+        self.shared = SharedArms(self._menus.main.policy, self.forget)
         self._sync: Exchange | None = None
         self._ledger = ArmLedger()
         self._open: dict[str, _Opened] = {}
@@ -469,35 +475,6 @@ class ArmChoice:
     def _fail(self, error: Exception) -> None:
         self.failures.record(error)
         self._drop_rounds()
-
-
-class SharedArms:
-    """The policy that replicas share, as a `PolicySync` wants it; see `Policy`."""
-
-    def __init__(self, choice: ArmChoice, policy: Steady) -> None:
-        self._choice = choice
-        self._policy = policy
-
-    @property
-    def kind(self) -> str:
-        """Name of the algorithm."""
-        return self._policy.kind
-
-    def state(self) -> bytes:
-        """Its own evidence."""
-        return self._policy.state()
-
-    def load(self, state: bytes) -> None:
-        """Add own evidence from before."""
-        self._policy.load(state)
-
-    def merge(self, others: Mapping[str, PolicyState]) -> None:
-        """Take others' evidence in place of what they had."""
-        self._policy.merge(others)
-
-    def forget(self, key: int | str) -> None:
-        """Drop a key, in what is not shared too."""
-        self._choice.forget(key)
 
 
 def with_arms(figures: DraftingFigures, arms: ArmChoice | None) -> DraftingFigures:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from paceline.adapters.identity import DRAFT_SOURCES, DraftLimits
-from paceline.policies.bandits import Arm, PolicyContext, Steady, arm_set, default_policy
+from paceline.policies.bandits import (
+    Arm,
+    PolicyContext,
+    PolicyState,
+    Steady,
+    arm_set,
+    default_policy,
+)
 from paceline.policies.bandits.arms import DEFAULT_CAPS, Sources
 
 MOST_MENUS: Final = 16
@@ -143,6 +150,40 @@ class Menus:
         drafter = self._drafter if "model" in may else ""
         policy = default_policy(arms, rng=self._rng, drafter=drafter, is_told_aside=True)
         return Menu(policy, most if "memory" in may else 0)
+
+
+class SharedArms:
+    """The policy that replicas share, as a `PolicySync` wants it; see `Policy`.
+
+    Args:
+        policy: whose evidence it is.
+        forget: drops a key, in what is not shared too.
+    """
+
+    def __init__(self, policy: Steady, forget: Callable[[int | str], None]) -> None:
+        self._policy = policy
+        self._forget = forget
+
+    @property
+    def kind(self) -> str:
+        """Name of the algorithm."""
+        return self._policy.kind
+
+    def state(self) -> bytes:
+        """Its own evidence."""
+        return self._policy.state()
+
+    def load(self, state: bytes) -> None:
+        """Add own evidence from before."""
+        self._policy.load(state)
+
+    def merge(self, others: Mapping[str, PolicyState]) -> None:
+        """Take others' evidence in place of what they had."""
+        self._policy.merge(others)
+
+    def forget(self, key: int | str) -> None:
+        """Drop a key, in what is not shared too."""
+        self._forget(key)
 
 
 def arms_within(may: frozenset[str], most: int) -> tuple[Arm, ...]:

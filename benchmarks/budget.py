@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter_ns
@@ -215,14 +216,10 @@ def time_arms(
         paused_at = perf_counter_ns()
         came = [min(a, b) + 1 for a, b in zip(handed, accepted, strict=True)]
         num_tokens = [a + b for a, b in zip(num_tokens, came, strict=True)]
-        got = {i: [0] * num for i, num in zip(ids, came, strict=True)}
-
-        def news(got: dict[str, list[int]] = got) -> dict[str, list[int]]:
-            return got
-
+        news = {i: [0] * num for i, num in zip(ids, came, strict=True)}
         seconds = FIXED + (REQUEST + TOKEN) * size + TOKEN * sum(handed)
         resumed_at = perf_counter_ns()
-        arms.seen(ids, num_tokens, news)
+        arms.seen(ids, num_tokens, partial(dict, news))
         arms.took(RoundTime(size, size + sum(handed), seconds))
         if number >= settings.arm_rounds:
             taken.append((perf_counter_ns() - resumed_at + paused_at - began_at) / 1000)

@@ -248,9 +248,12 @@ def broken(*_: Any) -> Any:
 
 
 def test_always_drafting_switches_it_off() -> None:
-    """And so does its own setting, and no speculation."""
+    """And so does its own setting, which is off by default, and no speculation."""
+    from paceline.adapters.embedded.engine import EngineSettings
+
     assert make_engine(Speculator(), always_draft=True).arms is None
     assert make_engine(Speculator(), bandit=False).arms is None
+    assert not EngineSettings().bandit
     assert make_engine(None).arms is None
     assert make_engine(Speculator()).arms is not None
 

@@ -62,10 +62,7 @@ def make_target(clock: Clock, *, seed: int = 3, fixed: float, request: float, to
 def make_engine(
     *, drafter_seed: int | None, memory: bool = False, branches: int = 1, **settings: Any
 ) -> EmbeddedEngine:
-    """A target of 30 ms a pass and 1 ms a token; its drafter takes a fifth of that.
-
-    What is worth its time is chosen by time alone.
-    """
+    """A target of 30 ms a pass and 1 ms a token; its drafter takes a fifth of that."""
     from paceline.adapters.embedded.engine import EmbeddedEngine
     from paceline.adapters.embedded.engine_settings import EngineSettings
 
@@ -77,9 +74,7 @@ def make_engine(
     return EmbeddedEngine(
         target,
         Speculator() if memory else None,
-        EngineSettings(
-            max_running=NUM_REQUESTS, max_branches=branches, **{"bandit": False} | settings
-        ),
+        EngineSettings(max_running=NUM_REQUESTS, max_branches=branches, **settings),
         drafter=drafter,
         clock=clock,
     )

@@ -1,4 +1,4 @@
-"""A speculator and the journal on a real Redis: what a tenant's policy says reaches it."""
+"""A speculator, arms and the journal on a real Redis: what a tenant's policy says reaches it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from contextlib import closing, contextmanager
 import pytest
 
 from journals import open_store
+from paceline.adapters.arm_choice import HOLD_ROUNDS, ArmChoice
 from paceline.adapters.request_info import RequestInfo
-from paceline.adapters.sharing import open_shared_journal
+from paceline.adapters.sharing import open_shared_journal, share_arms
 from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint
 from paceline.caches.journal_keeper import StoreLimits
 from paceline.caches.tier_settings import TierLimits
+from paceline.policies.bandits import decode_state
+from paceline.policies.round_split import RoundTime
 from redis_server import RedisServer
 from waiting import wait_until
 
@@ -89,3 +92,38 @@ def test_redis_keeps_no_more_of_a_tenant_than_its_policy_allows(
         with closing(store.client):
             wait_until(lambda: store.tenant_sizes("free").num_tokens == 2000)
             wait_until(lambda: 0 < store.tenant_sizes("bounded").num_tokens <= 500)
+
+
+def play(arms: ArmChoice, num_rounds: int) -> None:
+    """Rounds of one request whose drafts are never right."""
+    arms.open(RequestInfo(request_id="r", tenant="a"))
+    length = 100
+    for _ in range(num_rounds):
+        (caps,) = arms.begin(["r"], [length])
+        arms.issued([length], [caps.memory])
+        length += 1
+        arms.seen(["r"], [length], lambda: {"r": [1]})
+        arms.took(RoundTime(1, 1 + caps.memory, 0.02 + 0.004 * caps.memory))
+
+
+def test_arms_are_there_after_a_restart_and_at_other_engines(redis_server: RedisServer) -> None:
+    """What they have brought is read back under the engine's name, and heard of under others."""
+    first = ArmChoice(max_tokens=8)
+    sync = share_arms(first, redis_server.url, MODEL, replica="one")
+    wait_until(lambda: sync.stats()["connected"] == 1)
+    play(first, 200)
+    assert first.reason("r") == "none"
+    sync.close(10)
+    again, beside = ArmChoice(max_tokens=8), ArmChoice(max_tokens=8)
+    for arms, replica, count in ((again, "one", "loaded"), (beside, "two", "received")):
+        sync = share_arms(arms, redis_server.url, MODEL, replica=replica)
+        wait_until(lambda sync=sync: sync.stats()["connected"] == 1)  # type: ignore[misc]
+        play(arms, 1)
+        assert sync.stats()[count] == 1
+        # nothing is burned in: the arm is chosen anew after the first hold, of what is known
+        play(arms, 2 * HOLD_ROUNDS)
+        assert arms.figures()["arms_burned_in"] == 0
+        assert arms.reason("r") == "none"
+        sync.close(10)
+    keys = decode_state(again.shared.state()).keys
+    assert [key.key for key in keys] == ["tenant:a"]

@@ -87,4 +87,5 @@ if __name__ == "__main__":
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["PACELINE_BANDIT"] = "1"
     print("RESULT " + json.dumps(main(sys.argv[1], speculate=sys.argv[2] == "on")))
