@@ -270,8 +270,6 @@ class ArmChoice:
     def forget(self, key: int | str) -> None:
         """Drop what was learned for a sharing scope. O(contexts)."""
         for menu in self._menus:
-            for cell in menu.cells.values():
-                cell.is_dropped = cell.is_dropped or cell.context.key == key
             menu.forget(key)
         for cell in chain((cell for cell, _ in self._held), (cell for cell, *_ in self._due)):
             cell.is_dropped = cell.is_dropped or cell.context.key == key

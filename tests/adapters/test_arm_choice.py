@@ -239,6 +239,28 @@ def test_a_model_that_adds_nothing_rests() -> None:
     assert set(made.run(40 * HOLD_ROUNDS)) == {"memory-8"}
 
 
+def test_a_model_that_has_become_right_is_found() -> None:
+    """Arms with the model are looked at again for a small part of the time."""
+    made = world(drafter="m", memory={"a": 0.0}, model=0.0)
+    made.open("1", "2")
+    assert set(made.run(40 * HOLD_ROUNDS)) == {"none"}
+    made.model = 0.97
+    assert set(made.run(200 * HOLD_ROUNDS)) == {"both-8"}
+
+
+def test_rounds_that_are_timed_teach_no_arm() -> None:
+    """They are as no arm has them."""
+    made, num_timed = world(memory={"a": 0.9}), 0
+    made.open("1", "2")
+    for _ in range(6 * HOLD_ROUNDS):
+        before = len(made.arms._ledger._rounds)
+        made.run(1)
+        if made.arms.is_timing:
+            num_timed += 1
+            assert len(made.arms._ledger._rounds) in (before, 0)
+    assert num_timed > 3
+
+
 def test_another_drafter_is_looked_at_anew() -> None:
     """What was learned of the model goes with it; what memory has shown stays."""
     made = world(drafter="m", memory={"a": 0.95}, model=0.0)
@@ -262,6 +284,13 @@ def test_a_forgotten_scope_begins_afresh() -> None:
     made.arms.shared.forget("tenant:a")
     assert [key.key for key in decode_state(made.arms.shared.state()).keys] == ["tenant:b"]
     assert made.run(1) == ["memory-8", "memory-4", "none"]
+    made.run(HOLD_ROUNDS // 2)
+    for name in ("1", "2"):
+        made.arms.finish(name)
+        del made.lengths[name]
+    made.arms.shared.forget("tenant:a")
+    made.run(2 * HOLD_ROUNDS)
+    assert [key.key for key in decode_state(made.arms.shared.state()).keys] == ["tenant:b"]
 
 
 @pytest.mark.parametrize("method", ["_begun", "_turn", "_teach", "_enter", "_place_of", "_untold"])
