@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from paceline.errors import ConfigError
-from paceline.online.learner_settings import checked, read_settings
+from paceline.online.learner_settings import (
+    CycleSettings,
+    JudgingSettings,
+    LearnerSettings,
+    LoadSettings,
+    MetricsSettings,
+    TeacherSettings,
+    checked,
+    read_settings,
+)
 
 LEAST = {
     "redis_url": "redis://r",
@@ -71,3 +82,17 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError, match=r"holds no settings|cannot be read"):
             read_settings(file)
+
+
+def test_the_page_shows_settings_that_load(tmp_path: Path) -> None:
+    """And its table names every block and setting of the learner's own."""
+    page = (Path(__file__).parents[2] / "docs" / "learning.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```yaml\n# learner.yaml\n(.*?)```", page, re.DOTALL)
+    file = tmp_path / "learner.yaml"
+    file.write_text(shown)
+    assert read_settings(file).teacher.kind == "served"
+    table = page[page.index("### Settings") : page.index("### Metrics")]
+    named = set(re.findall(r"`(\w+)`", table))
+    own = (TeacherSettings, LoadSettings, CycleSettings, JudgingSettings, MetricsSettings)
+    for block in (LearnerSettings, *own):
+        assert {field.name for field in msgspec.structs.fields(block)} <= named, block
