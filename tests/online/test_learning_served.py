@@ -131,7 +131,13 @@ def test_an_engine_runs_what_was_learned_from_it(
     metrics = f"http://127.0.0.1:{port}/metrics"
     with learner:
         learner.wait_until(lambda: answers(metrics), timeout_seconds=120)
-        wait_until(lambda: version(engine) >= 1, seconds=60)
+
+        def follows() -> bool:
+            """Engines take a new version with their next request."""
+            ask(engine, next(prompts), f"s{prompts.num}")
+            return version(engine) >= 1
+
+        wait_until(follows, seconds=60)
         for _ in range(100):
             ask(engine, next(prompts), f"s{prompts.num}")
 

@@ -142,7 +142,7 @@ def test_harder_work_of_kinds_not_seen_before_is_not_held_against_it(overlap: fl
 
 def test_a_collapse_is_seen_without_anything_to_compare_with() -> None:
     """Nearly nothing right, where the old version was right in half of its rounds elsewhere."""
-    since: dict[Hashable, Seen] = {"new": Seen(60, 0)}
+    since: dict[Hashable, Seen] = {"new": Seen(80, 0)}
     assert judge({"old": Seen(1000, 500)}, since).verdict == "worse"
     assert judge({}, since, elsewhere=Seen(1000, 500)).verdict == "worse"
     assert judge({}, since).verdict == "worse"
