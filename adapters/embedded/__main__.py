@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import uvicorn
 from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.drafter_following import follow_drafters
 from paceline.adapters.drafter_settings import FollowSettings
+from paceline.adapters.drafter_watch import DrafterWatch
 from paceline.adapters.embedded.drafter_host import EmbeddedDrafterHost
 from paceline.adapters.embedded.engine import EmbeddedEngine
 from paceline.adapters.embedded.engine_settings import EngineSettings
@@ -22,13 +24,45 @@ from paceline.adapters.speculator import Speculator
 from paceline.caches import ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
 from paceline.caches.journal import Journal
+from paceline.caches.policy_sync import PolicySync
 from paceline.caches.records import SHARED_GROUP
 from paceline.caches.tombstones import Tombstone
 from paceline.errors import PacelineError
 from paceline.models import PACKAGED_NAME
+from paceline.policies.bandits import PolicyState
 
 GRACE_SECONDS = 5
 FLUSH_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What runs beside the engine, in the order it is closed in; None for what does not run.
+
+    Attributes:
+        watch: follows the drafter's versions.
+        housekeeping: lets the memory forget in time.
+        speculator: the memory.
+        corpora: what is drafted from beside it.
+        shared_arms: brings what other engines' bandits have learned.
+        journal: shares the memory.
+    """
+
+    watch: DrafterWatch | None
+    housekeeping: Housekeeping | None
+    speculator: Speculator | None
+    corpora: CorpusFeed | None
+    shared_arms: PolicySync[PolicyState] | None
+    journal: Journal | None
+
+    def close(self) -> None:
+        """Stop all of it; what is queued for Redis gets `FLUSH_SECONDS`."""
+        for part in (self.watch, self.housekeeping, self.speculator, self.corpora):
+            if part is not None:
+                part.close()
+        for shared in (self.shared_arms, self.journal):
+            if shared is not None:
+                shared.close(FLUSH_SECONDS)
 
 
 @click.command()
@@ -162,21 +196,7 @@ def main(
     housekeeping = None if speculator is None else Housekeeping(speculator.expire)
     if housekeeping is not None:
         housekeeping.start()
-
-    def close() -> None:
-        if watch is not None:
-            watch.close()
-        if housekeeping is not None:
-            housekeeping.close()
-        if speculator is not None:
-            speculator.close()
-        if corpora is not None:
-            corpora.close()
-        if shared_arms is not None:
-            shared_arms.close(FLUSH_SECONDS)
-        if journal is not None:
-            journal.close(FLUSH_SECONDS)
-
+    beside = Beside(watch, housekeeping, speculator, corpora, shared_arms, journal)
     metrics = None
     if speculator is not None:
         drafter_figures = None if watch is None else watch.figures
@@ -187,7 +207,7 @@ def main(
         engine,
         model_name=name,
         memory_metrics=metrics,
-        on_close=close,
+        on_close=beside.close,
         drafter_group=drafter_group,
     )
     uvicorn.run(

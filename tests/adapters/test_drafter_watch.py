@@ -404,7 +404,7 @@ def test_a_served_engine_follows_by_itself(
     place = tmp_path / "versions"
     fingerprint = fingerprint_of(Target.load(folders["target"]), MODEL_NAME)
     registry = open_registry(redis_server.url, place, fingerprint)
-    arguments = ["--redis", redis_server.url, "--drafter", str(folders["poor"]), "--no-bandit"]
+    arguments = ["--redis", redis_server.url, "--drafter", str(folders["poor"]), "--always-draft"]
     server = EmbeddedServer(
         folders["target"], tmp_path, "engine", *arguments, "--drafter-registry", str(place)
     )
@@ -412,17 +412,17 @@ def test_a_served_engine_follows_by_itself(
     try:
         server.wait_ready()
         assert server.metric("paceline_drafter_version") == 0
+        rounds = "paceline_drafter_rounds_total"
+
+        def drafts_with(version: int) -> bool:
+            post_json(f"{server.url}/v1/completions", {"prompt": "abc", "max_tokens": 8})
+            return server.metric(rounds, version=str(version)) > 0
+
+        wait_until(lambda: drafts_with(0), seconds=60)
         version = publish(registry, folders["right"])
         registry.promote(SHARED_GROUP, version, reason="first")
-
-        def follows() -> bool:
-            post_json(f"{server.url}/v1/completions", {"prompt": "abc", "max_tokens": 8})
-            return server.metric("paceline_drafter_version") == version
-
-        wait_until(follows, seconds=60)
-        rounds = "paceline_drafter_rounds_total"
-        assert server.metric(rounds, version="0") > 0
-        wait_until(lambda: follows() and server.metric(rounds, version=str(version)) > 0, 60)
+        wait_until(lambda: drafts_with(version), seconds=60)
+        wait_until(lambda: server.metric("paceline_drafter_version") == version, seconds=60)
         wait_until(lambda: [each.version for each in registry.live(SHARED_GROUP)] == [version], 60)
     finally:
         server.stop()
