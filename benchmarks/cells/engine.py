@@ -68,18 +68,19 @@ def speculation(settings: CellsSettings) -> dict[str, Any]:
 
 
 def read_cell(settings: CellsSettings, cell: Cell, renderer: Any) -> list[list[int]]:
-    """The prompts of a cell, in tokens."""
+    """The prompts of a cell, in tokens: none that an earlier cell has asked."""
     from paceline.benchmarks.exact.prompts import read_prompts
 
+    first, total = settings.place(cell)
     prompts = read_prompts(
         Path(settings.traces),
         cell.source,
         renderer,
-        num_prompts=cell.num_prompts,
+        num_prompts=total,
         num_turns=5,
         context_tokens=settings.context_tokens,
     )
-    return [list(prompt.token_ids) for prompt in prompts]
+    return [list(prompt.token_ids) for prompt in prompts[first : first + cell.num_prompts]]
 
 
 def answer(llm: Any, cell: Cell, prompts: list[list[int]], output_tokens: int) -> CellResult:

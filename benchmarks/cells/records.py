@@ -63,6 +63,12 @@ class CellsSettings(msgspec.Struct, frozen=True, kw_only=True):
     draft_tokens: int = 16
     drafter_tokens: int = 3
 
+    def place(self, cell: Cell) -> tuple[int, int]:
+        """The first of its source's prompts that a cell asks, and how many all cells do."""
+        alike = [each for each in self.cells if each.source == cell.source]
+        before = alike[: alike.index(cell)]
+        return sum(each.num_prompts for each in before), sum(each.num_prompts for each in alike)
+
     @property
     def method(self) -> str:
         """The way without what chooses."""

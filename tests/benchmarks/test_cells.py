@@ -81,3 +81,16 @@ def test_a_fixed_way_drafts_its_number() -> None:
 
     assert told("fixed-4").num_draft_tokens == 4
     assert told("memory").num_draft_tokens == 16
+
+
+def test_no_prompt_is_asked_in_two_cells() -> None:
+    """Memory would know the reply; sources have their own."""
+    cells = make_cells(["a", "b"], [1, 4, 16], 1.0)
+    settings = CellsSettings(traces="", target="", way="memory", core=0, cells=cells)
+    asked = {"a": set[int](), "b": set[int]()}
+    for cell in cells:
+        first, total = settings.place(cell)
+        mine = set(range(first, first + cell.num_prompts))
+        assert max(mine) < total == 16 + 48 + 96
+        assert asked[cell.source].isdisjoint(mine)
+        asked[cell.source] |= mine

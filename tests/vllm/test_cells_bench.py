@@ -24,7 +24,7 @@ EPISODE = [
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two engines need a core each")
 def test_memory_and_a_fixed_number_run_beside_an_engine_without_drafts(tmp_path: Path) -> None:
     """Replies are the same in every cell, and what was drafted is counted behind the warm-up."""
-    write_trace(tmp_path, "s", *[EPISODE] * 8)
+    write_trace(tmp_path, "s", *[EPISODE] * 16)
     file = tmp_path / "report.json"
     arguments = ["bench", "cells", str(tmp_path), "--source", "s", "--json", str(file)]
     arguments += ["--in-flight", "1", "--in-flight", "2", "--prompts-factor", "0.3"]
