@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 DISCOUNT: Final = 0.98
 """What a pass still counts for after the next one."""
-LEAST_PASSES: Final = 8.0
-"""Passes, discounted, before anything is said."""
+LEAST_PASSES: Final = 8
+"""Passes before anything is said."""
 RIDGE: Final = 1.0
 """Squared tokens (and requests) that speak for a slope of 0, so that noise makes none."""
+PROMPT_RIDGE: Final = 1e2
+"""The same of prompts, whose tokens come by the ten."""
 CONTEXT_RIDGE: Final = 1e4
-"""The same of a context, whose tokens come by the hundred."""
+"""The same of contexts, whose tokens come by the hundred."""
 OUTLIER: Final = 3.0
 """A pass that took so many times as long as expected, or so little, says nothing of the next."""
 MOST_OUTLIERS: Final = 8
@@ -21,94 +25,72 @@ LEAST_SHARE: Final = 0.1
 """No pass is expected to take less than this part of the mean."""
 
 
-Parts = tuple[float, float, float]
-"""Of a pass: requests, tokens, context."""
-NOTHING: Final[Parts] = (0.0, 0.0, 0.0)
-PAIRS: Final = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
-"""Places of the moments of `_Plane`."""
-SUBSETS: Final = ((1,), (0,), (2,), (0, 1), (1, 2), (0, 2))
-"""Parts that may cost something where all three together would make one negative."""
+EAGER_PASSES: Final = 32
+SOLVE_INTERVAL: Final = 5
+"""Passes after which slopes are found anew, once there are so many: it takes longer than sums."""
+PARTS: Final = ("request", "token", "context", "prompt")
+"""What a pass's time is made of, beside a fixed part; the order of the arrays below."""
+RIDGES: Final = np.array([RIDGE, RIDGE, CONTEXT_RIDGE, PROMPT_RIDGE])
+
+Parts = npt.NDArray[np.float64]
+"""(4,): requests, tokens, context and prompt of a pass, or seconds of one of each."""
 
 
-@dataclass(slots=True)
 class _Plane:
-    """Discounted means and moments about them, and the plane of least squares through them."""
+    """Discounted means and moments about them, and the plane of least squares through them.
 
-    weight: float = 0.0
-    means: Parts = NOTHING
-    seconds: float = 0.0
-    moments: tuple[float, ...] = (0.0,) * 6
-    with_time: Parts = NOTHING
-    slopes: Parts = NOTHING
-    """Seconds of each part, none negative."""
+    Attributes:
+        num_passes: that it goes through, discounted ones too.
+        num_with_prompts: of them.
+        slopes: seconds of each part, none negative.
+    """
 
-    def add(self, parts: Parts, seconds: float) -> None:
-        held = DISCOUNT * self.weight
-        self.weight = held + 1.0
-        off = (parts[0] - self.means[0], parts[1] - self.means[1], parts[2] - self.means[2])
-        time = seconds - self.seconds
-        share = 1.0 / self.weight
-        self.means = (
-            self.means[0] + off[0] * share,
-            self.means[1] + off[1] * share,
-            self.means[2] + off[2] * share,
-        )
-        self.seconds += time * share
+    def __init__(self) -> None:
+        self.num_passes = 0
+        self.num_with_prompts = 0
+        self.slopes: Parts = np.zeros(len(PARTS))
+        self._weight = 0.0
+        self._means: Parts = np.zeros(len(PARTS))
+        self._seconds = 0.0
+        self._moments = np.zeros((len(PARTS), len(PARTS)))
+        self._with_time: Parts = np.zeros(len(PARTS))
+
+    def add(self, parts: Parts, seconds: float, weight: float) -> None:
+        self.num_passes += 1
+        self.num_with_prompts += bool(parts[-1])
+        held = DISCOUNT * self._weight
+        self._weight = held + weight
+        share = weight / self._weight
+        off, time = parts - self._means, seconds - self._seconds
+        self._means += share * off
+        self._seconds += share * time
         part = held * share  # West 1979, with discounts
-        self.moments = tuple(
-            DISCOUNT * moment + part * off[i] * off[j]
-            for moment, (i, j) in zip(self.moments, PAIRS, strict=True)
-        )
-        self.with_time = (
-            DISCOUNT * self.with_time[0] + part * off[0] * time,
-            DISCOUNT * self.with_time[1] + part * off[1] * time,
-            DISCOUNT * self.with_time[2] + part * off[2] * time,
-        )
-        self.slopes = self._solved()
+        self._moments *= DISCOUNT
+        self._moments += np.multiply.outer(part * off, off)
+        self._with_time *= DISCOUNT
+        self._with_time += (part * time) * off
+        if self.num_passes < EAGER_PASSES or not self.num_passes % SOLVE_INTERVAL:
+            self.slopes = self._solved()
 
     def at(self, parts: Parts) -> float:
-        expected = self.seconds
-        for slope, part, mean in zip(self.slopes, parts, self.means, strict=True):
-            expected += slope * (part - mean)
-        return max(expected, LEAST_SHARE * self.seconds)
+        expected = self._seconds + float(self.slopes @ (parts - self._means))
+        return max(expected, LEAST_SHARE * self._seconds)
 
     def _solved(self) -> Parts:
-        """Least squares without negative slopes: of all sets of parts, the one that explains most.
+        """Least squares without negative slopes: the part that would be most negative goes first.
 
-        A ridge keeps every determinant positive.
+        The ridge keeps every determinant positive.
         """
-        aa, ab, ac, bb, bc, cc = self.moments
-        aa, bb, cc = aa + RIDGE, bb + RIDGE, cc + CONTEXT_RIDGE
-        a, b, c = self.with_time
-        first, second, third = bb * cc - bc * bc, ac * bc - ab * cc, ab * bc - ac * bb
-        determinant = aa * first + ab * second + ac * third
-        if determinant > 0.0:
-            slopes = (
-                (a * first + b * second + c * third) / determinant,
-                (a * second + b * (aa * cc - ac * ac) + c * (ab * ac - aa * bc)) / determinant,
-                (a * third + b * (ab * ac - aa * bc) + c * (aa * bb - ab * ab)) / determinant,
-            )
-            if min(slopes) >= 0.0:
-                return slopes
-        best, most = NOTHING, 0.0
-        square = {(0, 0): aa, (0, 1): ab, (0, 2): ac, (1, 1): bb, (1, 2): bc, (2, 2): cc}
-        for chosen in SUBSETS:
-            found = [0.0, 0.0, 0.0]
-            if len(chosen) == 1:
-                (i,) = chosen
-                found[i] = self.with_time[i] / square[i, i]
-            else:
-                i, j = chosen
-                both = square[i, j]
-                scale = square[i, i] * square[j, j] - both * both
-                found[i] = (self.with_time[i] * square[j, j] - self.with_time[j] * both) / scale
-                found[j] = (self.with_time[j] * square[i, i] - self.with_time[i] * both) / scale
-            if min(found) < 0.0:
-                continue
-            explained = found[0] * a + found[1] * b + found[2] * c
-            if explained > most:
-                best, most = (found[0], found[1], found[2]), explained
-        return best
+        square = self._moments + np.diag(RIDGES)
+        slopes = np.linalg.solve(square, self._with_time)
+        left = np.arange(len(PARTS))
+        while slopes.size and slopes.min() < 0.0:
+            scales = np.sqrt(square[left, left])
+            left = np.delete(left, int((slopes * scales).argmin()))
+            slopes = np.linalg.solve(square[np.ix_(left, left)], self._with_time[left])
+        found: Parts = np.zeros(len(PARTS))
+        found[left] = slopes
+        return found
 
 
 class RoundCost:
@@ -116,7 +98,9 @@ class RoundCost:
 
     Least squares over discounted passes, so that what counts is the slope where the engine works
     now. No part is negative. Where tokens have not varied for long, a token costs nothing again,
-    and drafts come back to show what it costs. Some sums, whatever was seen; everything is O(1).
+    and drafts come back to show what it costs. A pass may also read prompts: these have a part of
+    their own, and it counts for the less in the others, the more of it is prompt. Some sums,
+    whatever was seen; everything is O(1).
     """
 
     def __init__(self) -> None:
@@ -128,60 +112,91 @@ class RoundCost:
         return (
             f"RoundCost({1e3 * self.fixed_seconds:.3f} ms a pass, "
             f"{1e3 * self.request_seconds:.3f} a request, {1e3 * self.token_seconds:.3f} a token, "
-            f"{1e6 * self.context_seconds:.3f} for a thousand of context)"
+            f"{1e6 * self.context_seconds:.3f} for a thousand of context, "
+            f"{1e3 * self.prompt_seconds:.3f} a token of a prompt)"
         )
 
     @property
     def is_known(self) -> bool:
         """Whether enough passes were seen; if not, everything is said to cost 0."""
-        return self._plane.weight >= LEAST_PASSES
+        return self._plane.num_passes > LEAST_PASSES
 
     @property
     def token_seconds(self) -> float:
         """What one more token takes."""
-        return self._plane.slopes[1] if self.is_known else 0.0
+        return self._slope(1)
 
     @property
     def request_seconds(self) -> float:
         """What one more request takes, beside its tokens and its context."""
-        return self._plane.slopes[0] if self.is_known else 0.0
+        return self._slope(0)
 
     @property
     def context_seconds(self) -> float:
         """What one more token behind which a request's are read takes."""
-        return self._plane.slopes[2] if self.is_known else 0.0
+        return self._slope(2)
+
+    @property
+    def prompt_seconds(self) -> float:
+        """What one more token takes of a prompt that is read beside the requests."""
+        return self._slope(3)
 
     @property
     def fixed_seconds(self) -> float:
-        """What a pass takes, beside its requests, tokens and contexts."""
+        """What a pass takes, beside its requests, tokens, contexts and prompts."""
         return self.seconds(0, 0)
 
-    def seconds(self, num_requests: float, num_tokens: float, num_context: float = 0.0) -> float:
+    def seconds(
+        self,
+        num_requests: float,
+        num_tokens: float,
+        num_context: float = 0.0,
+        *,
+        num_prompt: float = 0.0,
+    ) -> float:
         """What a pass is expected to take.
 
         Args:
-            num_requests: in it.
+            num_requests: that are answered in it.
             num_tokens: that it reads of all of them.
             num_context: tokens that stand before these, of all requests together.
+            num_prompt: tokens of prompts that it reads beside them.
         """
         if not self.is_known:
             return 0.0
-        return self._plane.at((num_requests, num_tokens, num_context))
+        return self._plane.at(np.array((num_requests, num_tokens, num_context, num_prompt), float))
 
     def learn(
-        self, num_requests: int, num_tokens: int, seconds: float, *, num_context: float = 0.0
+        self,
+        num_requests: int,
+        num_tokens: int,
+        seconds: float,
+        *,
+        num_context: float = 0.0,
+        num_prompt: int = 0,
     ) -> None:
-        """A pass took that long. The very first sets things up, and is not learned from."""
+        """A pass took that long. The very first sets things up, and is not learned from.
+
+        Args: as of `seconds`.
+        """
         if not self._has_begun:
             self._has_begun = True
             return
-        if self._is_odd(self.seconds(num_requests, num_tokens, num_context), seconds):
+        parts = np.array((num_requests, num_tokens, num_context, num_prompt), float)
+        if self._is_odd(parts, seconds):
             self._num_odd += 1
             if self._num_odd < MOST_OUTLIERS:
                 return
             self._plane = _Plane()
         self._num_odd = 0
-        self._plane.add((num_requests, num_tokens, num_context), seconds)
+        self._plane.add(parts, seconds, num_tokens / (num_tokens + num_prompt))
 
-    def _is_odd(self, expected: float, seconds: float) -> bool:
-        return self.is_known and not expected / OUTLIER <= seconds <= expected * OUTLIER
+    def _slope(self, part: int) -> float:
+        return float(self._plane.slopes[part]) if self.is_known else 0.0
+
+    def _is_odd(self, parts: Parts, seconds: float) -> bool:
+        """Out of all proportion; what prompts take must be known to say it of a pass with some."""
+        if not self.is_known or (parts[3] and self._plane.num_with_prompts <= LEAST_PASSES):
+            return False
+        expected = self._plane.at(parts)
+        return not expected / OUTLIER <= seconds <= expected * OUTLIER

@@ -6,28 +6,44 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from paceline.policies.round_cost import RoundCost
 from paceline.policies.round_split import RoundTime
 
+LEAST_ANSWERING: Final = 0.5
+"""A round of which prompts take more than the rest says nothing of the rest on its own."""
+
 
 @dataclass(slots=True)
 class _Round:
+    """A step of vLLM.
+
+    Attributes:
+        began_at: in the clock's seconds.
+        num_requests: that are answered in it.
+        num_tokens: that the target reads of these.
+        num_context: tokens that stand before them.
+        num_prompt: tokens of prompts that the target reads in it as well.
+        is_odd: it is drafted for as none would be.
+        goes_on: some request of it was in work before: the engine has not waited for it.
+    """
+
     began_at: float
     num_requests: int
     num_tokens: int
     num_context: int
-    is_answering: bool
+    num_prompt: int
     is_odd: bool
+    goes_on: bool
 
 
 class RoundClock:
     """Teaches a `RoundCost` what rounds take without a model's drafting.
 
-    Scheduling, sampling and vLLM's own books count, as they are part of each round. Rounds that
-    read prompts say nothing of others, and nothing is learned where the engine may have waited
-    for something to do.
+    Scheduling, sampling and vLLM's own books count, as they are part of each round. Nothing is
+    learned of rounds in which nobody is answered, and where the engine may have waited for
+    something to do: no request went on.
 
     Args:
         cost: learns.
@@ -50,33 +66,17 @@ class RoundClock:
     @property
     def is_answering(self) -> bool:
         """Whether the round reads no prompt."""
-        return self._round is not None and self._round.is_answering
+        round_ = self._round
+        return round_ is not None and round_.num_requests > 0 and not round_.num_prompt
 
     def begin(self, scheduler_output: Any) -> None:
         """A step begins; vLLM's `scheduler_output` says what the target reads in it."""
         now, ended = self._clock(), self._round
-        num_tokens: dict[str, int] = scheduler_output.num_scheduled_tokens
         self.ended = None
-        goes_on = bool(num_tokens) and not scheduler_output.scheduled_new_reqs
-        if ended is not None and ended.is_answering and goes_on:
-            seconds = now - ended.began_at - self.model_seconds
-            if not ended.is_odd:
-                self._cost.learn(
-                    ended.num_requests, ended.num_tokens, seconds, num_context=ended.num_context
-                )
-            self.ended = RoundTime(ended.num_requests, ended.num_tokens, seconds)
-        drafted = scheduler_output.scheduled_spec_decode_tokens
-        is_answering = bool(num_tokens) and all(
-            num <= 1 + len(drafted.get(request_id, ())) for request_id, num in num_tokens.items()
-        )
-        self._round = _Round(
-            now,
-            len(num_tokens),
-            sum(num_tokens.values()),
-            sum(scheduler_output.scheduled_cached_reqs.num_computed_tokens),
-            is_answering,
-            self.is_odd,
-        )
+        began = _round_of(scheduler_output, now, is_odd=self.is_odd)
+        if ended is not None and ended.num_requests and began.goes_on:
+            self._learn(ended, now - ended.began_at - self.model_seconds)
+        self._round = began
         self.is_odd = False
         self.model_seconds = 0.0
 
@@ -88,3 +88,32 @@ class RoundClock:
             yield
         finally:
             self.model_seconds += self._clock() - began_at
+
+    def _learn(self, ended: _Round, seconds: float) -> None:
+        if not ended.is_odd:
+            self._cost.learn(
+                ended.num_requests,
+                ended.num_tokens,
+                seconds,
+                num_context=ended.num_context,
+                num_prompt=ended.num_prompt,
+            )
+        without = seconds - self._cost.prompt_seconds * ended.num_prompt
+        if without >= LEAST_ANSWERING * seconds:
+            self.ended = RoundTime(ended.num_requests, ended.num_tokens, without)
+
+
+def _round_of(scheduler_output: Any, now: float, *, is_odd: bool) -> _Round:
+    """The step that begins; more tokens than one and the drafted ones are of a prompt."""
+    drafted = scheduler_output.scheduled_spec_decode_tokens
+    cached = scheduler_output.scheduled_cached_reqs
+    context = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+    began = _Round(now, 0, 0, 0, 0, is_odd=is_odd, goes_on=bool(cached.req_ids))
+    for request_id, num in scheduler_output.num_scheduled_tokens.items():
+        if request_id in context and num <= 1 + len(drafted.get(request_id, ())):
+            began.num_requests += 1
+            began.num_tokens += num
+            began.num_context += context[request_id]
+        else:
+            began.num_prompt += num
+    return began

@@ -160,6 +160,12 @@ def check_ways(ways: Sequence[str], drafter: Path | None) -> None:
 @click.option("--source", "sources", multiple=True, help=f"[default: {AGENT}, {CONTROL}]")
 @click.option("--in-flight", multiple=True, type=int, help="[default: 1, 4, 16, 32]")
 @click.option("--prompts-factor", default=1.0, show_default=True, help="Times as many prompts.")
+@click.option(
+    "--output-tokens",
+    default=48,
+    show_default=True,
+    help="Of a reply at most, on average: from half to half as many more.",
+)
 @click.option("--repeats", default=1, show_default=True, help="Runs; cores are swapped each time.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
@@ -172,6 +178,7 @@ def cells(
     sources: tuple[str, ...],
     in_flight: tuple[int, ...],
     prompts_factor: float,
+    output_tokens: int,
     repeats: int,
     json_file: Path | None,
 ) -> None:
@@ -199,6 +206,7 @@ def cells(
                         drafter=str(drafter.absolute()) if drafter and each in WITH_DRAFTER else "",
                         core=cores[(place + repeat) % NUM_ENGINES],
                         cells=wanted,
+                        output_tokens=output_tokens,
                     )
                     for place, each in enumerate((way, OFF))
                 ]
@@ -208,6 +216,7 @@ def cells(
     settings = {
         "ways": list(ways),
         "repeats": repeats,
+        "output_tokens": output_tokens,
         "drafter": drafter.name if drafter else "",
         "cells": {cell.name: [cell.num_prompts, cell.num_warm] for cell in wanted},
     }

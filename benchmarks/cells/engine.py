@@ -18,6 +18,8 @@ import msgspec
 from paceline.benchmarks.cells.records import BANDIT, FIXED, OFF, Cell, CellResult, CellsSettings
 
 SLACK_TOKENS = 40
+GOLDEN = 0.618034
+"""Multiples of it lie evenly between whole numbers, however many there are."""
 PROPOSER = "paceline.adapters.vllm.proposer.DraftProposer"
 
 
@@ -33,7 +35,7 @@ def run(settings: CellsSettings) -> None:
         settings.target,
         dtype="float32",
         enforce_eager=True,
-        max_model_len=settings.context_tokens + settings.output_tokens + SLACK_TOKENS,
+        max_model_len=settings.context_tokens + 2 * settings.output_tokens + SLACK_TOKENS,
         max_num_seqs=max(cell.in_flight for cell in settings.cells),
         disable_log_stats=False,
         **speculation(settings),
@@ -92,12 +94,6 @@ def answer(llm: Any, cell: Cell, prompts: list[list[int]], output_tokens: int) -
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    params = SamplingParams(
-        temperature=0,
-        max_tokens=output_tokens,
-        output_kind=RequestOutputKind.CUMULATIVE,
-        extra_args={"paceline_tenant": cell.source},
-    )
     engine = llm.llm_engine
     said: dict[str, list[int]] = {}
     num_asked = num_done = 0
@@ -106,6 +102,12 @@ def answer(llm: Any, cell: Cell, prompts: list[list[int]], output_tokens: int) -
     while num_done < len(prompts):
         while num_asked < len(prompts) and num_asked - num_done < cell.in_flight:
             request_id = f"{cell.name}/{num_asked}"
+            params = SamplingParams(
+                temperature=0,
+                max_tokens=longest_reply(num_asked, output_tokens),
+                output_kind=RequestOutputKind.CUMULATIVE,
+                extra_args={"paceline_tenant": cell.source},
+            )
             engine.add_request(request_id, {"prompt_token_ids": prompts[num_asked]}, params)
             num_asked += 1
         if began is None and num_done >= cell.num_warm:
@@ -126,6 +128,15 @@ def answer(llm: Any, cell: Cell, prompts: list[list[int]], output_tokens: int) -
         accepted_tokens=ended[3]["accepted_tokens"] - began[3]["accepted_tokens"],
         digest=blake2b(msgspec.json.encode(replies), digest_size=8).hexdigest(),
     )
+
+
+def longest_reply(place: int, output_tokens: int) -> int:
+    """Most tokens of the reply to the prompt at a place: from half as many to half as many more.
+
+    Were they all alike, those without drafts would end together, again and again, and the prompts
+    behind them be read together, which costs less than one after the other, as it is elsewhere.
+    """
+    return round(output_tokens * (0.5 + place * GOLDEN % 1.0))
 
 
 def state(llm: Any, said: dict[str, list[int]]) -> tuple[int, float, float, dict[str, int]]:

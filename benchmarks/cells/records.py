@@ -46,7 +46,7 @@ class CellsSettings(msgspec.Struct, frozen=True, kw_only=True):
         drafter: Hugging Face folder, for those ways that have one.
         core: that it runs on.
         cells: in order.
-        output_tokens: longest reply.
+        output_tokens: of a reply at most, on average.
         context_tokens: longest prompt.
         draft_tokens: most tokens drafted a request and step where no number is fixed.
         drafter_tokens: most of the model.

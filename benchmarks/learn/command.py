@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -11,32 +9,13 @@ from typing import Any, Final
 import click
 import msgspec
 
+from paceline.benchmarks.learn.options import learner_option, two_cores
 from paceline.benchmarks.learn.plot import draw
 from paceline.benchmarks.learn.records import Workload
 from paceline.benchmarks.learn.run import LearnBenchSettings, LearnRun, figures
 from paceline.benchmarks.report import Report, write_report
-from paceline.errors import ConfigError
 
 WORKLOADS: Final = ("tau-bench:tau-airline", "intercode-sql")
-NUM_CORES: Final = 2
-
-
-def _learner_option(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, Any]:
-    """``BLOCK.NAME=VALUE`` as nested settings."""
-    told: dict[str, Any] = {}
-    for text in values:
-        path, equals, value = text.partition("=")
-        *blocks, name = path.split(".")
-        if not equals or not name:
-            raise click.BadParameter(f"{text!r} is not BLOCK.NAME=VALUE")
-        block = told
-        for each in blocks:
-            block = block.setdefault(each, {})
-        try:
-            block[name] = json.loads(value)
-        except ValueError:
-            block[name] = value
-    return told
 
 
 @click.command()
@@ -64,7 +43,7 @@ def _learner_option(_context: Any, _parameter: Any, values: tuple[str, ...]) -> 
     "--learner-option",
     "learner",
     multiple=True,
-    callback=_learner_option,
+    callback=learner_option,
     help="BLOCK.NAME=VALUE (JSON) for the learner; may be repeated.",
 )
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for logs; kept.")
@@ -91,9 +70,7 @@ def learn(
     learned from, in pauses between. Each mark replays both drafters on the target's replies to
     prompts of other tasks. Needs two cores.
     """
-    cores = sorted(os.sched_getaffinity(0))[:NUM_CORES]
-    if len(cores) < NUM_CORES:
-        raise ConfigError("one core is allowed; two are needed, the engine's and the learner's")
+    cores = two_cores()
     settings = LearnBenchSettings(
         traces=str(traces.absolute()),
         target=target,
@@ -105,7 +82,7 @@ def learn(
     with tempfile.TemporaryDirectory(prefix="paceline-learn-") as scratch:
         folder = work.absolute() if work is not None else Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        run = LearnRun(settings, folder, (cores[0], cores[1]))
+        run = LearnRun(settings, folder, cores)
         frozen, learned = run.run()
     if plot is not None:
         draw(run.marks, plot)

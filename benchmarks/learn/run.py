@@ -33,6 +33,7 @@ from paceline.errors import ConfigError
 TURNS: Final = 6
 CHAIN_TOKENS: Final = 8
 CACHED: Final = "held-out"
+MARKS: Final = "marks.jsonl"
 
 
 class LearnBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,20 +85,22 @@ class Prompts:
     held_out: list[Asked]
 
 
-def read_prompts(settings: LearnBenchSettings, workload: Workload, renderer: Renderer) -> Prompts:
+def read_prompts(
+    traces: Path, workload: Workload, renderer: Renderer, context_tokens: int, num_held_out: int
+) -> Prompts:
     """Prompts of a workload; those of its last sessions are held out.
 
     Raises:
         ConfigError: there are too few.
     """
     found: dict[str, list[Asked]] = {}
-    for episode in read_recorded(Path(settings.traces), workload.source):
+    for episode in read_recorded(traces, workload.source):
         if not episode.task_group.startswith(workload.tasks):
             continue
         requests = requests_of(
             episode,
             renderer,
-            context_tokens=settings.context_tokens,
+            context_tokens=context_tokens,
             output_tokens=1,
             max_requests=TURNS,
         )
@@ -108,15 +111,15 @@ def read_prompts(settings: LearnBenchSettings, workload: Workload, renderer: Ren
         )
     sessions = list(found.values())
     held_out: list[Asked] = []
-    while sessions and len(held_out) < settings.held_out:
+    while sessions and len(held_out) < num_held_out:
         held_out += sessions.pop()[:TURNS]
     asked = [prompt for session in sessions for prompt in session]
-    if not asked or len(held_out) < settings.held_out:
+    if not asked or len(held_out) < num_held_out:
         raise ConfigError(
             f"{workload.name} has {len(asked)} prompts beside {len(held_out)} held-out ones; take "
             "fewer (--held-out) or another workload"
         )
-    return Prompts(asked, held_out[: settings.held_out])
+    return Prompts(asked, held_out[:num_held_out])
 
 
 class LearnRun:
@@ -143,7 +146,16 @@ class LearnRun:
         self._cores = cores
         self._clock = clock
         renderer = Renderer(load_encoder(None if settings.target == "smollm2" else settings.target))
-        self._prompts = {w.name: read_prompts(settings, w, renderer) for w in settings.workloads}
+        self._prompts = {
+            workload.name: read_prompts(
+                Path(settings.traces),
+                workload,
+                renderer,
+                settings.context_tokens,
+                settings.held_out,
+            )
+            for workload in settings.workloads
+        }
         self._served = 0
         self._began = 0.0
 
@@ -209,6 +221,8 @@ class LearnRun:
             frozen=frozen,
         )
         self.marks.append(mark)
+        with (self._folder / MARKS).open("ab") as file:  # a run that is broken off has said these
+            file.write(msgspec.json.encode(mark) + b"\n")
         said = ", ".join(
             f"{name} {it.agreement:.1%} ({frozen[name].agreement:.1%} frozen), "
             f"{it.accepted_length:.3f} ({frozen[name].accepted_length:.3f})"

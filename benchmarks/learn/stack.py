@@ -67,12 +67,14 @@ class Stack:
         url: of the proxy, with ``/v1``.
         engine_url: of the engine's own endpoints.
         learner_metrics: URL of the learner's.
+        learner_pid: of its process, which has a group of its own.
         registry: of the drafter's versions.
     """
 
     url: str
     engine_url: str
     learner_metrics: str
+    learner_pid: int
     registry: DrafterRegistry
 
     def ask(
@@ -201,4 +203,4 @@ def running_stack(
         registry = DrafterRegistry(
             JournalStore(client, JournalKeys(namespace.decode())), folder / "drafters"
         )
-        yield Stack(f"{proxy.url}/v1", engine_url, metrics, registry)
+        yield Stack(f"{proxy.url}/v1", engine_url, metrics, learner.pid, registry)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from paceline.benchmarks.cells.command import check_ways, figures, make_cells
+from paceline.benchmarks.cells.engine import longest_reply
 from paceline.benchmarks.cells.records import CellResult, CellsSettings
 from paceline.errors import ConfigError
 
@@ -31,6 +32,15 @@ def test_every_cell_has_enough_prompts_behind_its_warm_up() -> None:
             assert cell.num_prompts - 2 * cell.in_flight >= cell.num_warm
     names = [cell.name for cell in make_cells(["agent", "control"], [1, 4], 1.0)]
     assert names == ["agent.c1", "control.c1", "agent.c4", "control.c4"]
+
+
+def test_replies_do_not_all_end_together() -> None:
+    """Any few in a row are of different lengths, and the mean is what was asked for."""
+    lengths = [longest_reply(place, 48) for place in range(160)]
+    assert min(lengths) >= 24
+    assert max(lengths) <= 72
+    assert sum(lengths) / len(lengths) == pytest.approx(48, rel=0.02)
+    assert all(len(set(lengths[i : i + 8])) >= 7 for i in range(152))
 
 
 def test_a_way_is_held_against_off_and_the_best_fixed_number_of_each_cell() -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import click
 import pytest
 
-from paceline.benchmarks.learn.command import _learner_option, learn
+from paceline.benchmarks.learn.command import learn
+from paceline.benchmarks.learn.options import learner_option
 from paceline.benchmarks.learn.plot import draw
 from paceline.benchmarks.learn.records import Asked, Examined, Mark, Speed, Workload
 from paceline.benchmarks.learn.run import (
-    LearnBenchSettings,
     around,
     figures,
     read_prompts,
@@ -31,45 +30,18 @@ EPISODE = [
 ]
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Callable[..., LearnBenchSettings]:
-    """Of a run over traces in a folder of the test's."""
-
-    def make(**changes: int) -> LearnBenchSettings:
-        told = {"held_out": 3, "context_tokens": 64, **changes}
-        return LearnBenchSettings(
-            traces=str(tmp_path),
-            target="t",
-            drafter="d",
-            workloads=(Workload("s"),),
-            tokens=(10,),
-            mark_tokens=5,
-            chunk_tokens=5,
-            pause_seconds=1.0,
-            output_tokens=4,
-            in_flight=1,
-            draft_tokens=4,
-            learner={},
-            **told,
-        )
-
-    return make
-
-
-def test_no_task_is_on_both_sides(
-    tmp_path: Path, settings: Callable[..., LearnBenchSettings]
-) -> None:
+def test_no_task_is_on_both_sides(tmp_path: Path) -> None:
     """Prompts to measure by are of the last tasks, and none of theirs is asked."""
     write_trace(tmp_path, "s", *[EPISODE] * 5)
     renderer = Renderer(load_encoder(str(write_tokenizer(tmp_path / "tokenizer"))))
-    found = read_prompts(settings(), Workload("s"), renderer)
+    found = read_prompts(tmp_path, Workload("s"), renderer, 64, 3)
     assert len(found.held_out) == 3
     assert len(found.asked) == 2 * 3
     assert {it.session for it in found.asked}.isdisjoint(it.session for it in found.held_out)
     with pytest.raises(ConfigError, match="take fewer"):
-        read_prompts(settings(held_out=10), Workload("s"), renderer)
+        read_prompts(tmp_path, Workload("s"), renderer, 64, 10)
     with pytest.raises(ConfigError, match="0 prompts"):
-        read_prompts(settings(), Workload("s", "other-"), renderer)
+        read_prompts(tmp_path, Workload("s", "other-"), renderer, 64, 3)
 
 
 def test_prompts_come_again_as_other_sessions() -> None:
@@ -111,13 +83,13 @@ def test_settings_of_the_learner_are_nested() -> None:
     parameter = next(it for it in learn.params if it.name == "learner")
     context = click.Context(learn)
     values = ("cycle.passages=8", "cycle.objective=greedy", "judging.canary=false", "threads=1")
-    assert _learner_option(context, parameter, values) == {
+    assert learner_option(context, parameter, values) == {
         "cycle": {"passages": 8, "objective": "greedy"},
         "judging": {"canary": False},
         "threads": 1,
     }
     with pytest.raises(click.BadParameter, match="NAME=VALUE"):
-        _learner_option(context, parameter, ("cycle.passages",))
+        learner_option(context, parameter, ("cycle.passages",))
 
 
 def test_a_number_is_found_among_metrics() -> None:

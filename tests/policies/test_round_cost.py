@@ -52,7 +52,7 @@ def test_nothing_costs_anything_before_enough_was_seen() -> None:
     """The first pass is not learned from, and a few are not enough."""
     cost = RoundCost()
     cost.learn(1, 1, 50.0)
-    for _ in range(int(LEAST_PASSES)):
+    for _ in range(LEAST_PASSES):
         cost.learn(1, 2, 1.0)
         assert not cost.is_known
         assert cost.seconds(1, 2) == cost.token_seconds == cost.request_seconds == 0.0
@@ -120,8 +120,51 @@ def test_a_context_is_told_apart_from_requests_and_tokens() -> None:
     assert cost.seconds(3, 9, 6000) == pytest.approx(0.02 + 0.003 + 0.0045 + 0.012, rel=0.02)
 
 
+def taught_with_prompts(num_passes: int, longest: int, noise: float = 0.0) -> RoundCost:
+    """32 requests are answered in each pass, and a prompt or two are read."""
+    rng = random.Random(3)  # noqa: S311  fixed, for numbers that look like measured ones
+    cost = RoundCost()
+    for _ in range(num_passes):
+        num_tokens = 32 + rng.randint(0, 60)
+        prompt = rng.randint(1, longest)
+        seconds = 0.1 + 0.002 * num_tokens + 0.003 * prompt
+        cost.learn(32, num_tokens, seconds * (1 + noise * rng.uniform(-1, 1)), num_prompt=prompt)
+    return cost
+
+
+def test_prompts_that_are_read_beside_answers_have_a_part_of_their_own() -> None:
+    """What tokens take is told of passes that all read prompts too."""
+    cost = taught_with_prompts(100, 300)
+    assert cost.token_seconds == pytest.approx(0.002, rel=0.02)
+    assert cost.prompt_seconds == pytest.approx(0.003, rel=0.02)
+    assert cost.seconds(32, 50) == pytest.approx(0.2, rel=0.02)
+    assert cost.seconds(32, 50, num_prompt=100) == pytest.approx(0.5, rel=0.02)
+
+
+def test_long_prompts_drown_little_of_what_tokens_take() -> None:
+    """A pass counts for the less, the more of it is prompt; noise grows with its time."""
+    cost = taught_with_prompts(800, 2000, noise=0.05)
+    assert cost.token_seconds == pytest.approx(0.002, rel=0.6)
+    assert cost.prompt_seconds == pytest.approx(0.003, rel=0.05)
+
+
+def test_a_first_long_prompt_is_learned_from() -> None:
+    """It takes out of all proportion, but nothing was known of prompts."""
+    cost = taught()
+    for num in range(1, 12):
+        cost.learn(4, 8, 0.05 + 0.001 * 90 * num, num_prompt=90 * num)
+    assert cost.prompt_seconds == pytest.approx(0.001, rel=0.05)
+    assert cost.token_seconds == pytest.approx(0.001, rel=0.1)
+
+
 passes = st.lists(
-    st.tuples(st.integers(1, 64), st.integers(1, 600), st.floats(0, 1e5), st.floats(1e-5, 10.0)),
+    st.tuples(
+        st.integers(1, 64),
+        st.integers(1, 600),
+        st.floats(0, 1e5),
+        st.integers(0, 8192),
+        st.floats(1e-5, 10.0),
+    ),
     min_size=12,
     max_size=40,
 )
@@ -129,12 +172,12 @@ passes = st.lists(
 
 @given(passes)
 def test_whatever_is_seen_no_part_is_negative(
-    seen: list[tuple[int, int, float, float]],
+    seen: list[tuple[int, int, float, int, float]],
 ) -> None:
     """Nor infinite, and no pass takes no time."""
     cost = RoundCost()
-    for requests, tokens, context, seconds in seen:
-        cost.learn(requests, tokens, seconds, num_context=context)
-    parts = cost.request_seconds, cost.token_seconds, cost.context_seconds
+    for requests, tokens, context, prompt, seconds in seen:
+        cost.learn(requests, tokens, seconds, num_context=context, num_prompt=prompt)
+    parts = cost.request_seconds, cost.token_seconds, cost.context_seconds, cost.prompt_seconds
     assert all(0 <= part < float("inf") for part in parts)
     assert not cost.is_known or 0 < cost.seconds(5, 50, 500.0) < float("inf")

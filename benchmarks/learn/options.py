@@ -1,0 +1,43 @@
+"""What the commands about learning have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Final
+
+import click
+
+from paceline.errors import ConfigError
+
+NUM_CORES: Final = 2
+
+
+def learner_option(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, Any]:
+    """``BLOCK.NAME=VALUE`` as nested settings."""
+    told: dict[str, Any] = {}
+    for text in values:
+        path, equals, value = text.partition("=")
+        *blocks, name = path.split(".")
+        if not equals or not name:
+            raise click.BadParameter(f"{text!r} is not BLOCK.NAME=VALUE")
+        block = told
+        for each in blocks:
+            block = block.setdefault(each, {})
+        try:
+            block[name] = json.loads(value)
+        except ValueError:
+            block[name] = value
+    return told
+
+
+def two_cores() -> tuple[int, int]:
+    """The engine's and the learner's.
+
+    Raises:
+        ConfigError: only one is allowed.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < NUM_CORES:
+        raise ConfigError("one core is allowed; two are needed, the engine's and the learner's")
+    return cores[0], cores[1]
