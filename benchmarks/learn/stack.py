@@ -68,6 +68,9 @@ class Stack:
         engine_url: of the engine's own endpoints.
         learner_metrics: URL of the learner's.
         learner_pid: of its process, which has a group of its own.
+        engine_pid: of the engine's.
+        redis_url: of the store.
+        key: that requests carry, "" for none.
         registry: of the drafter's versions.
     """
 
@@ -75,7 +78,19 @@ class Stack:
     engine_url: str
     learner_metrics: str
     learner_pid: int
+    engine_pid: int
+    redis_url: str
+    key: str
     registry: DrafterRegistry
+
+    def headers(self, session: str, workload: str) -> dict[str, str]:
+        """Of a request."""
+        told = {
+            "content-type": "application/json",
+            "x-session-id": session,
+            "x-paceline-workload": workload,
+        }
+        return told | ({"authorization": f"Bearer {self.key}"} if self.key else {})
 
     def ask(
         self, prompts: Sequence[Asked], *, workload: str, output_tokens: int, in_flight: int
@@ -92,11 +107,7 @@ class Stack:
             request = urllib.request.Request(  # noqa: S310  our own proxy
                 f"{self.url}/completions",
                 json.dumps(body).encode(),
-                {
-                    "content-type": "application/json",
-                    "x-session-id": asked.session,
-                    "x-paceline-workload": workload,
-                },
+                self.headers(asked.session, workload),
             )
             with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:  # noqa: S310
                 return int(json.load(answer)["usage"]["completion_tokens"])
@@ -128,7 +139,14 @@ def value_of(metrics: str, pattern: str) -> float:
 
 @contextmanager
 def running_stack(
-    target: str, drafter: Path, folder: Path, settings: Mapping[str, Any], cores: tuple[int, int]
+    target: str,
+    drafter: Path,
+    folder: Path,
+    settings: Mapping[str, Any],
+    cores: tuple[int, int],
+    *,
+    policy_file: Path | None = None,
+    key: str = "",
 ) -> Iterator[Stack]:
     """Everything on one machine: the engine on one core, the learner on another.
 
@@ -138,6 +156,8 @@ def running_stack(
         folder: for what the parts write.
         settings: of the learner, beside what is said here.
         cores: the engine's and the learner's.
+        policy_file: of the proxy; without one all is learned from.
+        key: of a tenant of it.
     """
     with ExitStack() as stack:
         store = EmbeddedStore(folder / "store")
@@ -194,7 +214,8 @@ def running_stack(
                 ProxyConfig(
                     listen=ListenConfig(host="127.0.0.1", port=0),
                     upstreams=[UpstreamConfig(name="engine", url=engine_url)],
-                    local_learning=True,
+                    local_learning=policy_file is None,
+                    policy_file=policy_file,
                 )
             )
         )
@@ -203,4 +224,13 @@ def running_stack(
         registry = DrafterRegistry(
             JournalStore(client, JournalKeys(namespace.decode())), folder / "drafters"
         )
-        yield Stack(f"{proxy.url}/v1", engine_url, metrics, learner.pid, registry)
+        yield Stack(
+            url=f"{proxy.url}/v1",
+            engine_url=engine_url,
+            learner_metrics=metrics,
+            learner_pid=learner.pid,
+            engine_pid=engine.pid,
+            redis_url=redis_url,
+            key=key,
+            registry=registry,
+        )

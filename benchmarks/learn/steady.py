@@ -80,11 +80,7 @@ def streamed(stack: Stack, asked: Asked, workload: str, output_tokens: int) -> l
     request = urllib.request.Request(  # noqa: S310  our own proxy
         f"{stack.url}/completions",
         json.dumps(body).encode(),
-        {
-            "content-type": "application/json",
-            "x-session-id": asked.session,
-            "x-paceline-workload": workload,
-        },
+        stack.headers(asked.session, workload),
     )
     with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:  # noqa: S310
         times = [time.perf_counter() for line in answer if line.startswith(b"data: {")]
