@@ -59,3 +59,17 @@ def test_answers_named_by_their_code_are_given() -> None:
     assert len(codes) >= 8
     for code in re.findall(r"`(\w+)`", "".join(codes)):
         assert f'code="{code}"' in source, code
+
+
+def test_messages_named_as_symptoms_are_said() -> None:
+    """What the table of those who cannot start quotes, the code says."""
+    table = text_of("troubleshooting.md").partition("| what it says |")[2].partition("\n\n")[0]
+    rooms = ("middleware", "core", "caches", "adapters")
+    files = [file for room in rooms for file in sorted((ROOT / room).rglob("*.py"))]
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # a message over several lines is one
+    quoted = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+    assert len(quoted) >= 8
+    for message in quoted:
+        for part in filter(None, (piece.strip(" ;") for piece in message.split("..."))):
+            assert part in source, message

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from paceline.errors import ConfigError
+from paceline.middleware.cli import cli
+from paceline.middleware.config import load_config
 from snippets import (
     ROOT,
     SHELLS,
@@ -66,6 +69,36 @@ def test_python_without_a_server_runs() -> None:
     """The page about bandits shows code that needs nothing but Paceline."""
     (code,) = [each.text for each in snippets("python") if each.page == "docs/bandits.md"]
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+RUN = ("policy check", "policy explain", "policy schema", "keys new")
+"""Commands of pages that need nothing but the files which the same page shows."""
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/policy.md", "docs/quickstart.md"])
+def test_commands_run_on_the_files_of_their_page(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that look at a policy or make a key; the policy is the one shown there."""
+    monkeypatch.chdir(tmp_path)
+    texts = [each.text for each in snippets("yaml") if each.page == page]
+    (policy,) = [text for text in texts if "tenants:" in text]
+    Path("policy.yaml").write_text(policy, encoding="utf-8")
+    for text in texts:
+        name = text.partition("\n")[0].removeprefix("# ")
+        if name.endswith(".yaml"):
+            Path(name).write_text(text, encoding="utf-8")
+    lines = [
+        words for each in SHELL_SNIPPETS if each.page == page for words in command_lines(each.text)
+    ]
+    run = [words[1:] for words in lines if " ".join(words[1:3]) in RUN]
+    if Path("proxy.yaml").exists():
+        load_config(Path("proxy.yaml"))
+    for arguments in run:
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == 0, done.output
+        assert done.output.strip()
+    assert run or page == "README.md"
 
 
 def test_pages_of_ours_show_all_three_kinds() -> None:
