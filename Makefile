@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := core caches policies adapters online middleware benchmarks
 SOURCES := pyproject.toml $(shell find $(ROOMS) -type f -not -path '*/__pycache__/*')
 
-.PHONY: serve test lint format unit bench clean system-packages
+.PHONY: serve test lint format unit bench docs reference clean system-packages
 
 serve: $(VENV)/.installed-serve
 	$(BIN)/paceline serve
@@ -25,6 +25,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=scripts $(BIN)/mypy $(wildcard scripts/*.py)
 	$(BIN)/lint-imports
 
 format: $(VENV)/.installed-test
@@ -36,6 +37,14 @@ bench: $(VENV)/.installed-test
 	$(BIN)/paceline bench agent --traces $(TRACES) --json out/agent.json
 	$(BIN)/paceline bench proxy --json out/proxy.json
 	$(BIN)/paceline bench replay $(TRACES) --json out/replay.json
+
+# The documentation's site, in build/docs/site; ends with an error at a link that leads nowhere.
+docs: $(VENV)/.installed-test
+	$(BIN)/python scripts/build_site.py
+
+# docs/reference, from the models and commands that it tells of.
+reference: $(VENV)/.installed-test
+	$(BIN)/python scripts/write_reference.py
 
 clean:
 	rm -rf $(VENV) build dist out
