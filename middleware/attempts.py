@@ -139,6 +139,8 @@ class Attempt:
     def give_up(self, reason: str, *, silent_seconds: float) -> bool:
         """See `Running.give_up`."""
         if self._timer is not None:
+            if self._given_up:  # it is on its way out
+                return False
             self._given_up = reason
             self._timer.reschedule(asyncio.get_running_loop().time())
             return True
@@ -147,8 +149,8 @@ class Attempt:
 
     def _count_failure(self, reason: str) -> None:
         self._has_failed = True
-        self.replica.metrics.failures.inc()
         if self._replicas.stopping:
             return  # given up by us
+        self.replica.metrics.failures.inc()
         self.replica.last_error = reason
         self.replica.breaker.failed()

@@ -97,7 +97,7 @@ class Forwarder:
                 if sent.ticket is not None:
                     sent.ticket.failed()
                 failure = f"{replica.name}: {error}"
-        raise upstream_failed(failure) if failure else self._replicas.unavailable()
+        raise self._replicas.failure(failure)
 
     async def _try(self, exchange: Exchange, attempt: Attempt, sent: Sent) -> None:
         """Forward to one engine; the client has been answered then.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
-from paceline.api_errors import ApiError
+from paceline.api_errors import ApiError, upstream_failed
 from paceline.middleware.attempts import Attempt
 from paceline.middleware.circuit import CircuitState
 from paceline.middleware.config import UpstreamConfig
@@ -24,7 +24,7 @@ from paceline.middleware.upstream import Upstream
 
 FIRST_GUESS_SAID: Final = 256.0
 LEARNING_RATE: Final = 0.05
-SAID: Final = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,9})')
+SAID: Final = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})')
 TAIL_BYTES: Final = 2048
 PROMPT_FIELDS: Final = tuple(
     name
@@ -74,7 +74,10 @@ class ReplicaSet:
     @property
     def any_healthy(self) -> bool:
         """Whether some engine can be expected to answer."""
-        return any(r.healthy and not r.draining and r.breaker.permits for r in self.replicas)
+        return any(
+            r.healthy and not r.draining and r.breaker.state is not CircuitState.OPEN
+            for r in self.replicas
+        )
 
     def open(
         self,
@@ -157,10 +160,17 @@ class ReplicaSet:
         if found := SAID.findall(tail[-TAIL_BYTES:]):
             self._mean_said += LEARNING_RATE * (int(found[-1]) - self._mean_said)
 
-    def unavailable(self) -> ApiError:
-        """No engine can be asked: 503, with the time after which one can, and why each cannot."""
+    def failure(self, last: str) -> ApiError:
+        """What a client is told when nobody has answered it.
+
+        Args:
+            last: how the last engine failed, "" where none was asked: then it is told after which
+                time one can be, and why each cannot now.
+        """
         if self.stopping:
             return _unavailable("the proxy is stopping", ONE_SECOND)
+        if last:
+            return upstream_failed(last)
         reasons = ", ".join(_why_not(replica) for replica in self.replicas)
         waits = [r.breaker.wait_seconds for r in self.replicas if not r.draining]
         return _unavailable(f"no engine can be asked: {reasons}", math.ceil(min(waits, default=0)))
