@@ -36,7 +36,7 @@ class RoutingConfig(BaseModel):
     circuit_backoff_seconds: Annotated[float, Field(gt=0)] = 1.0
     circuit_max_backoff_seconds: Annotated[float, Field(gt=0)] = 30.0
     health_timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
-    hang_looks: Annotated[int, Field(ge=1, le=100)] = 2
+    hang_looks: Annotated[int, Field(ge=1, le=100)] = 3
 
     @model_validator(mode="after")
     def _check(self) -> Self:
