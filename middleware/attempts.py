@@ -17,6 +17,8 @@ from paceline.middleware.upstream import UpstreamError, UpstreamResponse
 
 NOT_SERVING: Final = (502, 503, 504)
 """Statuses with which an engine, or what stands before it, says that it does not serve now."""
+OVERLOADED: Final = 503
+"""An engine that says this is well: it is no reason to leave it alone."""
 
 
 class Learner(Protocol):
@@ -57,6 +59,7 @@ class Attempt:
         self._is_last = is_last
         self._is_trial = False
         self._has_failed = False
+        self._is_overload = False
         self._unread = max(request.num_prompt_tokens - placement.num_hit_tokens, 0.0)
         self._given_up = ""
         self._timer: asyncio.Timeout | None = None
@@ -109,6 +112,7 @@ class Attempt:
         finally:
             self._timer = None
         if response.status in NOT_SERVING:
+            self._is_overload = response.status == OVERLOADED
             if not self._is_last:
                 response.abort()
                 raise UpstreamError(f"it answers {response.status}", answered=True)
@@ -153,4 +157,5 @@ class Attempt:
             return  # given up by us
         self.replica.metrics.failures.inc()
         self.replica.last_error = reason
-        self.replica.breaker.failed()
+        if not self._is_overload:
+            self.replica.breaker.failed()

@@ -57,6 +57,8 @@ def test_who_says_that_it_does_not_serve_is_not_asked_alone(
     assert {post(proxy.url, str(n))[0] for n in range(8)} == {200}
     assert refusing.seen
     assert metric(proxy, "paceline_proxy_retries_total", upstream="e1") == len(refusing.seen)
+    opened = metric(proxy, "paceline_proxy_circuit_transitions_total", upstream="e0", to="open")
+    assert opened == 0 or status != 503  # who is overloaded is well
     lone = proxies(refusing.url)
     assert post(lone.url) == (status, b'{"error": "of the engine"}')
     assert metric(lone, "paceline_proxy_retries_total") == 0

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,3 +218,11 @@ def test_what_a_prompt_is() -> None:
 
 def _equal(found: Sequence[str], expected: Sequence[str]) -> None:
     assert list(found) == list(expected)
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    """In the table of docs/routing.md."""
+    text = (Path(__file__).parents[2] / "docs" / "routing.md").read_text()
+    for name, field in RoutingConfig.model_fields.items():
+        default = field.default if isinstance(field.default, str) else f"{field.default:g}"
+        assert f"| `{name}` | {default} |" in text.replace("`prefix` |", "prefix |")

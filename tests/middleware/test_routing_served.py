@@ -362,9 +362,9 @@ def test_an_engine_drains_by_the_file_or_by_an_operator(fleet: Fleet, tmp_path: 
     assert admin(drained, "POST", "/e0/resume")[1]["upstreams"][0]["drained_by"] == "file"
 
 
-@pytest.mark.parametrize("grace", [20.0, 0.3])
+@pytest.mark.parametrize(("grace", "num_tokens"), [(60.0, 300), (0.3, 6000)])
 def test_a_proxy_that_is_stopped_finishes_its_streams(
-    fleet: Fleet, tmp_path: Path, grace: float
+    fleet: Fleet, tmp_path: Path, grace: float, num_tokens: int
 ) -> None:
     """SIGTERM: no new connections, streams go on; after the grace they end with an error event."""
     path, port = tmp_path / "proxy.yaml", free_port()
@@ -374,7 +374,7 @@ def test_a_proxy_that_is_stopped_finishes_its_streams(
     command = [sys.executable, "-m", "paceline.middleware.cli", "proxy", "--config", str(path)]
     with ChildProcess("proxy", command, log=tmp_path / "proxy.log") as process:
         process.wait_until(lambda: answers(f"{url}/ready"), timeout_seconds=60)
-        with streaming(url) as response:
+        with streaming(url, num_tokens=num_tokens) as response:
             os.kill(process.pid, signal.SIGTERM)
             if grace < 1:
                 assert "the proxy is stopping" in last_error(response)
