@@ -135,15 +135,23 @@ class ReplicaSet:
             session, scope, lambda: prompt_text(view), num_bytes=num_bytes, num_said=said
         )
 
-    def attempts(self, request: PlacedRequest) -> Iterator[Attempt]:
+    def attempts(self, request: PlacedRequest, *, only: Replica | None = None) -> Iterator[Attempt]:
         """The engines to try for a request, one after the other, while they fail it.
 
         A lone one is tried twice: its kept-alive connection may have been stale.
+
+        Args:
+            request: what is placed.
+            only: the one engine that can answer it, drained or not; None where any can.
         """
         tried: list[Replica] = []
         num_sent = 0
         while not self.stopping and num_sent <= self.routing.retries:
-            candidates = self._candidates(tried)
+            if only is None:
+                candidates = self._candidates(tried)
+            else:
+                is_open = only.breaker.state is CircuitState.OPEN
+                candidates = [] if is_open or len(tried) > 1 else [only]
             if not candidates:
                 return
             placement = self._place(request, candidates)

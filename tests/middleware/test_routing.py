@@ -98,6 +98,23 @@ def test_a_lone_engine_is_tried_twice() -> None:
     with_fleet(lambda replicas: _equal(names(replicas), ["a", "a"]), "a")
 
 
+def test_a_request_that_one_engine_alone_can_answer_goes_nowhere_else() -> None:
+    """Twice at most, even while it drains."""
+
+    def body(replicas: ReplicaSet) -> None:
+        only = replicas.replicas[1]
+        only.drained = True
+        tried = []
+        for attempt in replicas.attempts(PlacedRequest("s"), only=only):
+            tried.append(attempt.replica.name)
+            fail(attempt)
+        assert tried == ["b", "b"]
+        only.breaker.open()
+        assert not list(replicas.attempts(PlacedRequest("s"), only=only))
+
+    with_fleet(body)
+
+
 def test_with_all_circuits_open_nobody_is_asked_and_the_client_is_told_when() -> None:
     """A 503 with Retry-After that names each engine and why."""
 
