@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import aiohttp
@@ -15,6 +16,7 @@ import aiohttp
 from paceline.adapters.decisions import DECISIONS_PATH
 from paceline.adapters.identity import new_request_id
 from paceline.api_errors import ApiError
+from paceline.middleware.admin import ADMIN_PATH, answer_admin
 from paceline.middleware.capture import Capture
 from paceline.middleware.config import ProxyConfig, UpstreamConfig, is_loopback
 from paceline.middleware.exchange import (
@@ -38,13 +40,15 @@ from paceline.middleware.limit_store import Bound
 from paceline.middleware.limiter import Limiter, LimitTiming, Ticket
 from paceline.middleware.metrics import ProxyMetrics
 from paceline.middleware.policy_follower import PolicyFollower
+from paceline.middleware.replica import Replica
 from paceline.middleware.request_body import BodyView, view_body, with_fields
-from paceline.middleware.routing import Replica, ReplicaSet
+from paceline.middleware.routing import ReplicaSet, scope_of
 from paceline.middleware.shaped_send import shaper_of
 from paceline.middleware.upstream import (
     AiohttpUpstream,
     open_session,
 )
+from paceline.middleware.upstream_follower import UpstreamFollower
 from paceline.middleware.workload_namer import namer_of
 from paceline.policies.tenants import LOCAL_LEARNER, LOCAL_TENANT, PolicyFile, Tenant
 
@@ -80,6 +84,7 @@ class Proxy:
         config: where the engines are and what is allowed.
         policy: tenants, as they are at first; the file is followed. None for one local tenant.
         limit_timing: times of the limiter, if not its own.
+        config_file: where `config` was read; its upstreams are followed. None follows nothing.
 
     Raises:
         ConfigError, JournalError: what is to be captured cannot be.
@@ -91,6 +96,7 @@ class Proxy:
         policy: PolicyFile | None,
         *,
         limit_timing: LimitTiming | None = None,
+        config_file: Path | None = None,
     ) -> None:
         self.config = config
         self.metrics = ProxyMetrics()
@@ -99,9 +105,12 @@ class Proxy:
             self._policies = PolicyFollower(config.policy_file, policy, self.metrics.registry)
         self._policy = policy
         self._local = LOCAL_LEARNER if config.local_learning else LOCAL_TENANT
-        self._replicas = ReplicaSet([])
+        self._upstreams: UpstreamFollower | None = None
+        if config_file is not None:
+            self._upstreams = UpstreamFollower(config_file, self.metrics.registry)
+        self._replicas = ReplicaSet(config.routing, self.metrics.routes)
         self._explainer = Explainer(self.metrics.registry)
-        self._forwarder = Forwarder(self._replicas, self.metrics, None, self._explainer)
+        self._forwarder = Forwarder(self._replicas, None, self._explainer)
         self._session: aiohttp.ClientSession | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._capture: Capture | None = None
@@ -140,17 +149,17 @@ class Proxy:
         await self.limiter.open()
         session = open_session(connect_timeout_seconds=self.config.connect_timeout_seconds)
         self._session = session
-        self._replicas = ReplicaSet(
-            [
-                Replica(upstream, self._way_to(upstream, session))
-                for upstream in self.config.upstreams
-            ]
+        self._replicas.open(
+            self.config.upstreams,
+            lambda upstream: self._way_to(upstream, session),
+            health_interval_seconds=self.config.health_interval_seconds,
         )
         self._explainer.open(session)
-        self._forwarder = Forwarder(self._replicas, self.metrics, self._capture, self._explainer)
-        self._watchers = [
-            asyncio.create_task(self._replicas.watch(self.config.health_interval_seconds))
-        ]
+        self._forwarder = Forwarder(self._replicas, self._capture, self._explainer)
+        self._watchers = []
+        if self._upstreams is not None:
+            take = self._replicas.update
+            self._watchers.append(asyncio.create_task(self._upstreams.follow(take)))
         if self._policies is not None:
             self._watchers.append(asyncio.create_task(self._policies.follow(self._take_policy)))
 
@@ -162,6 +171,10 @@ class Proxy:
         if self._namer is not None:
             self._namer.set_policy(policy)
 
+    def stop_answers(self) -> None:
+        """End what is still under way: streams with an error event, others with a 503."""
+        self._replicas.stop()
+
     def _way_to(self, upstream: UpstreamConfig, session: aiohttp.ClientSession) -> AiohttpUpstream:
         return AiohttpUpstream(
             session,
@@ -172,6 +185,7 @@ class Proxy:
 
     async def close(self) -> None:
         """Stop watching, close every connection, publish what was captured."""
+        await self._replicas.close()
         for watcher in self._watchers:
             watcher.cancel()
             with suppress(asyncio.CancelledError):
@@ -224,6 +238,9 @@ class Proxy:
             _require_method(exchange, "GET")
             await self._answer_own(exchange)
             return ""
+        if exchange.path.startswith(ADMIN_PATH):
+            await answer_admin(exchange, self._policy, self._replicas)
+            return ""
         handler: Handler
         if exchange.path in GENERATION_PATHS:
             method, handler = "POST", self._generate
@@ -253,8 +270,7 @@ class Proxy:
             await exchange.answer(200 if ready else UNAVAILABLE, body)
         else:
             self._authorise_metrics(exchange)
-            for replica in self.replicas:
-                self.metrics.healthy.labels(replica.name).set(replica.healthy)
+            self._replicas.report()
             await exchange.answer(200, self.metrics.render(), [TEXT])
 
     def _authorise_metrics(self, exchange: Exchange) -> None:
@@ -346,7 +362,8 @@ class Proxy:
             priority=identity.policy.priority if self.config.priority_scheduling else 0,
             ask_usage=ticket is not None and ticket.counts_tokens,
         )
-        sent = Sent(outgoing, identity.session, view, captured, ticket, asked)
+        scope = scope_of(view, identity.cache_salt())
+        sent = Sent(outgoing, identity.session, view, captured, ticket, asked, scope=scope)
         await self._watched(exchange, sent, identity.tenant.name)
 
     async def _watched(self, exchange: Exchange, sent: Sent, tenant_name: str) -> None:

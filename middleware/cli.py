@@ -137,7 +137,7 @@ def proxy(config_file: Path) -> None:
     from paceline.middleware.config import load_config
     from paceline.middleware.server import run_proxy
 
-    run_proxy(load_config(config_file))
+    run_proxy(load_config(config_file), config_file)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

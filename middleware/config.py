@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from paceline.errors import ConfigError
+from paceline.middleware.routing_config import RoutingConfig
 from paceline.middleware.shaping import BUCKETS
 from paceline.policies.tenants import PolicyFile, describe, parse_policy
 
@@ -49,6 +50,9 @@ class UpstreamConfig(BaseModel):
         decisions_url: base URL of where it tells what it decided for a request: of a vLLM with our
             worker the worker's metrics (``PACELINE_METRICS_PORT``), of the embedded engine its own
             URL. None: requests that want to be explained are told the policy alone.
+        draining: it gets no new requests and finishes those it has.
+        cache_tokens: tokens that its prefix cache holds; vLLM logs that at its start as "GPU KV
+            cache size".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +62,8 @@ class UpstreamConfig(BaseModel):
     api_key: str | None = None
     refuse_seeded_sampling: bool = False
     decisions_url: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None
+    draining: bool = False
+    cache_tokens: Annotated[int, Field(ge=1024, le=2**30)] = 262_144
 
     @field_validator("url", "decisions_url", mode="before")
     @classmethod
@@ -176,8 +182,7 @@ class ProxyConfig(BaseModel):
 
     Attributes:
         listen: where to listen.
-        upstreams: at least one engine; requests of one session go to the same one while it is
-            healthy.
+        upstreams: at least one engine. Changes of these alone are taken over while the proxy runs.
         policy_file: tenants and their keys; None serves one local tenant without a key, on loopback
             only.
         local_learning: without a policy file, whether a drafter may be trained on what is said.
@@ -188,10 +193,13 @@ class ProxyConfig(BaseModel):
         shaping: how answers are written that shall not tell by sizes and times what is in them.
         workloads: how kinds of work are found that no header names.
         limits: where tenants' limits are counted.
+        routing: how engines are chosen, and what is done when one fails.
         max_body_bytes: longest request body.
         connect_timeout_seconds: longest wait for a connection to an engine.
         read_timeout_seconds: longest silence of an engine within a reply.
         health_interval_seconds: time between two looks at an engine's health.
+        shutdown_grace_seconds: longest time that answers under way get when the proxy is stopped;
+            streams that take longer end with an error event.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -205,10 +213,12 @@ class ProxyConfig(BaseModel):
     shaping: ShapingConfig = ShapingConfig()
     workloads: WorkloadsConfig = WorkloadsConfig()
     limits: LimitsConfig = LimitsConfig()
+    routing: RoutingConfig = RoutingConfig()
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     health_interval_seconds: Annotated[float, Field(gt=0)] = 2.0
+    shutdown_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 25.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -254,13 +264,7 @@ def load_config(path: Path) -> ProxyConfig:
     Raises:
         ConfigError: a file cannot be read or breaks a rule.
     """
-    text = _read(path)
-    try:
-        config = ProxyConfig.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    except ValidationError as error:
-        raise ConfigError(describe(error, name=str(path))) from error
+    config = read_config(path)
     if config.policy_file is not None:
         config = config.model_copy(update={"policy_file": path.parent / config.policy_file})
         config.load_policy()
@@ -269,6 +273,21 @@ def load_config(path: Path) -> ProxyConfig:
         capture = config.capture.model_copy(update={"tokenizer": tokenizer})
         config = config.model_copy(update={"capture": capture})
     return config
+
+
+def read_config(path: Path) -> ProxyConfig:
+    """The configuration of a file as it stands there; no other file is looked at.
+
+    Raises:
+        ConfigError: it cannot be read or breaks a rule.
+    """
+    text = _read(path)
+    try:
+        return ProxyConfig.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(describe(error, name=str(path))) from error
 
 
 def make_config(**values: object) -> ProxyConfig:

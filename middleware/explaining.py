@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, Counter
 from paceline.adapters.decisions import DECISIONS_PATH, VERSION, RequestDecisions
 from paceline.api_errors import ApiError
 from paceline.middleware.exchange import Exchange
-from paceline.middleware.routing import Replica
+from paceline.middleware.replica import Replica
 
 WAIT_SECONDS: Final = 0.2
 """Longest wait for an engine's record."""

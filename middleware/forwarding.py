@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from paceline.api_errors import ApiError, upstream_failed
+from paceline.middleware.attempts import Attempt
 from paceline.middleware.capture import Capture
 from paceline.middleware.captured_ids import CapturedIds, CaptureRequest
 from paceline.middleware.exchange import JSON, Exchange, RawHeaders
 from paceline.middleware.explaining import Asked, Explainer
 from paceline.middleware.limiter import Ticket
-from paceline.middleware.metrics import ProxyMetrics
 from paceline.middleware.relay import EventHold
 from paceline.middleware.request_body import BodyView
-from paceline.middleware.routing import Replica, ReplicaSet
+from paceline.middleware.routing import ReplicaSet
 from paceline.middleware.upstream import UpstreamError, UpstreamResponse
 from paceline.middleware.usage_editing import Hold, UsageStream
 
@@ -36,6 +36,7 @@ class Sent:
     Attributes:
         body: None for a request without one.
         session: of the conversation, "" if nothing tells.
+        scope: of the engine's prefix cache that it uses.
         view: of the client's body.
         captured: what is recorded of the answer, None for nothing.
         ticket: is charged for it, None where nothing limits the request.
@@ -44,6 +45,7 @@ class Sent:
 
     body: bytes | None = None
     session: str = ""
+    scope: str = field(default="", kw_only=True)
     view: BodyView | None = None
     captured: CaptureRequest | None = None
     ticket: Ticket | None = None
@@ -55,7 +57,6 @@ class Forwarder:
 
     Args:
         replicas: the engines.
-        metrics: counts what fails.
         capture: records answers, None for none.
         explainer: asks engines what they decided.
     """
@@ -63,24 +64,24 @@ class Forwarder:
     def __init__(
         self,
         replicas: ReplicaSet,
-        metrics: ProxyMetrics,
         capture: Capture | None,
         explainer: Explainer,
     ) -> None:
         self._replicas = replicas
-        self._metrics = metrics
         self._capture = capture
         self._explainer = explainer
 
     async def forward(self, exchange: Exchange, sent: Sent) -> None:
-        """Send a request to its session's engine, or to the next while nothing has come back.
+        """Send a request to an engine, or to the next one while nothing has been passed on.
 
         Raises:
             ApiError: no engine answers, or the one that would cannot do what is asked.
         """
-        failure = "no engine is configured"
+        failure = ""
         seeded_sampling = sent.view is not None and sent.view.is_seeded_sampling
-        for replica in self._attempts(sent.session):
+        placed = self._replicas.request(sent.session, sent.scope, sent.view, len(sent.body or b""))
+        for attempt in self._replicas.attempts(placed):
+            replica = attempt.replica
             if seeded_sampling and replica.config.refuse_seeded_sampling:
                 raise ApiError(
                     400,
@@ -88,30 +89,18 @@ class Forwarder:
                     "0",
                     param="seed",
                 )
-            replica.outstanding += 1
             try:
-                if await self._try(exchange, replica, sent):
-                    return
+                with attempt:
+                    await self._try(exchange, attempt, sent)
+                return
             except UpstreamError as error:
                 if sent.ticket is not None:
                     sent.ticket.failed()
                 failure = f"{replica.name}: {error}"
-                replica.failed(str(error))
-                self._metrics.upstream_failures.labels(replica.name).inc()
-            finally:
-                replica.outstanding -= 1
-        raise upstream_failed(failure)
+        raise self._replicas.failure(failure)
 
-    def _attempts(self, session: str) -> list[Replica]:
-        """The engines to try, in order.
-
-        A lone one is tried twice: its kept-alive connection may have been stale.
-        """
-        ranked = self._replicas.ranked(session)
-        return ranked * 2 if len(ranked) == 1 else ranked
-
-    async def _try(self, exchange: Exchange, replica: Replica, sent: Sent) -> bool:
-        """Forward to one engine; True if the client has been answered.
+    async def _try(self, exchange: Exchange, attempt: Attempt, sent: Sent) -> None:
+        """Forward to one engine; the client has been answered then.
 
         Raises:
             UpstreamError: the engine failed before anything of its answer was passed on.
@@ -123,8 +112,8 @@ class Forwarder:
         if ticket is not None:
             ticket.asking()
         if sent.asked is not None:
-            sent.asked.replica = replica
-        response = await replica.upstream.send(exchange.method, exchange.path, headers, sent.body)
+            sent.asked.replica = attempt.replica
+        response = await attempt.send(exchange.method, exchange.path, headers, sent.body)
         taking = None
         if self._capture is not None and sent.captured is not None:
             taking = self._capture.taking(sent.captured, response.status)
@@ -133,19 +122,18 @@ class Forwarder:
         try:
             if _is_event_stream(response.headers):
                 hold = _hold_of(taking, sent.view, ticket)
-                await self._relay_stream(exchange, replica, response, hold)
+                await self._relay_stream(exchange, attempt, response, hold)
             else:
-                await self._relay_whole(exchange, response, taking, sent)
+                await self._relay_whole(exchange, attempt, response, taking, sent)
         finally:
             response.abort()
             if self._capture is not None and taking is not None:
                 self._capture.finish(taking, reached_client=exchange.started)
-        return True
 
     async def _relay_stream(
         self,
         exchange: Exchange,
-        replica: Replica,
+        attempt: Attempt,
         response: UpstreamResponse,
         hold: Hold,
     ) -> None:
@@ -154,8 +142,10 @@ class Forwarder:
         An engine that dies in it leaves whole events and one error event.
         """
         exchange.promise(response.status, _passed_on(response.headers))
+        before = last = b""
         try:
             async for chunk in response.chunks():
+                before, last = last, chunk
                 ready = hold.push(chunk)
                 if not ready:
                     continue
@@ -165,11 +155,11 @@ class Forwarder:
         except UpstreamError as error:
             if not exchange.started:
                 raise
-            replica.failed(str(error))
-            self._metrics.upstream_failures.labels(replica.name).inc()
-            failed = upstream_failed(f"{replica.name}: {error}").event()
+            attempt.failed(error)
+            failed = upstream_failed(f"{attempt.replica.name}: {error}").event()
             await exchange.end(hold.broken_off() + failed)
             return
+        attempt.ended(before + last)
         rest = hold.rest()
         if not exchange.started:
             await exchange.start(response.status, _passed_on(response.headers))
@@ -178,6 +168,7 @@ class Forwarder:
     async def _relay_whole(
         self,
         exchange: Exchange,
+        attempt: Attempt,
         response: UpstreamResponse,
         taking: CapturedIds | None,
         sent: Sent,
@@ -187,6 +178,7 @@ class Forwarder:
         Until then another engine could still give it.
         """
         body = b"".join([chunk async for chunk in response.chunks()])
+        attempt.ended(body)
         if sent.ticket is not None and sent.ticket.counts_tokens:
             sent.ticket.meter.read_whole(body)
         if taking is not None:

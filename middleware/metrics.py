@@ -7,6 +7,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from paceline.middleware.route_metrics import RouteMetrics
 from paceline.middleware.shaping import ShapingTotals
 
 LATENCY_BUCKETS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -87,12 +88,6 @@ class ProxyMetrics:
         self.in_flight = Gauge(
             "paceline_proxy_in_flight", "Requests being answered.", registry=self.registry
         )
-        self.upstream_failures = Counter(
-            "paceline_proxy_upstream_failures",
-            "Engines that could not be reached or broke off.",
-            ["upstream"],
-            registry=self.registry,
-        )
         self.client_aborts = Counter(
             "paceline_proxy_client_aborts",
             "Requests whose client left before the end.",
@@ -104,13 +99,7 @@ class ProxyMetrics:
             "Requests that failed for a reason of our own.",
             registry=self.registry,
         )
-        self.healthy = Gauge(
-            "paceline_proxy_upstream_healthy",
-            "Whether an engine is healthy.",
-            ["upstream"],
-            registry=self.registry,
-        )
-
+        self.routes = RouteMetrics(self.registry)
         self.shaping = ShapingMetrics(self.registry)
 
     def finished(self, tenant: str, route: str, status: int, seconds: float) -> None:

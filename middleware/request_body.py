@@ -45,6 +45,7 @@ class BodyView(msgspec.Struct):
     top_logprobs: msgspec.Raw = ABSENT
     return_token_ids: msgspec.Raw = ABSENT
     messages: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = ABSENT
     tools: msgspec.Raw = ABSENT
     prompt_cache_key: msgspec.Raw = ABSENT
     seed: msgspec.Raw = ABSENT

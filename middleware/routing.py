@@ -1,106 +1,285 @@
-"""Choosing an engine.
-
-The same one for the same session while it is healthy, the next one otherwise.
-"""
+"""The engines behind the proxy: who they are, whether they are well, and which one is asked."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from hashlib import blake2b
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
+from paceline.api_errors import ApiError, upstream_failed
+from paceline.middleware.attempts import Attempt
+from paceline.middleware.circuit import CircuitState
 from paceline.middleware.config import UpstreamConfig
-from paceline.middleware.upstream import Upstream, UpstreamError
+from paceline.middleware.placement import PlacedRequest, Placement, Placer
+from paceline.middleware.replica import Replica
+from paceline.middleware.request_body import BodyView
+from paceline.middleware.route_metrics import CIRCUIT_NUMBERS, RouteMetrics
+from paceline.middleware.routing_config import RoutingConfig
+from paceline.middleware.upstream import Upstream
 
-HEALTH_PATH: Final = "/health"
-HEALTH_SECONDS: Final = 5.0
-HTTP_OK: Final = 200
-
-
-@dataclass(slots=True, eq=False)
-class Replica:
-    """One engine and what is known of its health.
-
-    Attributes:
-        config: its entry in the configuration.
-        upstream: the way to it.
-        healthy: whether the last look at it, or the last request to it, went well; False until the
-            first look.
-        outstanding: requests it is working on for us.
-    """
-
-    config: UpstreamConfig
-    upstream: Upstream
-    healthy: bool = False
-    outstanding: int = 0
-    last_error: str = field(default="not looked at yet")
-
-    @property
-    def name(self) -> str:
-        """Its name in the configuration."""
-        return self.config.name
-
-    def failed(self, reason: str) -> None:
-        """A request to it failed: others are preferred until a look at it succeeds."""
-        self.healthy = False
-        self.last_error = reason
-
-    async def look(self) -> None:
-        """Ask for its health and remember the answer; none within five seconds is a bad one."""
-        try:
-            async with asyncio.timeout(HEALTH_SECONDS):
-                response = await self.upstream.send("GET", HEALTH_PATH, {}, None)
-        except TimeoutError:
-            self.failed(f"its health did not answer within {HEALTH_SECONDS:g} s")
-            return
-        except UpstreamError as error:
-            self.failed(str(error))
-            return
-        response.abort()
-        self.healthy = response.status == HTTP_OK
-        self.last_error = "" if self.healthy else f"its health answers {response.status}"
+FIRST_GUESS_SAID: Final = 256.0
+LEARNING_RATE: Final = 0.05
+SAID: Final = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})')
+TAIL_BYTES: Final = 2048
+PROMPT_FIELDS: Final = tuple(
+    name
+    for name in ("tools", "system", "instructions", "messages", "prompt", "input")
+    if name in BodyView.__struct_fields__
+)
+UNAVAILABLE: Final = 503
+ONE_SECOND: Final = 1
 
 
 class ReplicaSet:
-    """The engines behind the proxy.
+    """The engines behind the proxy, as its configuration names them at the time.
 
     Args:
-        replicas: at least one.
+        routing: placement, circuits and retries.
+        metrics: counts them.
+        clock: monotonic seconds.
+        rng: draws backoffs.
+
+    Attributes:
+        replicas: the upstreams, in the configuration's order.
+        leaving: those that are no longer among them and still answer requests.
+        stopping: whether the proxy ends: nothing is sent any more.
     """
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
-        self.replicas = list(replicas)
+    def __init__(
+        self,
+        routing: RoutingConfig,
+        metrics: RouteMetrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.routing = routing
+        self.replicas: list[Replica] = []
+        self.leaving: list[Replica] = []
+        self.stopping = False
+        self._metrics = metrics
+        self._clock = clock
+        self._rng = rng
+        self._placer = Placer(routing.policy)
+        self._mean_said = FIRST_GUESS_SAID
+        self._way_to: Callable[[UpstreamConfig], Upstream] | None = None
+        self._health_interval_seconds = 0.0
+        self._watchers: dict[Replica, asyncio.Task[None]] = {}
 
     @property
     def any_healthy(self) -> bool:
         """Whether some engine can be expected to answer."""
-        return any(replica.healthy for replica in self.replicas)
+        return any(
+            r.healthy and not r.draining and r.breaker.state is not CircuitState.OPEN
+            for r in self.replicas
+        )
 
-    def ranked(self, session: str) -> list[Replica]:
-        """All engines in the order in which to try them. O(n log n).
-
-        Healthy ones first; among them the session's own by rendezvous hashing (Thaler and
-        Ravishankar, 1998: each session has its own stable order, and a lost engine moves only its
-        own sessions), or the least busy one without a session.
-        """
-        if len(self.replicas) == 1:
-            return list(self.replicas)
-        if not session:
-            return sorted(self.replicas, key=lambda r: (not r.healthy, r.outstanding))
-        return sorted(self.replicas, key=lambda r: (not r.healthy, _weight(session, r.name)))
-
-    async def watch(
+    def open(
         self,
-        interval_seconds: float,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        upstreams: Sequence[UpstreamConfig],
+        way_to: Callable[[UpstreamConfig], Upstream],
+        *,
+        health_interval_seconds: float,
     ) -> None:
-        """Look at every engine again and again; runs until cancelled."""
-        while True:
-            await asyncio.gather(*(replica.look() for replica in self.replicas))
-            await sleep(interval_seconds)
+        """Begin with these engines, and look at their health from now on."""
+        self._way_to = way_to
+        self._health_interval_seconds = health_interval_seconds
+        self.update(upstreams)
+
+    def update(self, upstreams: Sequence[UpstreamConfig]) -> None:
+        """These are the engines now; at once, between two requests.
+
+        One with the same name, URL and key stays what it is, with its health, load and what it has
+        served. One that is gone gets no new requests and finishes those it has.
+        """
+        assert self._way_to is not None
+        known = {replica.name: replica for replica in self.replicas}
+        members: list[Replica] = []
+        for config in upstreams:
+            replica = known.get(config.name)
+            if replica is not None and _is_same(replica.config, config):
+                replica.configure(config)
+            else:
+                replica = Replica(
+                    config,
+                    self._way_to(config),
+                    self.routing,
+                    self._metrics.of(config.name),
+                    clock=self._clock,
+                    rng=self._rng,
+                )
+            members.append(replica)
+        names = {config.name for config in upstreams}
+        for gone in self.replicas:
+            if gone not in members:
+                self.leaving.append(gone)
+                if gone.name not in names:
+                    self._metrics.forget(gone.name)
+        self.replicas = members
+        self._watch()
+
+    def request(
+        self, session: str, scope: str, view: BodyView | None, num_bytes: int
+    ) -> PlacedRequest:
+        """A request as placing looks at it. O(1): nothing of it is read yet."""
+        if view is None:
+            return PlacedRequest(session)
+        most = view.most_said
+        said = self._mean_said if most is None else min(most, self._mean_said)
+        return PlacedRequest(
+            session, scope, lambda: prompt_text(view), num_bytes=num_bytes, num_said=said
+        )
+
+    def attempts(self, request: PlacedRequest, *, only: Replica | None = None) -> Iterator[Attempt]:
+        """The engines to try for a request, one after the other, while they fail it.
+
+        A lone one is tried twice: its kept-alive connection may have been stale.
+
+        Args:
+            request: what is placed.
+            only: the one engine that can answer it, drained or not; None where any can.
+        """
+        tried: list[Replica] = []
+        num_sent = 0
+        while not self.stopping and num_sent <= self.routing.retries:
+            if only is None:
+                candidates = self._candidates(tried)
+            else:
+                is_open = only.breaker.state is CircuitState.OPEN
+                candidates = [] if is_open or len(tried) > 1 else [only]
+            if not candidates:
+                return
+            placement = self._place(request, candidates)
+            if tried:
+                placement.replica.metrics.retries.inc()
+            is_last = num_sent >= self.routing.retries or len(candidates) == 1
+            attempt = Attempt(placement, request, self, is_last=is_last)
+            yield attempt
+            tried.append(placement.replica)
+            num_sent += attempt.was_sent
+
+    def learn(self, tail: bytes) -> None:
+        """Learn from an answer's end how long answers are, if it says so. O(1)."""
+        if found := SAID.findall(tail[-TAIL_BYTES:]):
+            self._mean_said += LEARNING_RATE * (int(found[-1]) - self._mean_said)
+
+    def failure(self, last: str) -> ApiError:
+        """What a client is told when nobody has answered it.
+
+        Args:
+            last: how the last engine failed, "" where none was asked: then it is told after which
+                time one can be, and why each cannot now.
+        """
+        if self.stopping:
+            return _unavailable("the proxy is stopping", ONE_SECOND)
+        if last:
+            return upstream_failed(last)
+        reasons = ", ".join(_why_not(replica) for replica in self.replicas)
+        waits = [r.breaker.wait_seconds for r in self.replicas if not r.draining]
+        return _unavailable(f"no engine can be asked: {reasons}", math.ceil(min(waits, default=0)))
+
+    def drain(self, name: str, *, drained: bool) -> Replica | None:
+        """Have an engine get no new requests, or get them again; None if there is none such."""
+        for replica in self.replicas:
+            if replica.name == name:
+                replica.drained = drained
+                return replica
+        return None
+
+    def stop(self) -> None:
+        """The proxy ends: give up what still runs. Streams end with an error event."""
+        self.stopping = True
+        for replica in (*self.replicas, *self.leaving):
+            for running in list(replica.running):
+                running.give_up("the proxy is stopping", silent_seconds=0.0)
+
+    def report(self) -> None:
+        """Bring gauges up to date."""
+        metrics = self._metrics
+        for replica in self.replicas:
+            name = replica.name
+            metrics.healthy.labels(name).set(replica.healthy)
+            metrics.circuit.labels(name).set(CIRCUIT_NUMBERS[replica.breaker.state])
+            metrics.draining.labels(name).set(replica.draining)
+            metrics.outstanding.labels(name).set(replica.outstanding)
+            metrics.outstanding_tokens.labels(name).set(replica.outstanding_tokens)
+            metrics.remembered.labels(name).set(replica.prefixes.num_bytes)
+
+    async def close(self) -> None:
+        """Look at nobody any more."""
+        watchers = list(self._watchers.values())
+        for watcher in watchers:
+            watcher.cancel()
+        for watcher in watchers:
+            with suppress(asyncio.CancelledError):
+                await watcher
+
+    def _candidates(self, tried: Sequence[Replica]) -> list[Replica]:
+        """Engines that may be asked: those that are well, else those that may be."""
+        left = [r for r in self.replicas if not r.draining and r not in tried]
+        if not left and len(tried) == 1:
+            left = [r for r in self.replicas if r is tried[0] and len(self.replicas) == 1]
+        well = [r for r in left if r.healthy and r.breaker.permits]
+        return well or [r for r in left if r.breaker.state is not CircuitState.OPEN]
+
+    def _place(self, request: PlacedRequest, candidates: Sequence[Replica]) -> Placement[Replica]:
+        now = self._clock()
+        placement = self._placer.place(request, candidates, now)
+        replica = placement.replica
+        if len(self.replicas) > 1 and self._placer.policy == "prefix":
+            replica.prefixes.add(request.digests, now)
+        replica.metrics.placed(
+            placement.reason, request.num_prompt_tokens, placement.num_hit_tokens
+        )
+        return placement
+
+    def _watch(self) -> None:
+        for replica in self.replicas:
+            if replica not in self._watchers:
+                self._watchers[replica] = asyncio.create_task(self._keep(replica))
+
+    async def _keep(self, replica: Replica) -> None:
+        """Look at an engine as long as it is an upstream or has something to finish."""
+        while replica in self.replicas or replica.outstanding:
+            await replica.look()
+            await asyncio.sleep(self._health_interval_seconds)
+        self.leaving.remove(replica)
+        del self._watchers[replica]
 
 
-def _weight(session: str, name: str) -> bytes:
-    return blake2b(f"{session}\0{name}".encode(), digest_size=8).digest()
+def prompt_text(view: BodyView) -> bytes:
+    """The prompt as it stands in a body, in the order in which templates write it. O(bytes)."""
+    return b"".join([memoryview(getattr(view, name)) for name in PROMPT_FIELDS])
+
+
+def scope_of(view: BodyView, cache_salt: str) -> str:
+    """What an engine's prefix cache keeps apart: sharing scopes by their salt."""
+    theirs = bytes(view.cache_salt)  # it holds where the tenant may set it; else it does no harm
+    return f"{cache_salt}\0{theirs.decode('utf-8', 'replace')}" if theirs else cache_salt
+
+
+def _is_same(known: UpstreamConfig, config: UpstreamConfig) -> bool:
+    return (known.url, known.api_key) == (config.url, config.api_key)
+
+
+def _why_not(replica: Replica) -> str:
+    if replica.draining:
+        return f"{replica.name} is draining"
+    wait = replica.breaker.wait_seconds
+    return f"{replica.name} is left alone for {wait:.1f} s ({replica.last_error})"
+
+
+def _unavailable(message: str, wait_seconds: int) -> ApiError:
+    seconds = max(wait_seconds, ONE_SECOND)
+    return ApiError(
+        UNAVAILABLE,
+        f"{message}; try again in {seconds} s",
+        "api_error",
+        code="engine_unavailable",
+        headers=[(b"retry-after", str(seconds).encode())],
+    )

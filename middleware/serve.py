@@ -31,6 +31,8 @@ Echo = Callable[[str], None]
 
 ENGINE_START_SECONDS: Final = 300.0
 WATCH_SECONDS: Final = 0.2
+GRACE_SECONDS: Final = 10.0
+"""Somebody waits at the keyboard for `paceline serve` to end."""
 STORE_FOLDER: Final = "store"
 ENGINE_LOG: Final = "engine.log"
 LEARNER_LOG: Final = "learner.log"
@@ -120,6 +122,7 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
         upstreams=[UpstreamConfig(name="embedded", url=engine_url, decisions_url=engine_url)],
         policy_file=settings.policy_file,
         local_learning=settings.learn and settings.policy_file is None,
+        shutdown_grace_seconds=GRACE_SECONDS,
     )
     if settings.learn and settings.drafter is None and not (folder / DRAFTERS_FOLDER).exists():
         raise ConfigError(

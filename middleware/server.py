@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -17,7 +20,8 @@ from paceline.middleware.app import Proxy
 from paceline.middleware.config import ProxyConfig
 from paceline.middleware.limiter import LimitTiming
 
-GRACE_SECONDS: Final = 10
+LAST_EVENT_SECONDS: Final = 2
+"""For the error events of streams that are ended, after the grace."""
 START_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 0.01
 BACKLOG: Final = 2048
@@ -31,34 +35,60 @@ class RunningProxy:
     proxy: Proxy
 
 
-def run_proxy(config: ProxyConfig) -> None:
+class _Server(uvicorn.Server):
+    """Ends what is still under way when the grace has passed, instead of cutting it off."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__(_server_config(proxy))
+        self._proxy = proxy
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more requests, and wait for those under way."""
+        grace = self._proxy.config.shutdown_grace_seconds
+        timer = asyncio.get_running_loop().call_later(grace, self._proxy.stop_answers)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+
+def run_proxy(config: ProxyConfig, config_file: Path | None = None) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is under way and return.
+
+    Args:
+        config: its configuration.
+        config_file: where that was read; changes of its upstreams are taken over.
 
     Raises:
         ConfigError: the policy file is wrong, or the address cannot be listened on.
     """
-    proxy = Proxy(config, config.load_policy())
+    proxy = Proxy(config, config.load_policy(), config_file=config_file)
     with _listening(config) as listener:
         print(f"paceline proxy: http://{_address(listener)}/v1", flush=True)
-        uvicorn.Server(_server_config(proxy)).run(sockets=[listener])
+        _Server(proxy).run(sockets=[listener])
 
 
 @contextmanager
 def running_proxy(
-    config: ProxyConfig, *, limit_timing: LimitTiming | None = None
+    config: ProxyConfig,
+    *,
+    limit_timing: LimitTiming | None = None,
+    config_file: Path | None = None,
 ) -> Iterator[RunningProxy]:
     """A proxy in a thread of its own, listening when the body begins, stopped when it ends.
 
     Args:
         config: its configuration.
         limit_timing: times of its limiter, if not its own.
+        config_file: where its configuration was read, if its upstreams are to be followed.
 
     Raises:
         ConfigError: the policy file is wrong, or the address cannot be listened on.
     """
-    proxy = Proxy(config, config.load_policy(), limit_timing=limit_timing)
+    policy = config.load_policy()
+    proxy = Proxy(config, policy, limit_timing=limit_timing, config_file=config_file)
     with _listening(config) as listener:
-        server = uvicorn.Server(_server_config(proxy))
+        server = _Server(proxy)
         thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listener]}, name="paceline-proxy", daemon=True
         )
@@ -68,7 +98,7 @@ def running_proxy(
             yield RunningProxy(f"http://{_address(listener)}", proxy)
         finally:
             server.should_exit = True
-            thread.join(GRACE_SECONDS + 5)
+            thread.join(config.shutdown_grace_seconds + LAST_EVENT_SECONDS + 5)
 
 
 def _server_config(proxy: Proxy) -> uvicorn.Config:
@@ -82,7 +112,9 @@ def _server_config(proxy: Proxy) -> uvicorn.Config:
         log_level="warning",
         server_header=False,
         ws="none",
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        # uvicorn takes whole seconds; it cuts off what has not ended by then
+        timeout_graceful_shutdown=math.ceil(proxy.config.shutdown_grace_seconds)
+        + LAST_EVENT_SECONDS,
         backlog=BACKLOG,
     )
 

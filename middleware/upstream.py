@@ -16,11 +16,13 @@ class UpstreamError(Exception):
 
     Attributes:
         answered: whether anything of its answer had come.
+        connected: whether it could be connected to; False: it was sent nothing.
     """
 
-    def __init__(self, message: str, *, answered: bool) -> None:
+    def __init__(self, message: str, *, answered: bool, connected: bool = True) -> None:
         super().__init__(message)
         self.answered = answered
+        self.connected = connected
 
 
 class UpstreamResponse(Protocol):
@@ -40,6 +42,12 @@ class UpstreamResponse(Protocol):
         """Close the connection at once; the engine sees its client leave.
 
         Harmless after the end.
+        """
+
+    def give_up(self, reason: str, *, silent_seconds: float) -> bool:
+        """End the body with an `UpstreamError`, unless something of it came within that time.
+
+        Returns whether it was ended. Harmless after the end.
         """
 
 
@@ -92,6 +100,8 @@ class AiohttpUpstream:
                     data=body,
                     allow_redirects=False,
                 )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise UpstreamError(_reason(error), answered=False, connected=False) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise UpstreamError(_reason(error), answered=False) from error
         return _AiohttpResponse(response, self._read_timeout_seconds)
@@ -101,12 +111,13 @@ class _AiohttpResponse:
     def __init__(self, response: aiohttp.ClientResponse, read_timeout_seconds: float) -> None:
         self._response = response
         self._read_timeout_seconds = read_timeout_seconds
+        self._silence = SilenceWatch(read_timeout_seconds, response.close)
         self.status = response.status
         self.headers: Headers = response.raw_headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
         content = self._response.content
-        silence = SilenceWatch(self._read_timeout_seconds, self._response.close)
+        silence = self._silence
         try:
             while chunk := await content.readany():
                 silence.heard()
@@ -118,7 +129,12 @@ class _AiohttpResponse:
             silence.stop()
 
     def abort(self) -> None:
+        self._silence.stop()
         self._response.close()
+
+    def give_up(self, reason: str, *, silent_seconds: float) -> bool:
+        """See `UpstreamResponse.give_up`."""
+        return self._silence.give_up(reason, silent_seconds)
 
 
 class SilenceWatch:
@@ -144,6 +160,15 @@ class SilenceWatch:
         """A sign of life came. O(1)."""
         self._last = self._loop.time()
 
+    def give_up(self, reason: str, seconds: float) -> bool:
+        """Take it for silent now if nothing came within `seconds`; whether it was."""
+        if self._timer.cancelled() or self._loop.time() - self._last < seconds:
+            return False
+        self._timer.cancel()
+        self.reason = reason
+        self._on_silence()
+        return True
+
     def stop(self) -> None:
         """Watch no longer."""
         self._timer.cancel()
@@ -161,12 +186,16 @@ def open_session(*, connect_timeout_seconds: float) -> aiohttp.ClientSession:
     """A session for any number of engines.
 
     No cookies, no decompression, no limit of its own on connections.
+
+    Args:
+        connect_timeout_seconds: longest wait for a connection, its name and TLS included.
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds),
+        # `connect` counts names and TLS too
+        timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_seconds),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import urllib.request
 from pathlib import Path
@@ -43,6 +44,18 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         self._process.stop()
+
+    def pause(self) -> None:
+        """Stop it in its tracks: it accepts connections and answers nothing."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would; `start` starts another on its port."""
+        self._process.kill()
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of a metric over the labels that are not named; 0 if it is not there."""
