@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
+from paceline.api_dialects import Dialect, error_event, in_dialect
 from paceline.api_errors import ApiError, upstream_failed
 from paceline.middleware.capture import Capture
 from paceline.middleware.captured_ids import CapturedIds, CaptureRequest
@@ -12,11 +15,14 @@ from paceline.middleware.exchange import JSON, Exchange, RawHeaders
 from paceline.middleware.explaining import Asked, Explainer
 from paceline.middleware.limiter import Ticket
 from paceline.middleware.metrics import ProxyMetrics
+from paceline.middleware.predicting import PredictedUsage
 from paceline.middleware.relay import EventHold
 from paceline.middleware.request_body import BodyView
 from paceline.middleware.routing import Replica, ReplicaSet
+from paceline.middleware.stored_responses import Stored
 from paceline.middleware.upstream import UpstreamError, UpstreamResponse
 from paceline.middleware.usage_editing import Hold, UsageStream
+from paceline.middleware.usage_reading import MeteredStream
 
 OK: Final = 200
 NOT_PASSED_ON: Final = frozenset(
@@ -40,6 +46,11 @@ class Sent:
         captured: what is recorded of the answer, None for nothing.
         ticket: is charged for it, None where nothing limits the request.
         asked: where the engine is noted whose decisions are to be told, None for nowhere.
+        stored: where the engine is noted that may keep the answer, None for nowhere.
+        only: the engine that must answer it; None for any.
+        query: of the URL.
+        headers: further ones.
+        is_predicted: whether the reply is predicted: how much of that was right is told.
     """
 
     body: bytes | None = None
@@ -48,6 +59,11 @@ class Sent:
     captured: CaptureRequest | None = None
     ticket: Ticket | None = None
     asked: Asked | None = None
+    stored: Stored | None = None
+    only: Replica | None = None
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    is_predicted: bool = False
 
 
 class Forwarder:
@@ -80,7 +96,8 @@ class Forwarder:
         """
         failure = "no engine is configured"
         seeded_sampling = sent.view is not None and sent.view.is_seeded_sampling
-        for replica in self._attempts(sent.session):
+        only = [] if sent.only is None else [sent.only]
+        for replica in only * 2 or self._attempts(sent.session):
             if seeded_sampling and replica.config.refuse_seeded_sampling:
                 raise ApiError(
                     400,
@@ -118,24 +135,33 @@ class Forwarder:
         """
         ticket = sent.ticket
         headers = {"accept-encoding": "identity", "x-request-id": exchange.request_id}
+        headers |= sent.headers
         if sent.body is not None:
             headers["content-type"] = "application/json"
         if ticket is not None:
             ticket.asking()
         if sent.asked is not None:
             sent.asked.replica = replica
-        response = await replica.upstream.send(exchange.method, exchange.path, headers, sent.body)
+        if sent.stored is not None:
+            sent.stored.replica = replica
+        response = await replica.upstream.send(
+            exchange.method, exchange.path + sent.query, headers, sent.body
+        )
         taking = None
         if self._capture is not None and sent.captured is not None:
             taking = self._capture.taking(sent.captured, response.status)
         if ticket is not None and response.status != OK:
             ticket.failed()
+        predicted = None
+        if sent.is_predicted and response.status == OK:
+            ask = partial(self._explainer.decisions, exchange.request_id, replica)
+            predicted = PredictedUsage(ask)
         try:
             if _is_event_stream(response.headers):
-                hold = _hold_of(taking, sent.view, ticket)
-                await self._relay_stream(exchange, replica, response, hold)
+                hold = _hold_of(taking, sent.view, ticket, exchange.dialect)
+                await self._relay_stream(exchange, replica, response, hold, predicted)
             else:
-                await self._relay_whole(exchange, response, taking, sent)
+                await self._relay_whole(exchange, response, taking, sent, predicted)
         finally:
             response.abort()
             if self._capture is not None and taking is not None:
@@ -148,6 +174,7 @@ class Forwarder:
         replica: Replica,
         response: UpstreamResponse,
         hold: Hold,
+        predicted: PredictedUsage | None,
     ) -> None:
         """Pass a stream on as it comes.
 
@@ -159,6 +186,8 @@ class Forwarder:
                 ready = hold.push(chunk)
                 if not ready:
                     continue
+                if predicted is not None:
+                    ready = await predicted.events(ready)
                 if not exchange.started:
                     await exchange.start(response.status, _passed_on(response.headers))
                 await exchange.write(ready)
@@ -167,10 +196,12 @@ class Forwarder:
                 raise
             replica.failed(str(error))
             self._metrics.upstream_failures.labels(replica.name).inc()
-            failed = upstream_failed(f"{replica.name}: {error}").event()
-            await exchange.end(hold.broken_off() + failed)
+            failed = upstream_failed(f"{replica.name}: {error}")
+            await exchange.end(hold.broken_off() + error_event(failed, exchange.dialect))
             return
         rest = hold.rest()
+        if predicted is not None:
+            rest = await predicted.events(rest)
         if not exchange.started:
             await exchange.start(response.status, _passed_on(response.headers))
         await exchange.end(rest)
@@ -181,6 +212,7 @@ class Forwarder:
         response: UpstreamResponse,
         taking: CapturedIds | None,
         sent: Sent,
+        predicted: PredictedUsage | None,
     ) -> None:
         """Pass a whole answer on, once all of it has come.
 
@@ -191,17 +223,24 @@ class Forwarder:
             sent.ticket.meter.read_whole(body)
         if taking is not None:
             body = taking.whole(body)
+        if predicted is not None:
+            body = await predicted.whole(body)
         if sent.asked is not None and response.status == OK:
             told = await self._explainer.headers(exchange.request_id, sent.asked)
             exchange.own_headers = [*exchange.own_headers, *told]
+        body = in_dialect(response.status, body, exchange.dialect)
         await exchange.answer(response.status, body, _passed_on(response.headers))
 
 
-def _hold_of(taking: CapturedIds | None, view: BodyView | None, ticket: Ticket | None) -> Hold:
+def _hold_of(
+    taking: CapturedIds | None, view: BodyView | None, ticket: Ticket | None, dialect: Dialect
+) -> Hold:
     """What a stream goes through on its way to the client."""
     hold: Hold = EventHold() if taking is None else taking.stream()
     if ticket is None or view is None or not ticket.counts_tokens:
         return hold
+    if dialect is not Dialect.OPENAI:
+        return MeteredStream(ticket.meter)
     return UsageStream(ticket.meter, view, None if taking is None else hold)
 
 
