@@ -174,8 +174,11 @@ class BodyView(msgspec.Struct):
 
     @property
     def is_background(self) -> bool:
-        """Whether the answer is to be made after the request has ended."""
-        return bytes(self.background) == b"true"
+        """Whether the answer is to be made after the request has ended.
+
+        Whatever an engine may take for yes, ``1`` and ``"on"`` too, is one.
+        """
+        return bytes(self.background) not in (*UNSET, b"false")
 
     @property
     def is_stored(self) -> bool:

@@ -348,10 +348,11 @@ def test_what_cannot_be_counted_is_not_let_past_a_limit(
     """A tenant with limits cannot have answers made behind their back."""
     engine = engines()
     proxy = proxies(engine.url, policy_file=policy_file(tmp_path, concurrency=1))
-    body = ASKS["/v1/responses"] | {"background": True}
-    status, told, _ = exchange(proxy.url, "POST", "/v1/responses", body, {"x-api-key": "shop-key"})
-    assert status == 400
-    assert json.loads(told)["error"]["param"] == "background"
+    for yes in (1, "on", True):
+        body = ASKS["/v1/responses"] | {"background": yes}
+        answer = exchange(proxy.url, "POST", "/v1/responses", body, {"x-api-key": "shop-key"})
+        assert answer[0] == 400
+        assert json.loads(answer[1])["error"]["param"] == "background"
     assert exchange(proxy.url, "POST", "/v1/responses", body, {"x-api-key": "bank-key"})[0] == 200
 
 
