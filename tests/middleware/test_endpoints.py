@@ -23,7 +23,6 @@ from paceline.middleware.endpoints import (
     endpoint_of,
     route_of,
 )
-from paceline.middleware.request_body import opening_of, view_body
 from paceline.middleware.usage_editing import UsageMeter
 from paceline.middleware.usage_reading import MeteredStream
 from paceline.policies.tenants import hash_key
@@ -400,24 +399,6 @@ def test_streams_are_counted_while_they_come() -> None:
         for part, count in zip(parts, counts, strict=True):
             assert b"".join(hold.push(part[i : i + 9]) for i in range(0, len(part), 9)) == part
             assert meter.num_tokens == count
-
-
-def test_the_opening_is_the_same_in_each_turn() -> None:
-    """System prompt and first message, wherever an API has them, without what moves."""
-    mark = {"cache_control": {"type": "ephemeral"}}
-    system = [{"type": "text", "text": "Be brief."}]
-    billed = [{"type": "text", "text": "x-anthropic-billing-header: cch=1"}, system[0] | mark]
-
-    def opening(**fields: Any) -> tuple[bytes, bytes]:
-        return opening_of(view_body(json.dumps(fields).encode()))
-
-    compact = json.dumps(system, separators=(",", ":")).encode()
-    assert opening(system=billed, messages=SAY) == (compact, b'"hi"')
-    marked = [{"role": "user", "content": [{"type": "text", "text": "hi"} | mark]}]
-    assert opening(messages=marked)[1] == b'[{"type":"text","text":"hi"}]'
-    assert opening(instructions="Be brief.", input="hi") == (b'"Be brief."', b'"hi"')
-    assert opening(input=[{"role": "developer", "content": "d"}, *SAY]) == (b'"d"', b'"hi"')
-    assert opening(input=[1, 2]) == (b"", b"")
 
 
 def test_routes_have_bounded_names() -> None:
