@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from paceline.adapters.identity import asked_id_of
+from paceline.adapters.prediction import PredictionTally
 from paceline.caches import Source, TreeBatch
 
 VERSION: Final = 1
@@ -69,6 +70,8 @@ class RequestDecisions(msgspec.Struct, frozen=True, kw_only=True):
         sources: the verified ones by source; sources without any are left out.
         drafts: verified drafts that were ``memory``'s, the ``model``'s, or of ``both``.
         limited_by: which of `LIMITS` kept drafts from being longer.
+        accepted_prediction_tokens: tokens of the client's prediction that appeared in the replies.
+        rejected_prediction_tokens: those that did not.
         arm: of the bandit that chose how to draft, "" where none did.
         reason: all of it in words.
         version: of the record.
@@ -85,6 +88,8 @@ class RequestDecisions(msgspec.Struct, frozen=True, kw_only=True):
     sources: dict[str, SourceTokens] = {}
     drafts: dict[str, int] = {}
     limited_by: tuple[str, ...] = ()
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
     arm: str = ""
     reason: str = ""
     version: int = VERSION
@@ -103,11 +108,12 @@ class Tally:
         arm: of the bandit that chooses for it.
         model_rounds: rounds in which a model drafted for it.
         num_cut: drafted tokens that were not worth verifying.
+        prediction: of its reply; None without one.
     """
 
     __slots__ = (
         *("_accepted", "_drafted", "_drafts", "_rounds"),
-        *("arm", "has_begun", "limits", "model_rounds", "num_cut"),
+        *("arm", "has_begun", "limits", "model_rounds", "num_cut", "prediction"),
     )
 
     def __init__(self, limited_by: Iterable[str] = ()) -> None:
@@ -116,6 +122,7 @@ class Tally:
         self.has_begun = False
         self.model_rounds = 0
         self.num_cut = 0
+        self.prediction: PredictionTally | None = None
         self._rounds = 0
         self._drafted = [0] * len(Source)
         self._accepted = [0] * len(Source)
@@ -155,6 +162,8 @@ class Tally:
             },
             drafts=dict(zip(("memory", "model", "both"), self._drafts, strict=True)),
             limited_by=_in_order(set(self.limits)),
+            accepted_prediction_tokens=self.prediction.num_accepted if self.prediction else 0,
+            rejected_prediction_tokens=self.prediction.num_rejected if self.prediction else 0,
             arm=self.arm,
         )
 
@@ -286,6 +295,8 @@ class DecisionLog:
             tally = self._open.get(request_id)
             if tally is None or not tokens:
                 continue
+            if tally.prediction is not None:
+                tally.prediction.follow(tokens)
             if not tally.has_begun:  # the step that read the prompt's end
                 tally.has_begun = True
                 continue
@@ -353,6 +364,8 @@ def _joined(records: Sequence[RequestDecisions]) -> RequestDecisions:
         sources=sources,
         drafts=drafts,
         limited_by=_in_order({limit for record in records for limit in record.limited_by}),
+        accepted_prediction_tokens=sum(r.accepted_prediction_tokens for r in records),
+        rejected_prediction_tokens=sum(r.rejected_prediction_tokens for r in records),
         arm=", ".join(dict.fromkeys(record.arm for record in records if record.arm)),
     )
 

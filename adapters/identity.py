@@ -48,7 +48,8 @@ def record_id(request_id: str, *, prompt: int = 0, choice: int = 0) -> str:
 def record_id_of(engine_id: str) -> str:
     """The same id, from what an engine made of the proxy's.
 
-    vLLM calls the engine's request ``chatcmpl-ID-RANDOM`` or ``cmpl-ID-PROMPT-RANDOM``, with
+    vLLM calls the engine's request ``chatcmpl-ID-RANDOM``, ``cmpl-ID-PROMPT-RANDOM`` or
+    ``resp_ID_TURN-RANDOM`` (a response's turns are told apart as a completion's prompts), with
     ``CHOICE_`` before it where several replies are asked for; the embedded engine ``ID-RANDOM``. An
     id that holds none of the proxy's is its own record id.
     """
@@ -56,8 +57,8 @@ def record_id_of(engine_id: str) -> str:
     if match is None:
         return engine_id
     prompt = 0
-    if match["kind"] == "cmpl":  # elsewhere a number behind our id is a part of the random one
-        number = re.match(r"-(\d+)(?:-|$)", match["rest"])
+    if match["kind"] in ("cmpl", "resp"):  # elsewhere a number behind our id is random
+        number = re.match(r"[-_](\d+)(?:-|$)", match["rest"])
         prompt = int(number[1]) if number else 0
     return record_id(match["id"], prompt=prompt, choice=int(match["choice"] or 0))
 

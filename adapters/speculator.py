@@ -14,7 +14,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +21,8 @@ import numpy.typing as npt
 
 from paceline.adapters.forgetting import Owner, SequenceOwners
 from paceline.adapters.phrases import LoadedPhrases
+from paceline.adapters.prediction import NOTHING, PredictedReplies, TokenArray
+from paceline.adapters.record_keys import digest_of, session_key, writer_of
 from paceline.adapters.request_info import RequestInfo
 from paceline.caches import DraftIndex, SequenceRecord, Source, TokenTree, TreeBatch
 from paceline.caches.journal_keeper import Quota
@@ -31,7 +32,7 @@ from paceline.caches.tiers import NOWHERE, Route, TieredMemory, Writer
 from paceline.caches.tombstones import Tombstone
 from paceline.errors import DraftError
 
-TokenIds = Sequence[int] | npt.NDArray[np.int32]
+TokenIds = Sequence[int] | TokenArray
 
 
 class RecordSink(Protocol):
@@ -91,6 +92,7 @@ class Speculator:
             index = DraftIndex(max_session_tokens=settings.session.capacity)
         self.index = index
         self.memory = TieredMemory(index, settings)
+        self.predictions = PredictedReplies(index)
         self.origin = uuid.uuid4().hex if origin is None else origin
         self.drafter_version = 0
         """Of the model drafter beside the memory, 0 for none or unknown; goes into records."""
@@ -126,8 +128,13 @@ class Speculator:
         """Let requests that begin from now on draft from their owners' corpora."""
         self._corpora = corpora
 
-    def begin(self, info: RequestInfo, prompt_ids: TokenIds) -> None:
+    def begin(self, info: RequestInfo, prompt_ids: TokenIds, *, max_predicted: int = 0) -> None:
         """Open a request; indexes only what its session's earlier turns did not hold.
+
+        Args:
+            info: whose request it is.
+            prompt_ids: its prompt.
+            max_predicted: most tokens of its reply that `predictions` will be told.
 
         Raises:
             DraftError: a request of that id is open already.
@@ -138,18 +145,28 @@ class Speculator:
             )
         prompt = _as_tokens(prompt_ids)
         started_at = self._clock()
-        if info.scope:
-            self._limits[info.tenant] = info.limits
-            with self.memory.route(_writer(info), writes=info.record, now=started_at) as route:
-                handle = self._open_context(info, prompt, route)
-        else:
-            route = NOWHERE
-            handle = self._open_context(info, prompt, route)
+        predicted = NOTHING
+        if max_predicted:
+            predicted = self.predictions.open(info.request_id, prompt, max_predicted)
+        try:
+            handle, write_scope = self._begin(info, prompt, started_at, predicted)
+        except Exception:
+            self.predictions.close(info.request_id)
+            raise
         with self._lock:
-            opened = _OpenRequest(info, handle, route.write_scope, started_at)
-            self._open[info.request_id] = opened
+            self._open[info.request_id] = _OpenRequest(info, handle, write_scope, started_at)
             if info.is_recorded:
                 self._recording[info.scope, info.recorded_as] += 1
+
+    def _begin(
+        self, info: RequestInfo, prompt: TokenArray, started_at: float, predicted: TokenArray
+    ) -> tuple[int, int]:
+        """Its handle in the index and the log that takes its tokens."""
+        if info.scope:
+            self._limits[info.tenant] = info.limits
+            with self.memory.route(writer_of(info), writes=info.record, now=started_at) as route:
+                return self._open_context(info, prompt, route, predicted), route.write_scope
+        return self._open_context(info, prompt, NOWHERE, predicted), NOWHERE.write_scope
 
     def num_tokens(self, request_id: str) -> int:
         """Tokens known of an open request, prompt included."""
@@ -266,7 +283,7 @@ class Speculator:
             self._owners.note(
                 log,
                 request.owner,
-                key=_digest(info.recorded_as),
+                key=digest_of(info.recorded_as),
                 begun_at=request.started_at,
                 finished_at=finished_at,
                 is_own=True,
@@ -276,6 +293,7 @@ class Speculator:
                 return
         num_tokens = self.index.num_tokens(request.handle)
         new_tokens, num_prompt = self.index.finish(request.handle, time=finished_at)
+        self.predictions.close(request_id)
         if log >= 0:
             self.memory.wrote(log, time=finished_at)
             self._owners.grew(log, len(new_tokens))
@@ -312,7 +330,7 @@ class Speculator:
         with self._lock:
             if (record.scope, record.request_id) in self._recording:
                 return
-        key = _digest(record.request_id)
+        key = digest_of(record.request_id)
         writer = Writer(
             scope=record.scope,
             tenant=record.tenant,
@@ -341,7 +359,7 @@ class Speculator:
 
     def absorb_again(self, record: SequenceRecord) -> None:
         """Make a record absorbed before the newest of its log. O(tokens + sequences of the log)."""
-        self.memory.delete(record.scope, _digest(record.request_id))
+        self.memory.delete(record.scope, digest_of(record.request_id))
         self.absorb(record)
 
     def absorb_phrases(self, found: PhraseSet) -> None:
@@ -369,7 +387,7 @@ class Speculator:
                 request.is_forgotten = True
         for request in covered:
             if request.info.scope:
-                self.memory.delete(request.info.scope, _digest(request.info.recorded_as))
+                self.memory.delete(request.info.scope, digest_of(request.info.recorded_as))
         return len(covered) + self._owners.erase(self.memory, tombstone)
 
     def forget(self, scope: str, request_id: str) -> int:
@@ -378,7 +396,7 @@ class Speculator:
         Returns the number of tokens forgotten here; a request that is open publishes what it has
         to the journal all the same. O(sequences of the scope).
         """
-        return self.memory.delete(scope, _digest(request_id))
+        return self.memory.delete(scope, digest_of(request_id))
 
     def forget_before(self, scope: str, time: float) -> int:
         """Draft no more from what finished in a scope before a Unix time; returns how many tokens.
@@ -421,18 +439,22 @@ class Speculator:
         """Finish every open request. The journal belongs to the caller."""
         for request_id in self.request_ids():
             self.finish(request_id)
+        self.predictions.stop()
 
     def _open_context(
-        self, info: RequestInfo, prompt_ids: npt.NDArray[np.int32], route: Route
+        self, info: RequestInfo, prompt_ids: TokenArray, route: Route, predicted: TokenArray
     ) -> int:
         read_scopes, read_sources = self._read_scopes(info, route)
+        # last: what drafts learn of themselves goes by the first
+        read_scopes = np.append(read_scopes, predicted)
+        read_sources = np.append(read_sources, np.full_like(predicted, Source.WORKLOAD, np.uint8))
         handle, _ = self.index.begin(
             prompt_ids,
             read_scopes=read_scopes,
             read_sources=read_sources,
             write_scope=route.write_scope,
-            session=_session_key(info) if self.memory.settings.session.enabled else 0,
-            key=_digest(info.recorded_as),
+            session=session_key(info) if self.memory.settings.session.enabled else 0,
+            key=digest_of(info.recorded_as),
         )
         return handle
 
@@ -470,30 +492,3 @@ class Speculator:
 
 def _as_tokens(token_ids: TokenIds) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(token_ids, dtype=np.int32)
-
-
-def _session_key(info: RequestInfo) -> int:
-    """Key of a session within its scope (63 bits, 0 for none).
-
-    A session id of one tenant never meets another's. A request that is not to be recorded leaves no
-    context behind and finds none: its next turn is indexed anew.
-    """
-    if not (info.session and info.tenant and info.record and info.limits.session):
-        return 0
-    return _digest(f"{info.scope}\0{info.tenant}\0{info.session}")
-
-
-def _writer(info: RequestInfo) -> Writer:
-    return Writer(
-        scope=info.scope,
-        tenant=info.tenant,
-        workload=info.workload,
-        session=info.session or info.recorded_as,
-        limits=info.limits,
-    )
-
-
-def _digest(text: str) -> int:
-    """Positive key of 63 bits."""
-    digest = blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1 or 1

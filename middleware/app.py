@@ -7,18 +7,28 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import aiohttp
 
-from paceline.adapters.decisions import DECISIONS_PATH
 from paceline.adapters.identity import new_request_id
+from paceline.adapters.prediction import PREDICTION_KEY
+from paceline.api_dialects import error_body
 from paceline.api_errors import ApiError
 from paceline.middleware.admin import ADMIN_PATH, answer_admin
 from paceline.middleware.capture import Capture
 from paceline.middleware.config import ProxyConfig, UpstreamConfig, is_loopback
+from paceline.middleware.endpoints import (
+    Endpoint,
+    Job,
+    endpoint_of,
+    queried,
+    require_method,
+    route_of,
+    stored_id,
+)
 from paceline.middleware.exchange import (
     JSON,
     ClientGoneError,
@@ -27,7 +37,7 @@ from paceline.middleware.exchange import (
     Scope,
     Send,
 )
-from paceline.middleware.explaining import REQUEST_ID_HEADER, Asked, Explainer
+from paceline.middleware.explaining import REQUEST_ID_HEADER, Explainer
 from paceline.middleware.forwarding import Forwarder, Sent
 from paceline.middleware.identity import (
     EXPLAIN_HEADER,
@@ -40,10 +50,13 @@ from paceline.middleware.limit_store import Bound
 from paceline.middleware.limiter import Limiter, LimitTiming, Ticket
 from paceline.middleware.metrics import ProxyMetrics
 from paceline.middleware.policy_follower import PolicyFollower
+from paceline.middleware.predicting import predicted_text
 from paceline.middleware.replica import Replica
 from paceline.middleware.request_body import BodyView, view_body, with_fields
 from paceline.middleware.routing import ReplicaSet, scope_of
+from paceline.middleware.service_tiers import served_tier
 from paceline.middleware.shaped_send import shaper_of
+from paceline.middleware.stored_responses import ID_PREFIX, Stored, StoredResponses, continuing
 from paceline.middleware.upstream import (
     AiohttpUpstream,
     open_session,
@@ -54,8 +67,7 @@ from paceline.policies.tenants import LOCAL_LEARNER, LOCAL_TENANT, PolicyFile, T
 
 logger = logging.getLogger("paceline.proxy")
 
-GENERATION_PATHS: Final = ("/v1/chat/completions", "/v1/completions")
-MODELS_PATH: Final = "/v1/models"
+PRIORITY_HEADER: Final = "x-vllm-priority"
 TEXT: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 SERVER_ERROR: Final = 500
 UNAVAILABLE: Final = 503
@@ -68,10 +80,12 @@ class Caller:
     Attributes:
         tenant: whose key it was.
         policy: None without a policy file.
+        endpoint: what they ask for.
     """
 
     tenant: Tenant
     policy: PolicyFile | None
+    endpoint: Endpoint
 
 
 Handler = Callable[[Exchange, Caller], Awaitable[None]]
@@ -111,6 +125,13 @@ class Proxy:
         self._replicas = ReplicaSet(config.routing, self.metrics.routes)
         self._explainer = Explainer(self.metrics.registry)
         self._forwarder = Forwarder(self._replicas, None, self._explainer)
+        self._stored = StoredResponses()
+        self._handlers: dict[Job, Handler] = {
+            Job.GENERATE: self._generate,
+            Job.LIST_MODELS: self._models,
+            Job.READ_STORED: self._read_stored,
+            Job.READ_DECISIONS: self._tell_decisions,
+        }
         self._session: aiohttp.ClientSession | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._capture: Capture | None = None
@@ -217,7 +238,8 @@ class Proxy:
             tenant_name = await self._dispatch(exchange)
         except ApiError as error:
             if not exchange.started:
-                await exchange.answer(error.status, error.body(), [JSON, *error.headers])
+                body = error_body(error, exchange.dialect)
+                await exchange.answer(error.status, body, [JSON, *error.headers])
         except ClientGoneError:
             pass
         except Exception:  # counted; the client gets an answer instead of a cut connection
@@ -225,40 +247,27 @@ class Proxy:
             logger.exception("a request to %s failed", exchange.path)
             if not exchange.started:
                 failed = ApiError(SERVER_ERROR, "the proxy failed; its log says why", "api_error")
-                await exchange.answer(failed.status, failed.body())
+                await exchange.answer(failed.status, error_body(failed, exchange.dialect))
         finally:
             await exchange.close()
             self.metrics.in_flight.dec()
             seconds = time.perf_counter() - started
-            self.metrics.finished(tenant_name, _route_of(exchange.path), exchange.status, seconds)
+            self.metrics.finished(tenant_name, route_of(exchange.path), exchange.status, seconds)
 
     async def _dispatch(self, exchange: Exchange) -> str:
         """Answer the request; returns the tenant's name, "" for routes without one."""
         if exchange.path in ("/health", "/ready", "/metrics"):
-            _require_method(exchange, "GET")
+            require_method(exchange.method, exchange.path, "GET")
             await self._answer_own(exchange)
             return ""
         if exchange.path.startswith(ADMIN_PATH):
             await answer_admin(exchange, self._policy, self._replicas)
             return ""
-        handler: Handler
-        if exchange.path in GENERATION_PATHS:
-            method, handler = "POST", self._generate
-        elif exchange.path == MODELS_PATH or exchange.path.startswith(f"{MODELS_PATH}/"):
-            method, handler = "GET", self._models
-        elif exchange.path.startswith(DECISIONS_PATH):
-            method, handler = "GET", self._tell_decisions
-        else:
-            raise ApiError(
-                404,
-                f"{exchange.path} is not served here; served are {', '.join(GENERATION_PATHS)} "
-                f"and {MODELS_PATH}",
-                code="unknown_url",
-            )
-        _require_method(exchange, method)
+        endpoint = endpoint_of(exchange.method, exchange.path)
         policy = self._policy
         tenant = authenticate(policy, exchange.headers, exchange.client_host, local=self._local)
-        await handler(exchange, Caller(tenant, policy))
+        caller = Caller(tenant, policy, endpoint)
+        await self._handlers[endpoint.job](exchange, caller)
         return tenant.name
 
     async def _answer_own(self, exchange: Exchange) -> None:
@@ -290,11 +299,26 @@ class Proxy:
         await exchange.read_body(max_bytes=0)
         await self._explainer.answer(exchange, caller.tenant.name)
 
+    async def _read_stored(self, exchange: Exchange, caller: Caller) -> None:
+        """Pass on what is asked of a response to the engine that keeps it."""
+        await exchange.read_body(max_bytes=self.config.max_body_bytes)
+        stored = self._stored.find(stored_id(exchange.path), caller.tenant.name)
+        if stored.identity.policy.side_channel != "open":
+            view = BodyView()
+            exchange.shape(
+                shaper_of(stored.identity, view, self.config.shaping, self.metrics.shaping)
+            )
+        sent = Sent(only=stored.replica, query=queried(exchange.query))
+        await self._watched(exchange, sent, caller.tenant.name)
+
     async def _generate(self, exchange: Exchange, caller: Caller) -> None:
         body = await exchange.read_body(max_bytes=self.config.max_body_bytes)
         view = view_body(body)
         identity = identify(caller.policy, caller.tenant, exchange.headers, view)
-        if self._namer is not None:
+        earlier = self._earlier(caller, view)
+        if earlier is not None:
+            identity = continuing(identity, earlier)
+        if self._namer is not None and caller.endpoint.takes.xargs:
             identity = await self._namer.named(identity)
         if identity.policy.side_channel != "open":
             exchange.shape(shaper_of(identity, view, self.config.shaping, self.metrics.shaping))
@@ -309,7 +333,9 @@ class Proxy:
         if is_explained and identity.policy.side_channel == "open":
             asked = self._explainer.expect(exchange.request_id, identity.tenant.name)
         try:
-            await self._generate_admitted(exchange, identity, body, view, ticket, asked)
+            sent = self._outgoing(exchange, caller.endpoint, identity, body, view, ticket)
+            sent = replace(sent, asked=asked, only=None if earlier is None else earlier.replica)
+            await self._watched(exchange, sent, identity.tenant.name)
         finally:
             if ticket is not None:
                 self.limiter.finish(ticket)
@@ -325,46 +351,100 @@ class Proxy:
         """Let the request in; None if nothing limits it.
 
         Raises:
-            ApiError: 429, it has to wait.
+            ApiError: 429, it has to wait; 400, it could not be counted.
         """
         bounds = _bounds_of(caller, identity)
         if not bounds:
             return None
+        if caller.endpoint.takes.request_id and view.is_background:
+            raise ApiError(
+                400,
+                f"tenant {identity.tenant.name!r} has limits, and what is said in the background "
+                "is not counted for any; leave out background",
+                code="unsupported_parameter",
+                param="background",
+            )
         ticket = await self.limiter.admit(
             exchange.request_id,
             identity.tenant.name,
             bounds,
             num_bytes=num_bytes,
             most_said=view.most_said,
+            charge=caller.endpoint.charge,
         )
         exchange.own_headers = [*exchange.own_headers, *ticket.headers]
         return ticket
 
-    async def _generate_admitted(
+    def _earlier(self, caller: Caller, view: BodyView) -> Stored | None:
+        """The response that a request goes on from.
+
+        Raises:
+            ApiError: 404, it is not the tenant's.
+        """
+        if not caller.endpoint.takes.request_id or view.previous_response is None:
+            return None
+        return self._stored.find(view.previous_response, caller.tenant.name)
+
+    def _outgoing(
         self,
         exchange: Exchange,
+        endpoint: Endpoint,
         identity: Identity,
         body: bytes,
         view: BodyView,
         ticket: Ticket | None,
-        asked: Asked | None,
-    ) -> None:
+    ) -> Sent:
+        """What an engine is sent, with all of ours that its schema has a place for.
+
+        Raises:
+            ApiError: 400, what its client predicts cannot be understood.
+        """
+        takes, policy = endpoint.takes, identity.policy
+        if not (takes.xargs or takes.cache_salt):
+            scope = scope_of(view, identity.cache_salt())
+            return Sent(body, identity.session, view, ticket=ticket, scope=scope)
         captured = None
-        if self._capture is not None:
-            captured = self._capture.request(exchange.request_id, identity, view)
+        if self._capture is not None and takes.xargs:
+            captured = self._capture.request(
+                exchange.request_id, identity, view, tells_ids=takes.token_ids
+            )
+        xargs = identity.xargs()
+        predicted = predicted_text(view) if takes.prediction else ""
+        is_predicted = bool(predicted) and "memory" in policy.speculation.sources
+        if is_predicted:
+            xargs[PREDICTION_KEY] = predicted
+        tier = served_tier(view, policy.priority, is_scheduled=self.config.priority_scheduling)
+        exchange.own_headers = [*exchange.own_headers, *tier.headers()]
+        is_stored = takes.request_id and view.is_stored and policy.record
+        response_id = ID_PREFIX + exchange.request_id if takes.request_id else ""
         outgoing = with_fields(
             body,
             view,
-            xargs=identity.xargs(),
+            xargs=xargs if takes.xargs else None,
             cache_salt=identity.cache_salt(),
             allow=identity.tenant.allow,
             ask_token_ids=captured is not None,
-            priority=identity.policy.priority if self.config.priority_scheduling else 0,
-            ask_usage=ticket is not None and ticket.counts_tokens,
+            priority=tier.priority if takes.priority else 0,
+            ask_usage=takes.usage and ticket is not None and ticket.counts_tokens,
+            request_id=response_id,
+            is_stored=policy.record or not takes.request_id,
+            service_tier=tier.granted if tier.is_changed else "",
         )
-        scope = scope_of(view, identity.cache_salt())
-        sent = Sent(outgoing, identity.session, view, captured, ticket, asked, scope=scope)
-        await self._watched(exchange, sent, identity.tenant.name)
+        headers = {}
+        if tier.priority and takes.priority_header:
+            headers[PRIORITY_HEADER] = str(tier.priority)
+        stored = self._stored.expect(response_id, identity) if is_stored else None
+        return Sent(
+            outgoing,
+            identity.session,
+            view,
+            captured,
+            ticket,
+            scope=scope_of(view, identity.cache_salt()),
+            stored=stored,
+            headers=headers,
+            is_predicted=is_predicted,
+        )
 
     async def _watched(self, exchange: Exchange, sent: Sent, tenant_name: str) -> None:
         """Forward a request unless its client leaves first.
@@ -400,19 +480,3 @@ def _bounds_of(caller: Caller, identity: Identity) -> tuple[Bound, ...]:
         return ()
     limits = caller.policy.limits_of(caller.tenant, identity.workload)
     return tuple(Bound(workload, each) for workload, each in limits)
-
-
-def _require_method(exchange: Exchange, method: str) -> None:
-    if exchange.method != method:
-        raise ApiError(
-            405, f"{exchange.path} takes {method}, not {exchange.method}", code="method_not_allowed"
-        )
-
-
-def _route_of(path: str) -> str:
-    """A bounded name for the metrics."""
-    if path in GENERATION_PATHS:
-        return path
-    if path.startswith(DECISIONS_PATH):
-        return DECISIONS_PATH.rstrip("/")
-    return MODELS_PATH if path.startswith(MODELS_PATH) else "other"

@@ -123,12 +123,21 @@ class Capture:
             self._thread.join(timeout)
         self._journal.close(timeout)
 
-    def request(self, request_id: str, identity: Identity, view: BodyView) -> CaptureRequest | None:
-        """What to record of a request's answer; None if nothing of it may be, or can be."""
+    def request(
+        self, request_id: str, identity: Identity, view: BodyView, *, tells_ids: bool = True
+    ) -> CaptureRequest | None:
+        """What to record of a request's answer; None if nothing of it may be, or can be.
+
+        Args:
+            request_id: the proxy's id of it.
+            identity: whose it is.
+            view: of its body.
+            tells_ids: whether its endpoint has answers with token ids at all.
+        """
         info = request_info_from_xargs(request_id, identity.xargs())
         if not info.is_recorded:
             return None
-        if not view.can_be_asked_for_ids:
+        if not tells_ids or not view.can_be_asked_for_ids:
             self._metrics.dropped.labels("unsupported_request").inc()
             return None
         return CaptureRequest(

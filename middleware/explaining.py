@@ -94,6 +94,11 @@ class Explainer:
         record, _ = await self._read(request_id, asked)
         return [] if record is None else headers_of(record)
 
+    async def decisions(self, request_id: str, replica: Replica) -> RequestDecisions | None:
+        """An engine's record of a request, None if it cannot be had within `WAIT_SECONDS`."""
+        record, _ = await self._read(request_id, Asked("", self._clock(), replica))
+        return record
+
     async def answer(self, exchange: Exchange, tenant: str) -> None:
         """Answer a tenant that asks for the record of one of its requests.
 

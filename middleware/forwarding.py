@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
+from paceline.api_dialects import Dialect, error_event, in_dialect
 from paceline.api_errors import ApiError, upstream_failed
 from paceline.middleware.attempts import Attempt
 from paceline.middleware.capture import Capture
@@ -12,11 +15,15 @@ from paceline.middleware.captured_ids import CapturedIds, CaptureRequest
 from paceline.middleware.exchange import JSON, Exchange, RawHeaders
 from paceline.middleware.explaining import Asked, Explainer
 from paceline.middleware.limiter import Ticket
+from paceline.middleware.predicting import PredictedUsage
 from paceline.middleware.relay import EventHold
+from paceline.middleware.replica import Replica
 from paceline.middleware.request_body import BodyView
 from paceline.middleware.routing import ReplicaSet
+from paceline.middleware.stored_responses import Stored
 from paceline.middleware.upstream import UpstreamError, UpstreamResponse
 from paceline.middleware.usage_editing import Hold, UsageStream
+from paceline.middleware.usage_reading import MeteredStream
 
 OK: Final = 200
 NOT_PASSED_ON: Final = frozenset(
@@ -41,6 +48,11 @@ class Sent:
         captured: what is recorded of the answer, None for nothing.
         ticket: is charged for it, None where nothing limits the request.
         asked: where the engine is noted whose decisions are to be told, None for nowhere.
+        stored: where the engine is noted that may keep the answer, None for nowhere.
+        only: the engine that must answer it; None for any.
+        query: of the URL.
+        headers: further ones.
+        is_predicted: whether the reply is predicted: how much of that was right is told.
     """
 
     body: bytes | None = None
@@ -50,6 +62,11 @@ class Sent:
     captured: CaptureRequest | None = None
     ticket: Ticket | None = None
     asked: Asked | None = None
+    stored: Stored | None = None
+    only: Replica | None = None
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    is_predicted: bool = False
 
 
 class Forwarder:
@@ -80,7 +97,7 @@ class Forwarder:
         failure = ""
         seeded_sampling = sent.view is not None and sent.view.is_seeded_sampling
         placed = self._replicas.request(sent.session, sent.scope, sent.view, len(sent.body or b""))
-        for attempt in self._replicas.attempts(placed):
+        for attempt in self._replicas.attempts(placed, only=sent.only):
             replica = attempt.replica
             if seeded_sampling and replica.config.refuse_seeded_sampling:
                 raise ApiError(
@@ -107,24 +124,33 @@ class Forwarder:
         """
         ticket = sent.ticket
         headers = {"accept-encoding": "identity", "x-request-id": exchange.request_id}
+        headers |= sent.headers
         if sent.body is not None:
             headers["content-type"] = "application/json"
         if ticket is not None:
             ticket.asking()
         if sent.asked is not None:
             sent.asked.replica = attempt.replica
-        response = await attempt.send(exchange.method, exchange.path, headers, sent.body)
+        if sent.stored is not None:
+            sent.stored.replica = attempt.replica
+        response = await attempt.send(
+            exchange.method, exchange.path + sent.query, headers, sent.body
+        )
         taking = None
         if self._capture is not None and sent.captured is not None:
             taking = self._capture.taking(sent.captured, response.status)
         if ticket is not None and response.status != OK:
             ticket.failed()
+        predicted = None
+        if sent.is_predicted and response.status == OK:
+            ask = partial(self._explainer.decisions, exchange.request_id, attempt.replica)
+            predicted = PredictedUsage(ask)
         try:
             if _is_event_stream(response.headers):
-                hold = _hold_of(taking, sent.view, ticket)
-                await self._relay_stream(exchange, attempt, response, hold)
+                hold = _hold_of(taking, sent.view, ticket, exchange.dialect)
+                await self._relay_stream(exchange, attempt, response, hold, predicted)
             else:
-                await self._relay_whole(exchange, attempt, response, taking, sent)
+                await self._relay_whole(exchange, attempt, response, taking, sent, predicted)
         finally:
             response.abort()
             if self._capture is not None and taking is not None:
@@ -136,6 +162,7 @@ class Forwarder:
         attempt: Attempt,
         response: UpstreamResponse,
         hold: Hold,
+        predicted: PredictedUsage | None,
     ) -> None:
         """Pass a stream on as it comes.
 
@@ -149,6 +176,8 @@ class Forwarder:
                 ready = hold.push(chunk)
                 if not ready:
                     continue
+                if predicted is not None:
+                    ready = await predicted.events(ready)
                 if not exchange.started:
                     await exchange.start(response.status, _passed_on(response.headers))
                 await exchange.write(ready)
@@ -156,11 +185,13 @@ class Forwarder:
             if not exchange.started:
                 raise
             attempt.failed(error)
-            failed = upstream_failed(f"{attempt.replica.name}: {error}").event()
-            await exchange.end(hold.broken_off() + failed)
+            failed = upstream_failed(f"{attempt.replica.name}: {error}")
+            await exchange.end(hold.broken_off() + error_event(failed, exchange.dialect))
             return
         attempt.ended(before + last)
         rest = hold.rest()
+        if predicted is not None:
+            rest = await predicted.events(rest)
         if not exchange.started:
             await exchange.start(response.status, _passed_on(response.headers))
         await exchange.end(rest)
@@ -172,6 +203,7 @@ class Forwarder:
         response: UpstreamResponse,
         taking: CapturedIds | None,
         sent: Sent,
+        predicted: PredictedUsage | None,
     ) -> None:
         """Pass a whole answer on, once all of it has come.
 
@@ -183,17 +215,24 @@ class Forwarder:
             sent.ticket.meter.read_whole(body)
         if taking is not None:
             body = taking.whole(body)
+        if predicted is not None:
+            body = await predicted.whole(body)
         if sent.asked is not None and response.status == OK:
             told = await self._explainer.headers(exchange.request_id, sent.asked)
             exchange.own_headers = [*exchange.own_headers, *told]
+        body = in_dialect(response.status, body, exchange.dialect)
         await exchange.answer(response.status, body, _passed_on(response.headers))
 
 
-def _hold_of(taking: CapturedIds | None, view: BodyView | None, ticket: Ticket | None) -> Hold:
+def _hold_of(
+    taking: CapturedIds | None, view: BodyView | None, ticket: Ticket | None, dialect: Dialect
+) -> Hold:
     """What a stream goes through on its way to the client."""
     hold: Hold = EventHold() if taking is None else taking.stream()
     if ticket is None or view is None or not ticket.counts_tokens:
         return hold
+    if dialect is not Dialect.OPENAI:
+        return MeteredStream(ticket.meter)
     return UsageStream(ticket.meter, view, None if taking is None else hold)
 
 

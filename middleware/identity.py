@@ -228,7 +228,12 @@ def identify(
 
     return Identity(
         tenant,
-        session_of(cache_key=view.cache_key, headers=headers, opening=(system, user)),
+        session_of(
+            cache_key=view.cache_key,
+            headers=headers,
+            opening=(system, user),
+            end_user=view.end_user,
+        ),
         workload,
         holding(workload),
         holding,

@@ -126,6 +126,7 @@ class LocalLimits:
         now = self._clock_ms()
         admitted = all(self._has_room(ask.tenant, bound, now) for bound in ask.bounds)
         places = self.count(ask) if admitted else self._turn_away(ask, now)
+        now = self._clock_ms()  # not before what was counted: windows do not go back in time
         states = [
             BoundState(
                 None if requests is None else requests.state(now),

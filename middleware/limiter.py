@@ -25,6 +25,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from paceline.caches.journal_client import UNREACHABLE, Backoff, RedisAddress
+from paceline.middleware.endpoints import Charge
 from paceline.middleware.limit_answers import Headers, limit_headers, refusal_of
 from paceline.middleware.limit_redis import LEASE_MS, LOST_SECONDS, RedisLimits
 from paceline.middleware.limit_store import Ask, Booking, Bound, Decision, LocalLimits
@@ -80,6 +81,7 @@ class Ticket:
         charged: tokens counted for it so far.
         meter: what its answer tells.
         is_asked: whether an engine works on it, or has answered it.
+        charge: what of it counts for a limit of tokens.
     """
 
     ask: Ask
@@ -94,11 +96,14 @@ class Ticket:
     meter: UsageMeter = field(default_factory=UsageMeter)
     is_asked: bool = False
     is_corrected: bool = False
+    charge: Charge = Charge.ALL
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether some bound limits tokens."""
-        return any(bound.limits.tokens_per_minute is not None for bound in self.ask.bounds)
+        """Whether some bound limits tokens, and the request has any that count."""
+        return self.charge is not Charge.NOTHING and any(
+            bound.limits.tokens_per_minute is not None for bound in self.ask.bounds
+        )
 
     @property
     def has_place(self) -> bool:
@@ -116,7 +121,7 @@ class Ticket:
 
     def num_tokens(self) -> int:
         """What it has read and said so far; while nothing is known, what it is charged with."""
-        if not self.is_asked:
+        if not self.is_asked or self.charge is Charge.NOTHING:
             return 0
         if self.meter.is_known:
             return self.meter.num_tokens
@@ -201,6 +206,7 @@ class Limiter:
         *,
         num_bytes: int,
         most_said: int | None,
+        charge: Charge = Charge.ALL,
     ) -> Ticket:
         """Let a request in.
 
@@ -210,11 +216,15 @@ class Limiter:
             bounds: all that bind it, at least one.
             num_bytes: length of its body.
             most_said: most tokens that it may be answered with; None if it does not tell.
+            charge: what of it counts for a limit of tokens.
 
         Raises:
             ApiError: 429, it has to wait; with the headers that say how long.
         """
-        expected = self._estimate(tenant).expect(num_bytes, most_said)
+        expected = 0
+        if charge is not Charge.NOTHING:
+            says = charge is Charge.ALL
+            expected = self._estimate(tenant).expect(num_bytes, most_said if says else 0)
         ask = Ask(request_id, tenant, bounds, expected)
         decision, is_shared, late = await self._decide(ask)
         headers = limit_headers(decision)
@@ -236,6 +246,7 @@ class Limiter:
             charged=expected,
             renewed_ms=now,
             late=late,
+            charge=charge,
         )
         self._running.add(ticket)
         if self._redis is not None and not is_shared:
@@ -280,7 +291,8 @@ class Limiter:
 
     def _learn(self, ticket: Ticket) -> None:
         meter = ticket.meter
-        if ticket.is_asked and meter.is_known:
+        # of a request that is not answered with tokens nothing is learned for those that are
+        if ticket.is_asked and meter.is_known and ticket.charge is Charge.ALL:
             self._estimate(ticket.ask.tenant).learn(
                 ticket.num_bytes, meter.num_read, meter.num_said
             )

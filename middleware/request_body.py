@@ -23,22 +23,28 @@ PROTECTED: Final = (
 )
 """Fields with which a client could reach beyond its own request."""
 XARGS: Final = "vllm_xargs"
+REQUEST_ID: Final = "request_id"
+STORE: Final = "store"
+SERVICE_TIER: Final = "service_tier"
 ASK_IDS: Final = "return_token_ids"
 STREAM_OPTIONS: Final = "stream_options"
 ASKED_USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
 OWN_PREFIX: Final = "paceline_"
+CACHE_MARK: Final = b'"cache_control"'
+BILLING: Final = b"x-anthropic-billing-header"
 ABSENT: Final = msgspec.Raw(b"")
 UNSET: Final = (b"", b"null")
 
 
 class BodyView(msgspec.Struct):
-    """The fields of a chat or completion request that concern us, undecoded; empty if absent."""
+    """The fields of a request that concern us, of any endpoint, undecoded; empty if absent."""
 
     stream: msgspec.Raw = ABSENT
     stream_options: msgspec.Raw = ABSENT
     n: msgspec.Raw = ABSENT
     max_tokens: msgspec.Raw = ABSENT
     max_completion_tokens: msgspec.Raw = ABSENT
+    max_output_tokens: msgspec.Raw = ABSENT
     echo: msgspec.Raw = ABSENT
     use_beam_search: msgspec.Raw = ABSENT
     logprobs: msgspec.Raw = ABSENT
@@ -46,8 +52,19 @@ class BodyView(msgspec.Struct):
     return_token_ids: msgspec.Raw = ABSENT
     messages: msgspec.Raw = ABSENT
     prompt: msgspec.Raw = ABSENT
+    system: msgspec.Raw = ABSENT
+    instructions: msgspec.Raw = ABSENT
+    input: msgspec.Raw = ABSENT
     tools: msgspec.Raw = ABSENT
     prompt_cache_key: msgspec.Raw = ABSENT
+    prediction: msgspec.Raw = ABSENT
+    service_tier: msgspec.Raw = ABSENT
+    safety_identifier: msgspec.Raw = ABSENT
+    user: msgspec.Raw = ABSENT
+    metadata: msgspec.Raw = ABSENT
+    previous_response_id: msgspec.Raw = ABSENT
+    background: msgspec.Raw = ABSENT
+    store: msgspec.Raw = ABSENT
     seed: msgspec.Raw = ABSENT
     temperature: msgspec.Raw = ABSENT
     vllm_xargs: msgspec.Raw = ABSENT
@@ -93,7 +110,7 @@ class BodyView(msgspec.Struct):
     @property
     def most_said(self) -> int | None:
         """Most tokens that it may be answered with, over all choices; None if it does not tell."""
-        for value in (self.max_completion_tokens, self.max_tokens):
+        for value in (self.max_completion_tokens, self.max_tokens, self.max_output_tokens):
             if bytes(value) not in UNSET:
                 try:
                     return max(msgspec.json.decode(value, type=int), 0) * max(self.num_choices, 1)
@@ -135,10 +152,39 @@ class BodyView(msgspec.Struct):
     @property
     def cache_key(self) -> str | None:
         """The field ``prompt_cache_key`` if it is text."""
+        return _text(self.prompt_cache_key)
+
+    @property
+    def end_user(self) -> str:
+        """Whom the client says it asks for, "" if it does not.
+
+        OpenAI's ``safety_identifier`` or ``user``, Anthropic's ``metadata.user_id``.
+        """
+        named = _text(self.safety_identifier) or _text(self.user)
+        if named or not bytes(self.metadata).startswith(b"{"):
+            return named or ""
         try:
-            return msgspec.json.decode(self.prompt_cache_key, type=str)
+            return _metadata.decode(self.metadata).user_id or ""
         except msgspec.DecodeError:
-            return None
+            return ""
+
+    @property
+    def previous_response(self) -> str | None:
+        """The response that a request goes on from, None if it begins anew."""
+        return _text(self.previous_response_id)
+
+    @property
+    def is_background(self) -> bool:
+        """Whether the answer is to be made after the request has ended.
+
+        Whatever an engine may take for yes, ``1`` and ``"on"`` too, is one.
+        """
+        return bytes(self.background) not in (*UNSET, b"false")
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether a response may be kept by the engine."""
+        return bytes(self.store) != b"false"
 
     @property
     def is_seeded_sampling(self) -> bool:
@@ -153,9 +199,20 @@ class BodyView(msgspec.Struct):
             return False
 
 
+def _text(value: msgspec.Raw) -> str | None:
+    try:
+        return msgspec.json.decode(value, type=str)
+    except msgspec.DecodeError:
+        return None
+
+
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class _Metadata(msgspec.Struct):
+    user_id: str | None = None
 
 
 class _MessageView(msgspec.Struct):
@@ -164,6 +221,7 @@ class _MessageView(msgspec.Struct):
 
 
 _view = msgspec.json.Decoder(BodyView)
+_metadata = msgspec.json.Decoder(_Metadata)
 _options = msgspec.json.Decoder(_StreamOptions)
 _messages = msgspec.json.Decoder(list[_MessageView])
 
@@ -181,19 +239,45 @@ def view_body(body: bytes) -> BodyView:
 
 
 def opening_of(view: BodyView) -> tuple[bytes, bytes]:
-    """The leading system message and the first user message, as they stand in the body.
+    """The system prompt and the first user message, as they stand in the body.
 
-    Empty where there is none.
+    A chat's are its leading system message and the first of the user's; Anthropic's API and the
+    Responses API have fields of their own for the first. Empty where there is none.
     """
+    system = _steady(bytes(view.system) or bytes(view.instructions))
+    talk = view.messages if bytes(view.messages) else view.input
+    if bytes(talk).startswith(b'"'):
+        return system, bytes(talk)
     try:
-        messages = _messages.decode(view.messages)
+        messages = _messages.decode(talk)
     except msgspec.DecodeError:
-        return b"", b""
-    system = b""
-    if messages and messages[0].role in ("system", "developer"):
+        return system, b""
+    if not system and messages and messages[0].role in ("system", "developer"):
         system = bytes(messages[0].content)
     user = next((bytes(m.content) for m in messages if m.role == "user"), b"")
-    return system, user
+    return system, _steady(user)
+
+
+def _steady(content: bytes) -> bytes:
+    """A content without what differs from one turn of a conversation to the next.
+
+    Marks of Anthropic's cache move along with it; Claude Code has a block with a hash of the
+    request, which vLLM leaves out too.
+    """
+    if CACHE_MARK not in content and BILLING not in content:
+        return content
+    try:
+        blocks = msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return content
+    if not isinstance(blocks, list):
+        return content
+    kept = [
+        {name: value for name, value in block.items() if name != "cache_control"}
+        for block in blocks
+        if isinstance(block, dict) and not str(block.get("text", "")).startswith(BILLING.decode())
+    ]
+    return msgspec.json.encode(kept)
 
 
 def text_of(content: bytes) -> str:
@@ -214,32 +298,44 @@ def with_fields(
     body: bytes,
     view: BodyView,
     *,
-    xargs: Mapping[str, str | int | float],
+    xargs: Mapping[str, str | int | float] | None,
     cache_salt: str,
     allow: Collection[str] = (),
     ask_token_ids: bool = False,
     priority: int = 0,
     ask_usage: bool = False,
+    request_id: str = "",
+    is_stored: bool = True,
+    service_tier: str = "",
 ) -> bytes:
     """The body with our identity in it and without what the client may not set.
 
     Args:
         body: the client's body, a JSON object.
         view: `view_body` of it.
-        xargs: our extra arguments; the client's others are kept.
+        xargs: our extra arguments; the client's others are kept. None where the engine takes none.
         cache_salt: salt of the target's prefix cache, unless the client may set its own.
         allow: protected fields that the client may set.
         ask_token_ids: have the engine say the ids of prompt and reply.
         priority: for an engine that schedules by it, unless the client may set its own; 0 for none.
         ask_usage: have it say in each chunk of a stream how many tokens that makes.
+        request_id: what the engine is to call it, whatever the client may set; "" leaves it alone.
+        is_stored: False has the engine keep nothing of the answer.
+        service_tier: the tier that the client gets in place of the one it asked for; "" for that.
     """
     forbidden = [name for name in PROTECTED if view.has(name) and name not in allow]
-    own: dict[str, Any] = {XARGS: dict(xargs)}
+    own: dict[str, Any] = {} if xargs is None else {XARGS: dict(xargs)}
     if "cache_salt" not in allow or not view.has("cache_salt"):
         own["cache_salt"] = cache_salt
     if priority and ("priority" not in allow or not view.has("priority")):
         own["priority"] = priority
-    is_set = view.has(XARGS)
+    if request_id:
+        own[REQUEST_ID] = request_id
+    if not is_stored:
+        own[STORE] = False
+    if service_tier:
+        own[SERVICE_TIER] = service_tier
+    is_set = any(view.has(name) for name in (XARGS, REQUEST_ID, STORE, SERVICE_TIER) if name in own)
     if ask_token_ids and not view.asks_token_ids:
         own[ASK_IDS] = True
         is_set = is_set or view.has(ASK_IDS)
@@ -257,7 +353,7 @@ def with_fields(
     for name in forbidden:
         fields.pop(name, None)
     theirs = fields.get(XARGS)
-    if isinstance(theirs, dict):
+    if XARGS in own and isinstance(theirs, dict):
         kept = {k: v for k, v in theirs.items() if not k.startswith(OWN_PREFIX)}
         own[XARGS] = kept | own[XARGS]
     return msgspec.json.encode(fields | own)

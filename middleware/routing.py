@@ -26,11 +26,7 @@ FIRST_GUESS_SAID: Final = 256.0
 LEARNING_RATE: Final = 0.05
 SAID: Final = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})')
 TAIL_BYTES: Final = 2048
-PROMPT_FIELDS: Final = tuple(
-    name
-    for name in ("tools", "system", "instructions", "messages", "prompt", "input")
-    if name in BodyView.__struct_fields__
-)
+PROMPT_FIELDS: Final = ("tools", "system", "instructions", "messages", "prompt", "input")
 UNAVAILABLE: Final = 503
 ONE_SECOND: Final = 1
 

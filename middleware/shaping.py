@@ -23,8 +23,16 @@ COMMENT_BYTES: Final = 1024
 LOGPROB_SHARE: Final = 3
 """A token's log probability and each alternative to it take up to a third of an event more."""
 JSON_SPACE: Final = b" "
+_ANTHROPIC_ERROR: Final = b'{"type":"error"'
 
 _COMMENT: Final = b":" + b" " * (COMMENT_BYTES - 2) + b"\n"
+_CLOSING: Final = (
+    b"event: message_stop\n",
+    b"event: response.completed\n",
+    b"event: response.incomplete\n",
+    b"event: response.failed\n",
+)
+"""How the last event of a stream begins that does not end with ``data: [DONE]``."""
 _DONE: Final = re.compile(rb"(?<![^\r\n])data: ?\[DONE\](?:\n\n|\r\n\r\n|\r\r)\Z")
 
 
@@ -95,9 +103,9 @@ class TickQueue:
 
     Args:
         bytes_per_tick: size of each tick; None sends what there is, and no filler.
-        round_ticks: with a size, the number of the last tick is a multiple of it. ``data: [DONE]``
-            waits for that tick: a client that leaves when it has read it would tell the time
-            otherwise.
+        round_ticks: with a size, the number of the last tick is a multiple of it. The event that
+            ends a stream (``data: [DONE]``) waits for that tick: a client that leaves when it has
+            read it would tell the time otherwise.
     """
 
     def __init__(self, *, bytes_per_tick: int | None = None, round_ticks: int = 1) -> None:
@@ -131,10 +139,9 @@ class TickQueue:
         if self._closing:  # it was not the end
             self._pending += self._closing
             self._closing = b""
-        done = _DONE.search(data, max(0, len(data) - 32))
-        if done is not None:
-            self._closing = data[done.start() :]
-            data = data[: done.start()]
+        last = _last_event(data)
+        self._closing = data[last:]
+        data = data[:last]
         if data:
             self._pending += data
             self._inside_event = not data.endswith(BORDERS)
@@ -209,6 +216,16 @@ class TickQueue:
             totals.num_held += 1
 
 
+def _last_event(data: bytes) -> int:
+    """Where the event begins that ends the stream; the end of the data if it has none."""
+    done = _DONE.search(data, max(0, len(data) - 32))
+    if done is not None:
+        return done.start()
+    start = data.rfind(b"\n\n", 0, max(len(data) - 2, 0)) + 2
+    start = start if start > 1 else 0
+    return start if data.startswith(_CLOSING, start) and data.endswith(b"\n\n") else len(data)
+
+
 def filler(num_bytes: int) -> bytes:
     """Exactly so many bytes that mean nothing between two events.
 
@@ -250,4 +267,5 @@ def padded_json(body: bytes, at_least: int) -> bytes:
 def as_event(body: bytes) -> bytes:
     """A whole answer as one event, for a client that has been promised a stream."""
     lines = body.splitlines()
-    return b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
+    name = b"event: error\n" if body.startswith(_ANTHROPIC_ERROR) else b""
+    return name + b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"

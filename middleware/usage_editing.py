@@ -32,10 +32,35 @@ _USUAL: Final = re.compile(
 _USUAL_BYTES: Final = 200
 
 
-class _Usage(msgspec.Struct):
+class Usage(msgspec.Struct):
+    """An answer's usage, in the words of OpenAI's older endpoints or of the two newer APIs.
+
+    Anthropic's ``input_tokens`` are those beside what its cache read and wrote.
+    """
+
     prompt_tokens: int = 0
     completion_tokens: int | None = None
     total_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+    @property
+    def num_read(self) -> int:
+        """Tokens of the prompt."""
+        if self.input_tokens is None:
+            return self.prompt_tokens
+        cached = (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
+        return self.input_tokens + cached
+
+    @property
+    def num_said(self) -> int:
+        """Tokens of the replies."""
+        said = self.completion_tokens if self.output_tokens is None else self.output_tokens
+        if said is not None:
+            return said
+        return max((self.total_tokens or 0) - self.num_read, 0)
 
 
 class _Choice(msgspec.Struct):
@@ -50,11 +75,11 @@ class _Chunk(msgspec.Struct):
 
 
 class _Whole(msgspec.Struct):
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
 _chunks: Final = msgspec.json.Decoder(_Chunk)
-_usages: Final = msgspec.json.Decoder(_Usage)
+_usages: Final = msgspec.json.Decoder(Usage)
 _wholes: Final = msgspec.json.Decoder(_Whole)
 
 
@@ -89,7 +114,7 @@ class UsageMeter:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return
         if usage is not None:
-            self.finished(usage.prompt_tokens, _said_of(usage))
+            self.finished(usage.num_read, usage.num_said)
 
     def told(self, choice: int, num_read: int, num_said: int) -> None:
         """A choice says what it has come to."""
@@ -103,15 +128,9 @@ class UsageMeter:
         self.num_read, self._sum = num_read, num_said
         self._said.clear()
 
-    def chunk_came(self, choice: int) -> None:
-        """A chunk without numbers: at least a token."""
-        self._said[choice] = self._said.get(choice, 0) + 1
-
-
-def _said_of(usage: _Usage) -> int:
-    if usage.completion_tokens is not None:
-        return usage.completion_tokens
-    return max((usage.total_tokens or 0) - usage.prompt_tokens, 0)
+    def chunk_came(self, choice: int, number: int = 1) -> None:
+        """So many chunks without numbers: each at least a token."""
+        self._said[choice] = self._said.get(choice, 0) + number
 
 
 class Hold(Protocol):
@@ -205,14 +224,14 @@ class UsageStream:
             return before
         return before + event
 
-    def _count(self, choices: list[_Choice], usage: _Usage | None) -> None:
+    def _count(self, choices: list[_Choice], usage: Usage | None) -> None:
         if usage is None:
             for choice in choices:
                 self._meter.chunk_came(choice.index)
         elif not choices:
-            self._meter.finished(usage.prompt_tokens, _said_of(usage))
+            self._meter.finished(usage.num_read, usage.num_said)
         elif len(choices) == 1:
-            self._meter.told(choices[0].index, usage.prompt_tokens, _said_of(usage))
+            self._meter.told(choices[0].index, usage.num_read, usage.num_said)
 
     def _ends(self, choices: list[_Choice]) -> bool:
         return (

@@ -43,20 +43,25 @@ The first schema whose session header is present is used, never a mix of two.
 
 
 def session_of(
-    *, cache_key: str | None, headers: Mapping[str, str], opening: Sequence[bytes]
+    *,
+    cache_key: str | None,
+    headers: Mapping[str, str],
+    opening: Sequence[bytes],
+    end_user: str = "",
 ) -> str:
     """Id of the conversation a request belongs to, "" if nothing tells.
 
-    The body's ``prompt_cache_key`` first, then one family of headers, then a fingerprint of the
-    conversation's opening messages: a plain SDK agent repeats them in every turn.
+    One family of headers first, then the body's ``prompt_cache_key`` (several conversations may
+    have one key), then a fingerprint of the conversation's opening messages: a plain SDK agent
+    repeats them in every turn.
 
     Args:
         cache_key: the body's field, None if absent.
         headers: request headers, names in lower case.
         opening: the leading system message and the first user message, as they stand in the body.
+        end_user: whom it is asked for, "" if nothing tells; conversations that begin alike are told
+            apart by it.
     """
-    if cache_key:
-        return f"key:{cache_key[:MAX_ID_LENGTH]}"
     for schema in HEADER_SCHEMAS:
         session = headers.get(schema.session)
         if session:
@@ -64,7 +69,11 @@ def session_of(
             return f"{schema.name}:{session[:MAX_ID_LENGTH]}" + (
                 f"/{agent[:MAX_ID_LENGTH]}" if agent else ""
             )
-    return f"opening:{fingerprint(opening)}" if any(opening) else ""
+    if cache_key:
+        return f"key:{cache_key[:MAX_ID_LENGTH]}"
+    if not any(opening):
+        return ""
+    return f"opening:{fingerprint([*opening, end_user.encode()] if end_user else opening)}"
 
 
 def workload_of(*, header: str | None, system: bytes, tools: bytes) -> str:

@@ -129,7 +129,11 @@ class Drafts:
         return self._speculator is None and self._drafter is None
 
     def begin(
-        self, info: RequestInfo, prompt_ids: Sequence[int], limits: DraftLimits | None = None
+        self,
+        info: RequestInfo,
+        prompt_ids: Sequence[int],
+        limits: DraftLimits | None = None,
+        predicted_ids: Sequence[int] = (),
     ) -> bool:
         """Open a request, narrowed so by its client; False if it goes undrafted."""
         is_open = False
@@ -137,8 +141,10 @@ class Drafts:
             self._arms.open(info, limits)
         if self._speculator is not None:
             with self._failing_open():
-                self._speculator.begin(info, prompt_ids)
+                self._speculator.begin(info, prompt_ids, max_predicted=len(predicted_ids))
                 is_open = True
+                if predicted_ids:
+                    self._speculator.predictions.tell(info.request_id, predicted_ids)
         if self._drafter is not None:
             with self._failing_open():
                 self._drafter.begin(info.request_id)

@@ -328,6 +328,7 @@ class EmbeddedEngine:
             request.info,
             request.prompt_ids,
             DraftLimits(request.draft_sources, request.max_draft_tokens),
+            request.predicted_ids,
         )
         running = _Running(
             job, reply, self.target.sequence() if key_values is None else key_values,
@@ -438,6 +439,7 @@ class EmbeddedEngine:
                 finish_reason=reply.finish_reason,
                 logprobs=tuple(logprobs),
                 num_cached=0 if was_answering else running.num_cached,
+                matched_stop=reply.matched_stop,
             )
         )
 

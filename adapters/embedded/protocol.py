@@ -17,6 +17,7 @@ from paceline.adapters.embedded.requests import ALL_SOURCES, GenerationRequest
 from paceline.adapters.embedded.sampling import SamplingParams
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.identity import draft_limits, request_info_from_xargs
+from paceline.adapters.prediction import MAX_CHARACTERS
 from paceline.api_errors import ApiError
 from paceline.caches.records import SHARED_GROUP
 
@@ -30,6 +31,7 @@ DRAFT_TOKENS_KEY: Final = "draft_tokens"
 DRAFT_SOURCES_KEY: Final = "draft_sources"
 """Extra arguments with which a client narrows its own request's drafts."""
 
+M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound="_Request")
 StopString = Annotated[str, Field(min_length=1)]
 
@@ -61,6 +63,7 @@ class _Request(BaseModel):
     stream_options: StreamOptions | None = None
     n: int | None = None
     return_token_ids: bool | None = None
+    service_tier: str | None = None
     vllm_xargs: dict[str, Any] | None = None
 
     @property
@@ -97,6 +100,15 @@ class ChatMessage(BaseModel):
     tool_calls: list[dict[str, Any]] | None = None
 
 
+class Prediction(BaseModel):
+    """What a client expects the reply to be."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["content"]
+    content: str | list[dict[str, Any]]
+
+
 class ChatRequest(_Request):
     """``/v1/chat/completions``."""
 
@@ -104,6 +116,7 @@ class ChatRequest(_Request):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
+    prediction: Prediction | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_CHAT_LOGPROBS)] | None = None
 
@@ -140,13 +153,13 @@ def parse_chat(body: bytes) -> ChatRequest:
     """
     request = _parse(ChatRequest, body)
     if request.tool_choice not in (None, "auto", "none"):
-        raise _unsupported(
+        raise unsupported(
             "tool_choice", "the model cannot be made to call a tool; use auto or none"
         )
     if request.response_format not in (None, {"type": "text"}):
-        raise _unsupported("response_format", "only text can be asked for")
+        raise unsupported("response_format", "only text can be asked for")
     if request.top_logprobs is not None and not request.logprobs:
-        raise _unsupported("top_logprobs", "alternatives need logprobs: true")
+        raise unsupported("top_logprobs", "alternatives need logprobs: true")
     return request
 
 
@@ -158,19 +171,43 @@ def parse_completion(body: bytes) -> CompletionRequest:
     """
     request = _parse(CompletionRequest, body)
     if request.echo:
-        raise _unsupported("echo", "the prompt is not repeated")
+        raise unsupported("echo", "the prompt is not repeated")
     return request
 
 
-def chat_prompt(request: ChatRequest, tokenizer: Any) -> list[int]:
+def chat_prompt(
+    request: ChatRequest, tokenizer: Any, *, add_generation_prompt: bool = True
+) -> list[int]:
     """Token ids of a conversation under the model's chat template, ready for the assistant's turn.
+
+    Without `add_generation_prompt` they end with the last message.
 
     Raises:
         ApiError: 400, a message has parts other than text.
     """
     messages = [{"role": m.role, "content": _content(m, i)} for i, m in enumerate(request.messages)]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=add_generation_prompt, tokenize=False
+    )
     return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def predicted_ids(request: ChatRequest, tokenizer: Any) -> tuple[int, ...]:
+    """Token ids of what the client predicts; none without a prediction. O(its text).
+
+    Raises:
+        ApiError: 400, it has parts other than text, or is too long.
+    """
+    if request.prediction is None:
+        return ()
+    text = _parts_text(request.prediction.content, "prediction.content", joined_by="")
+    if len(text) > MAX_CHARACTERS:
+        raise ApiError(
+            400,
+            f"prediction has {len(text)} characters; give {MAX_CHARACTERS} at most",
+            param="prediction",
+        )
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
 def generation_request(
@@ -180,6 +217,7 @@ def generation_request(
     *,
     request_id: str,
     drafter_group: str = SHARED_GROUP,
+    predicted_ids: tuple[int, ...] = (),
 ) -> GenerationRequest:
     """The engine's request for a client's.
 
@@ -189,6 +227,7 @@ def generation_request(
         target: what answers.
         request_id: unique while it is open.
         drafter_group: whose drafter the engine's model is.
+        predicted_ids: what the client expects to be said.
 
     Raises:
         ApiError: 400, prompt and reply do not fit the context, the prompt is not of this
@@ -230,6 +269,7 @@ def generation_request(
         max_draft_tokens=drafts.max_tokens,
         draft_sources=frozenset(each for each in ALL_SOURCES if each in drafts.sources),
         num_logprobs=request.num_logprobs,
+        predicted_ids=predicted_ids,
         limits=drafts,
     )
 
@@ -252,21 +292,31 @@ def _bad_xarg(name: str, value: Any, fix: str) -> ApiError:
     return ApiError(400, f"vllm_xargs.{name} is {value!r}; {fix}", param=f"vllm_xargs.{name}")
 
 
-def _parse(kind: type[R], body: bytes) -> R:
+def parse_request(kind: type[M], body: bytes) -> M:
+    """Read a request of some kind.
+
+    Raises:
+        ApiError: 400, a field is wrong.
+    """
     try:
-        request = kind.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise ApiError(
             400, f"{where or 'the body'}: {problem['msg']}", param=where or None
         ) from error
+
+
+def _parse(kind: type[R], body: bytes) -> R:
+    request = parse_request(kind, body)
     if request.n not in (None, 1):
-        raise _unsupported("n", f"one reply is given at a time, {request.n} were asked for")
+        raise unsupported("n", f"one reply is given at a time, {request.n} were asked for")
     return request
 
 
-def _unsupported(param: str, message: str) -> ApiError:
+def unsupported(param: str, message: str) -> ApiError:
+    """What is told of a field that asks for what this engine cannot do."""
     return ApiError(400, f"{param}: {message}", code="unsupported_parameter", param=param)
 
 
@@ -275,19 +325,28 @@ def _content(message: ChatMessage, position: int) -> str:
 
     Its parts joined, its tool calls written out as the model was trained to read them.
     """
-    parts: list[str] = []
-    if isinstance(message.content, str):
-        parts.append(message.content)
-    for number, part in enumerate(message.content if isinstance(message.content, list) else ()):
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ApiError(
-                400,
-                f"this model reads text only; part {number} is of type {part.get('type')!r}",
-                param=f"messages.{position}.content.{number}",
-            )
-        parts.append(part["text"])
+    parts = []
+    if isinstance(message.content, str) or message.content:
+        place = f"messages.{position}.content"
+        parts.append(_parts_text(message.content, place, joined_by="\n"))
     for call in message.tool_calls or ():
         function = call.get("function", {})
         name, arguments = json.dumps(function.get("name")), function.get("arguments", "{}")
         parts.append(f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>')
     return "\n".join(parts)
+
+
+def _parts_text(content: str | list[dict[str, Any]], place: str, *, joined_by: str) -> str:
+    """The text of a content, its parts joined."""
+    if isinstance(content, str):
+        return content
+    texts: list[str] = []
+    for number, part in enumerate(content):
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ApiError(
+                400,
+                f"this model reads text only; part {number} is of type {part.get('type')!r}",
+                param=f"{place}.{number}",
+            )
+        texts.append(part["text"])
+    return joined_by.join(texts)

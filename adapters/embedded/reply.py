@@ -47,6 +47,11 @@ class Reply:
         """Tokens that may still be said."""
         return len(self._tokens) - self._num_tokens
 
+    @property
+    def matched_stop(self) -> str:
+        """The stop string that ended it, "" for none."""
+        return self._text.matched
+
     def take(self, token_ids: Sequence[int]) -> tuple[int, str]:
         """Append accepted tokens until the reply ends.
 

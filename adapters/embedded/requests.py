@@ -32,6 +32,7 @@ class GenerationRequest:
         draft_sources: who may draft; none answers without drafts.
         num_logprobs: alternatives to list with the log probability of each token, 0 for the token's
             own alone, None for no log probabilities.
+        predicted_ids: what the client expects to be said; drafted from for this request alone.
         limits: the same as `max_draft_tokens` and `draft_sources`, with who said so; only told.
     """
 
@@ -43,6 +44,7 @@ class GenerationRequest:
     max_draft_tokens: int | None = None
     draft_sources: frozenset[DraftSource] = ALL_SOURCES
     num_logprobs: int | None = None
+    predicted_ids: tuple[int, ...] = ()
     limits: DraftLimits = NO_LIMITS
 
 
@@ -57,6 +59,7 @@ class Progress:
         error: what went wrong; the reply ends with it.
         logprobs: of each new token, empty unless asked for.
         num_cached: prompt tokens that need not be read again; told with the first step.
+        matched_stop: the stop string that ended the reply, "" for none.
     """
 
     text: str = ""
@@ -65,6 +68,7 @@ class Progress:
     error: str | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     num_cached: int = 0
+    matched_stop: str = ""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""The embedded engine over HTTP, as OpenAI's API."""
+"""The embedded engine over HTTP, as OpenAI's API and Anthropic's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, Final
@@ -19,7 +19,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from paceline.adapters.decisions import DECISIONS_PATH
+from paceline.adapters.embedded import messages, responses
 from paceline.adapters.embedded.engine import EmbeddedEngine
+from paceline.adapters.embedded.messages import MessageWriter, parse_count, parse_messages
 from paceline.adapters.embedded.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -27,15 +29,23 @@ from paceline.adapters.embedded.protocol import (
     generation_request,
     parse_chat,
     parse_completion,
+    predicted_ids,
 )
-from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
+from paceline.adapters.embedded.replying import PendingReply
+from paceline.adapters.embedded.requests import GenerationRequest, Progress
+from paceline.adapters.embedded.responses import ResponseWriter, not_kept, parse_responses
+from paceline.adapters.embedded.tokenizing import (
+    detokenized,
+    parse_detokenize,
+    parse_tokenize,
+    tokenized,
+)
 from paceline.adapters.embedded.wire import CHAT, COMPLETION, ChoiceWriter, Style
+from paceline.api_dialects import dialect_of, error_body
 from paceline.api_errors import ApiError
 from paceline.caches.records import SHARED_GROUP
-from paceline.errors import EngineError
 
-OVERLOADED: Final = 503
-SERVER_ERROR: Final = 500
+NOT_IMPLEMENTED: Final = 501
 
 
 class EngineServer:
@@ -71,6 +81,18 @@ class EngineServer:
             routes=[
                 Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
                 Route("/v1/completions", self._guarded(self._completion), methods=["POST"]),
+                Route("/v1/messages", self._guarded(self._messages), methods=["POST"]),
+                Route("/v1/messages/count_tokens", self._guarded(self._count), methods=["POST"]),
+                Route("/v1/responses", self._guarded(self._responses), methods=["POST"]),
+                Route("/v1/responses/{response_id}", self._guarded(self._stored)),
+                Route(
+                    "/v1/responses/{response_id}/cancel",
+                    self._guarded(self._stored),
+                    methods=["POST"],
+                ),
+                Route("/v1/embeddings", self._guarded(self._embeddings), methods=["POST"]),
+                Route("/tokenize", self._guarded(self._tokenize), methods=["POST"]),
+                Route("/detokenize", self._guarded(self._detokenize), methods=["POST"]),
                 Route("/v1/models", self._guarded(self._models)),
                 Route("/v1/models/{name:path}", self._guarded(self._one_model)),
                 Route("/health", self._health),
@@ -94,7 +116,8 @@ class EngineServer:
             try:
                 return await handler(request)
             except ApiError as error:
-                return Response(error.body(), error.status, media_type="application/json")
+                body = error_body(error, dialect_of(request.url.path))
+                return Response(body, error.status, media_type="application/json")
 
         return guarded
 
@@ -119,28 +142,20 @@ class EngineServer:
         prompt_ids: list[int],
         style: Style,
     ) -> Response:
-        request_id = http.headers.get("x-request-id") or uuid.uuid4().hex
-        # A client may use one id twice at a time; ours must tell its requests apart.
-        unique_id = f"{request_id}-{uuid.uuid4().hex[:8]}"
-        generation = generation_request(
-            request,
-            prompt_ids,
-            self._engine.target,
-            request_id=unique_id,
-            drafter_group=self._drafter_group,
-        )
-        reply = _Reply(self._engine, generation)
+        request_id, generation, reply = self._begin(http, request, prompt_ids)
         writer = ChoiceWriter(
             style,
             self._engine.target.tokenizer,
             with_logprobs=generation.num_logprobs is not None,
             prompt_ids=prompt_ids if request.return_token_ids else None,
         )
-        head = {
+        head: dict[str, Any] = {
             "id": f"{style.id_prefix}-{request_id}",
             "created": int(time.time()),
             "model": self._model_name,
         }
+        if request.service_tier is not None:  # there is no other here
+            head["service_tier"] = "default"
         if request.stream:
             events = _events(
                 reply,
@@ -150,9 +165,77 @@ class EngineServer:
                 usage_in_each=request.continues_usage,
             )
             return StreamingResponse(events, media_type="text/event-stream")
-        choice = await _whole(http, reply, writer)
+        choice = _whole_choice(await reply.whole(http), writer)
         body = {"object": style.whole, "choices": [choice], "usage": reply.usage()}
         return JSONResponse(head | body | writer.head())
+
+    def _begin(
+        self, http: Request, request: ChatRequest | CompletionRequest, prompt_ids: list[int]
+    ) -> tuple[str, GenerationRequest, PendingReply]:
+        """Hand a request to the engine; returns its client's id with it.
+
+        Raises:
+            ApiError: 400, the engine cannot do it; 503, too many are waiting.
+        """
+        request_id = http.headers.get("x-request-id") or uuid.uuid4().hex
+        predicted: tuple[int, ...] = ()
+        if isinstance(request, ChatRequest):
+            predicted = predicted_ids(request, self._engine.target.tokenizer)
+        generation = generation_request(
+            request,
+            prompt_ids,
+            self._engine.target,
+            # A client may use one id twice at a time; ours must tell its requests apart.
+            request_id=f"{request_id}-{uuid.uuid4().hex[:8]}",
+            drafter_group=self._drafter_group,
+            predicted_ids=predicted,
+        )
+        return request_id, generation, PendingReply(self._engine, generation)
+
+    async def _messages(self, http: Request) -> Response:
+        request = parse_messages(await http.body())
+        self._check_model(request.model)
+        chat = messages.as_chat(request)
+        prompt_ids = chat_prompt(chat, self._engine.target.tokenizer)
+        request_id, _, reply = self._begin(http, chat, prompt_ids)
+        writer = MessageWriter(f"msg_{request_id}", self._model_name, reply)
+        return await _written(http, reply, writer, is_stream=request.stream)
+
+    async def _count(self, http: Request) -> Response:
+        request = parse_count(await http.body())
+        self._check_model(request.model)
+        prompt_ids = chat_prompt(messages.as_chat(request), self._engine.target.tokenizer)
+        return JSONResponse({"input_tokens": len(prompt_ids)})
+
+    async def _responses(self, http: Request) -> Response:
+        request = parse_responses(await http.body())
+        self._check_model(request.model)
+        chat = responses.as_chat(request)
+        prompt_ids = chat_prompt(chat, self._engine.target.tokenizer)
+        request_id, _, reply = self._begin(http, chat, prompt_ids)
+        writer = ResponseWriter(f"resp_{request_id}", self._model_name, request, reply)
+        return await _written(http, reply, writer, is_stream=bool(request.stream))
+
+    async def _stored(self, request: Request) -> Response:
+        raise not_kept(request.path_params["response_id"])
+
+    async def _embeddings(self, _request: Request) -> Response:
+        raise ApiError(
+            NOT_IMPLEMENTED,
+            f"`{self._model_name}` writes text and embeds none; ask a vLLM that serves an "
+            "embedding model",
+            code="unsupported_endpoint",
+        )
+
+    async def _tokenize(self, http: Request) -> Response:
+        request = parse_tokenize(await http.body())
+        self._check_model(request.model or self._model_name)
+        return JSONResponse(tokenized(request, self._engine.target))
+
+    async def _detokenize(self, http: Request) -> Response:
+        request = parse_detokenize(await http.body())
+        self._check_model(request.model or self._model_name)
+        return JSONResponse(detokenized(request, self._engine.target))
 
     async def _models(self, _request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})
@@ -205,66 +288,21 @@ class EngineServer:
             )
 
 
-class _Reply:
-    """A job's steps on the event loop; leaving it before its end aborts the job."""
-
-    def __init__(self, engine: EmbeddedEngine, generation: GenerationRequest) -> None:
-        self._generation = generation
-        self._steps: asyncio.Queue[Progress] = asyncio.Queue()
-        self._num_tokens = 0
-        self._num_cached = 0
-        loop = asyncio.get_running_loop()
-
-        def hand_over(progress: Progress) -> None:
-            # the loop is closed if the server stopped while the engine was in its last round
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._steps.put_nowait, progress)
-
-        self._job = Job(generation, hand_over)
-        try:
-            engine.submit(self._job)
-        except EngineError as error:
-            raise ApiError(OVERLOADED, str(error), "overloaded_error", code="overloaded") from error
-
-    async def steps(self) -> AsyncIterator[Progress]:
-        """The steps of the reply, the last one included."""
-        try:
-            while True:
-                progress = await self._steps.get()
-                self._num_tokens += len(progress.token_ids)
-                self._num_cached += progress.num_cached
-                yield progress
-                if progress.finish_reason is not None or progress.error is not None:
-                    return
-        finally:
-            self.abort()
-
-    def abort(self) -> None:
-        """Have the engine drop the job within one round; harmless after its end."""
-        self._job.aborted.set()
-
-    def usage(self) -> dict[str, Any]:
-        """Tokens read, of these not read anew, and said so far."""
-        num_prompt = len(self._generation.prompt_ids)
-        return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": self._num_tokens,
-            "total_tokens": num_prompt + self._num_tokens,
-            "prompt_tokens_details": {"cached_tokens": self._num_cached},
-        }
+async def _written(
+    http: Request,
+    reply: PendingReply,
+    writer: MessageWriter | ResponseWriter,
+    *,
+    is_stream: bool,
+) -> Response:
+    """The answer of a request, as its API writes it."""
+    if is_stream:
+        return StreamingResponse(writer.events(), media_type="text/event-stream")
+    return JSONResponse(writer.whole(await reply.whole(http)))
 
 
-async def _whole(http: Request, reply: _Reply, writer: ChoiceWriter) -> dict[str, Any]:
-    """The choice of a whole answer; the job is aborted if the client leaves."""
-    watcher = asyncio.create_task(_abort_when_left(http, reply))
-    steps: list[Progress] = []
-    try:
-        async for progress in reply.steps():
-            if progress.error is not None:
-                raise ApiError(SERVER_ERROR, progress.error, "api_error")
-            steps.append(progress)
-    finally:
-        watcher.cancel()
+def _whole_choice(steps: Sequence[Progress], writer: ChoiceWriter) -> dict[str, Any]:
+    """The choice of a whole answer."""
     for step in steps:
         writer.say(step.token_ids)
     return writer.whole(
@@ -274,14 +312,8 @@ async def _whole(http: Request, reply: _Reply, writer: ChoiceWriter) -> dict[str
     )
 
 
-async def _abort_when_left(http: Request, reply: _Reply) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        continue
-    reply.abort()
-
-
 async def _events(
-    reply: _Reply,
+    reply: PendingReply,
     head: dict[str, Any],
     writer: ChoiceWriter,
     *,
@@ -302,14 +334,15 @@ async def _events(
 
     if writer.style is CHAT:
         yield event([writer.opening()], **writer.head(), **so_far())
-    async for progress in reply.steps():
-        if progress.error is not None:
-            yield ApiError(SERVER_ERROR, progress.error, "api_error").event()
-            return
-        writer.say(progress.token_ids)
-        if progress.text or progress.finish_reason or progress.logprobs:
-            choice = writer.delta(progress.text, progress.finish_reason, progress.logprobs)
-            yield event([choice], **so_far())
+    try:
+        async for progress in reply.steps():
+            writer.say(progress.token_ids)
+            if progress.text or progress.finish_reason or progress.logprobs:
+                choice = writer.delta(progress.text, progress.finish_reason, progress.logprobs)
+                yield event([choice], **so_far())
+    except ApiError as error:
+        yield error.event()
+        return
     if with_usage:
         yield event([], usage=reply.usage())
     yield b"data: [DONE]\n\n"

@@ -16,6 +16,10 @@ class TextStream:
     Args:
         tokenizer: a transformers tokenizer.
         stop: strings that end the reply; they are not part of it.
+
+    Attributes:
+        stopped: whether one has come.
+        matched: which, "" for none.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
@@ -25,6 +29,7 @@ class TextStream:
         self._decoded_until = 0
         self._held = ""
         self.stopped = False
+        self.matched = ""
 
     def push(self, token_id: int) -> str:
         """Take one token; returns the text that may be shown now.
@@ -64,11 +69,12 @@ class TextStream:
 
     def _show(self, fresh: str) -> str:
         text = self._held + fresh
-        ends = [position for s in self._stop if (position := text.find(s)) >= 0]
+        ends = [(position, s) for s in self._stop if (position := text.find(s)) >= 0]
         if ends:
+            end, self.matched = min(ends)
             self.stopped = True
             self._held = ""
-            return text[: min(ends)]
+            return text[:end]
         keep = max((_overlap(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -13,6 +13,7 @@ from paceline.adapters.arm_choice import ArmChoice
 from paceline.adapters.decisions import FAILURE, LENGTH, DecisionLog
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DraftLimits, draft_limits, request_info_from_xargs
+from paceline.adapters.prediction import PredictionTally, predicted_text
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 from paceline.caches.records import SHARED_GROUP
@@ -72,12 +73,18 @@ class OpenRequests:
         prompt_token_ids = self._runner.requests[request_id].prompt_token_ids
         if prompt_token_ids is None:
             return False
-        self._decisions.open(
+        tally = self._decisions.open(
             request_id, self._narrowed(request_id).limited_by(self._num_draft_tokens)
         )
         try:
             info = self.info(request_id)
-            self._speculator.begin(info, token_ids[: len(prompt_token_ids)])
+            predicted = self._predicted(request_id)
+            # a token has a byte of its text at least
+            most = len(predicted.encode())
+            self._speculator.begin(info, token_ids[: len(prompt_token_ids)], max_predicted=most)
+            if predicted:
+                tally.prediction = PredictionTally()
+                self._speculator.predictions.tell_text(request_id, predicted, tally.prediction)
             if self._arms is not None:
                 self._arms.open(info, self._narrowed(request_id))
         except Exception as error:  # noqa: BLE001  counted: the request is answered without drafts
@@ -145,6 +152,14 @@ class OpenRequests:
         token_ids = [*state.prompt_token_ids, *state.output_token_ids[:said]]
         self._speculator.observe([request_id], [token_ids], [len(token_ids)])
         self._speculator.finish(request_id)
+
+    def _predicted(self, request_id: str) -> str:
+        """The text that its client expects, "" for none or where memory does not draft."""
+        if self._speculator.predictions.encode is None:
+            return ""
+        if not self._narrowed(request_id).most("memory", self._num_draft_tokens):
+            return ""
+        return predicted_text(self._runner.requests[request_id].sampling_params.extra_args)
 
     def _narrowed(self, request_id: str) -> DraftLimits:
         """What its policy, its client and its drafter group let be drafted."""

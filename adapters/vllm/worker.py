@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -123,6 +123,7 @@ class SpeculatingWorker:
             min_probability=settings.min_probability, max_session_tokens=memory.session.capacity
         )
         self._speculator = speculator = Speculator(index, memory=memory)
+        speculator.predictions.encode = text_encoder(self.vllm_config.model_config)
         self._housekeeping = Housekeeping(speculator.expire)
         self._housekeeping.start()
         self._journal = open_journal(settings, speculator, self.vllm_config.model_config)
@@ -364,6 +365,16 @@ def fingerprint(model_config: Any) -> ModelFingerprint:
     name = served[0] if isinstance(served, list) else served
     digest = tokenizer_digest(tokenizer.get_vocab()) if tokenizer is not None else ""
     return ModelFingerprint(model=name or model_config.model, tokenizer=digest)
+
+
+def text_encoder(model_config: Any) -> Callable[[str], Sequence[int]] | None:
+    """Makes tokens of what clients predict, as the model would say it; None without a tokenizer."""
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    tokenizer = cached_tokenizer_from_config(model_config)
+    if tokenizer is None:
+        return None
+    return lambda text: tokenizer.encode(text, add_special_tokens=False)
 
 
 def __getattr__(name: str) -> type:

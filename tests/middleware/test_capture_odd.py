@@ -206,6 +206,22 @@ def test_a_request_whose_answer_would_change_is_not_asked_for_ids(
 
 
 @pytest.mark.redis
+def test_endpoints_that_tell_no_ids_are_not_asked_for_any(
+    engines: Engines, proxies: Proxies, capture: dict[str, Any]
+) -> None:
+    """Messages and responses pass as they are and are counted; embeddings say nothing to record."""
+    engine = engines(answering(b"{}"))
+    proxy = proxies(engine.url, capture=capture)
+    connection = http.client.HTTPConnection(proxy.url.removeprefix("http://"), timeout=20)
+    with closing(connection):
+        for path in ("/v1/messages", "/v1/responses", "/v1/embeddings"):
+            connection.request("POST", path, json.dumps(BODY))
+            assert connection.getresponse().read() == b"{}"
+    assert not any("return_token_ids" in seen.json for seen in engine.seen)
+    assert metric(proxy, DROPPED, reason="unsupported_request") == 2
+
+
+@pytest.mark.redis
 def test_a_tenants_quota_holds_for_what_the_proxy_records(
     engines: Engines, proxies: Proxies, capture: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -364,8 +364,8 @@ def test_wrong_keys_raise_what_the_sdk_expects(
     [
         ("POST", "/reset_prefix_cache", b"", 404),
         ("POST", "/v1/../pause", b"", 404),
-        ("POST", "/tokenize", b"{}", 404),
-        ("GET", "/v1/embeddings", None, 404),
+        ("GET", "/tokenizer_info", b"{}", 404),
+        ("POST", "/v1/audio/speech", None, 404),
         ("GET", CHAT, None, 405),
         ("POST", "/v1/models", b"{}", 405),
         ("POST", CHAT, b"not json", 400),

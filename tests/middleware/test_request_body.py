@@ -128,3 +128,22 @@ def test_where_ids_would_change_the_answer_they_are_not_asked_for(
     """Echoes, beam searches and what cannot be read are left alone."""
     view = view_body(json.dumps(body).encode())
     assert (view.num_choices, view.can_be_asked_for_ids) == (num_choices, can)
+
+
+def test_the_opening_is_the_same_in_each_turn() -> None:
+    """System prompt and first message, wherever an API has them, without what moves."""
+    say = [{"role": "user", "content": "hi"}]
+    mark = {"cache_control": {"type": "ephemeral"}}
+    system = [{"type": "text", "text": "Be brief."}]
+    billed = [{"type": "text", "text": "x-anthropic-billing-header: cch=1"}, system[0] | mark]
+
+    def opening(**fields: Any) -> tuple[bytes, bytes]:
+        return opening_of(view_body(json.dumps(fields).encode()))
+
+    compact = json.dumps(system, separators=(",", ":")).encode()
+    assert opening(system=billed, messages=say) == (compact, b'"hi"')
+    marked = [{"role": "user", "content": [{"type": "text", "text": "hi"} | mark]}]
+    assert opening(messages=marked)[1] == b'[{"type":"text","text":"hi"}]'
+    assert opening(instructions="Be brief.", input="hi") == (b'"Be brief."', b'"hi"')
+    assert opening(input=[{"role": "developer", "content": "d"}, *say]) == (b'"d"', b'"hi"')
+    assert opening(input=[1, 2]) == (b"", b"")

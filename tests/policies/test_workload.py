@@ -25,16 +25,27 @@ def test_one_header_schema_names_the_session(headers: dict[str, str], session: s
     assert session_of(cache_key=None, headers=headers, opening=OPENING) == session
 
 
-def test_the_body_goes_before_headers_and_headers_before_the_opening() -> None:
-    """Precedence: prompt_cache_key, then headers, then the fingerprint of the opening messages."""
+def test_headers_go_before_the_body_and_the_body_before_the_opening() -> None:
+    """Precedence: headers, then prompt_cache_key, then the fingerprint of the opening messages."""
     headers = {"x-session-id": "s"}
-    assert session_of(cache_key="k", headers=headers, opening=OPENING) == "key:k"
-    assert session_of(cache_key="", headers=headers, opening=OPENING) == "generic:s"
+    assert session_of(cache_key="k", headers=headers, opening=OPENING) == "generic:s"
+    assert session_of(cache_key="k", headers={}, opening=OPENING) == "key:k"
     found = session_of(cache_key=None, headers={}, opening=OPENING)
     assert found.startswith("opening:")
     assert found == session_of(cache_key=None, headers={}, opening=OPENING)
     assert found != session_of(cache_key=None, headers={}, opening=OPENING[::-1])
     assert session_of(cache_key=None, headers={}, opening=(b"", b"")) == ""
+
+
+def test_conversations_that_begin_alike_are_told_apart_by_whom_they_are_for() -> None:
+    """The end user is a part of the fingerprint, and no session by itself."""
+    sessions = {
+        session_of(cache_key=None, headers={}, opening=OPENING, end_user=user)
+        for user in ("", "a", "b")
+    }
+    assert len(sessions) == 3
+    assert session_of(cache_key=None, headers={}, opening=(b"", b""), end_user="a") == ""
+    assert session_of(cache_key="k", headers={}, opening=OPENING, end_user="a") == "key:k"
 
 
 def test_long_ids_are_cut() -> None:

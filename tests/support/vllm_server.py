@@ -20,11 +20,18 @@ START_SECONDS = 600.0
 class VllmServer:
     """`paceline vllm MODEL` on a port of its own; it can be stopped, killed and started again.
 
-    Without a `redis_url` it is plain vLLM, which knows nothing of us. Further arguments are vLLM's.
+    Without a `redis_url` it is plain vLLM, which knows nothing of us. Further arguments are vLLM's,
+    as are the variables of its environment.
     """
 
     def __init__(
-        self, model: Path, redis_url: str | None, folder: Path, name: str, *arguments: str
+        self,
+        model: Path,
+        redis_url: str | None,
+        folder: Path,
+        name: str,
+        *arguments: str,
+        **environment: str,
     ) -> None:
         self.name = name
         self.port = free_port()
@@ -49,6 +56,7 @@ class VllmServer:
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "PACELINE_METRICS_PORT": str(metrics_port),
+            **environment,
         }
         self._process: ChildProcess | None = None
 
