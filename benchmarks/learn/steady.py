@@ -12,7 +12,7 @@ import signal
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -42,7 +42,7 @@ ORDER: Final = (True, False, False, True)
 """With the learner or without, again and again: what drifts is shared evenly."""
 HELD_OUT: Final = 8
 LOOK_SECONDS: Final = 0.25
-ALWAYS: Final = {
+ALWAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "cycle": {"min_new_tokens": 1, "idle_price": 0.0, "passages": 32},
     "gate": {"min_sessions": 4, "num_resamples": 2000},
     "replay": {"quiet_seconds": 2, "held_out_share": 0.3},
@@ -213,7 +213,9 @@ def learn_latency(
         folder = work.absolute() if work is not None else Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         options = {name: {**ALWAYS.get(name, {}), **its} for name, its in learner.items()}
-        with running_stack(target, drafter.absolute(), folder, ALWAYS | options, cores) as stack:
+        with running_stack(
+            target, drafter.absolute(), folder, {**ALWAYS, **options}, cores
+        ) as stack:
             _feed(stack, prompts, kind.name, feed_tokens, output_tokens)
             for number in range(blocks):
                 block = Block(is_learning=ORDER[number % len(ORDER)])
