@@ -72,11 +72,12 @@ class OpenRequests:
         prompt_token_ids = self._runner.requests[request_id].prompt_token_ids
         if prompt_token_ids is None:
             return False
-        self._decisions.open(
+        tally = self._decisions.open(
             request_id, self._narrowed(request_id).limited_by(self._num_draft_tokens)
         )
         try:
             info = self.info(request_id)
+            tally.who = info.tenant, info.workload
             self._speculator.begin(info, token_ids[: len(prompt_token_ids)])
             if self._arms is not None:
                 self._arms.open(info, self._narrowed(request_id))

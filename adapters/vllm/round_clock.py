@@ -20,6 +20,7 @@ class _Round:
     num_context: int
     is_answering: bool
     is_odd: bool
+    drafting_seconds: float
 
 
 class RoundClock:
@@ -76,9 +77,22 @@ class RoundClock:
             sum(scheduler_output.scheduled_cached_reqs.num_computed_tokens),
             is_answering,
             self.is_odd,
+            self.model_seconds,
         )
         self.is_odd = False
         self.model_seconds = 0.0
+
+    def spent(self) -> tuple[float, float]:
+        """Expected seconds of the round, drafting its drafts included, and without drafts.
+
+        Zeros where it reads a prompt, or while nothing is known.
+        """
+        now = self._round
+        if now is None or not now.is_answering or not self._cost.is_known:
+            return 0.0, 0.0
+        seconds = self._cost.seconds(now.num_requests, now.num_tokens, now.num_context)
+        undrafted = self._cost.seconds(now.num_requests, now.num_requests, now.num_context)
+        return seconds + now.drafting_seconds, undrafted
 
     @contextmanager
     def drafting(self) -> Iterator[None]:
