@@ -128,7 +128,7 @@ class Tally:
         self._served.tokens += 1
 
     def note_round(self, sources: bytes, accepted: bytes, spent: Spent = UNKNOWN) -> None:
-        """A round has ended. O(tokens), three quarters of a microsecond.
+        """A round has ended. O(tokens), half a microsecond.
 
         Args:
             sources: `Source` of each drafted token that was verified, a byte each.

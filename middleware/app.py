@@ -37,10 +37,12 @@ from paceline.middleware.identity import (
 from paceline.middleware.limit_store import Bound
 from paceline.middleware.limiter import Limiter, LimitTiming, Ticket
 from paceline.middleware.metrics import ProxyMetrics
+from paceline.middleware.observing import Observer
 from paceline.middleware.policy_follower import PolicyFollower
 from paceline.middleware.request_body import BodyView, view_body, with_fields
 from paceline.middleware.routing import Replica, ReplicaSet
 from paceline.middleware.shaped_send import shaper_of
+from paceline.middleware.tracing import Tracing
 from paceline.middleware.upstream import (
     AiohttpUpstream,
     open_session,
@@ -107,6 +109,8 @@ class Proxy:
         self._capture: Capture | None = None
         if config.capture is not None:
             self._capture = Capture(config.capture, policy, self.metrics.registry)
+        tracing = None if config.tracing is None else Tracing(config.tracing)
+        self._observer = Observer(self.metrics, tracing)
         self._namer = namer_of(config, policy, self.metrics.registry)
         self.limiter = Limiter(
             self.metrics.registry,
@@ -179,6 +183,7 @@ class Proxy:
         if self._session is not None:
             await self._session.close()
         await self.limiter.close()
+        await asyncio.to_thread(self._observer.close)
         if self._capture is not None:
             await asyncio.to_thread(self._capture.close)
         if self._namer is not None:
@@ -280,6 +285,7 @@ class Proxy:
         identity = identify(caller.policy, caller.tenant, exchange.headers, view)
         if self._namer is not None:
             identity = await self._namer.named(identity)
+        self._observer.begin(exchange, identity, body)
         if identity.policy.side_channel != "open":
             exchange.shape(shaper_of(identity, view, self.config.shaping, self.metrics.shaping))
         exchange.request_id = new_request_id()

@@ -118,6 +118,8 @@ class Forwarder:
         """
         ticket = sent.ticket
         headers = {"accept-encoding": "identity", "x-request-id": exchange.request_id}
+        headers |= exchange.trace_headers
+        exchange.engine = replica.name
         if sent.body is not None:
             headers["content-type"] = "application/json"
         if ticket is not None:
@@ -187,6 +189,8 @@ class Forwarder:
         Until then another engine could still give it.
         """
         body = b"".join([chunk async for chunk in response.chunks()])
+        if exchange.watch is not None:
+            exchange.watch.answered(body)
         if sent.ticket is not None and sent.ticket.counts_tokens:
             sent.ticket.meter.read_whole(body)
         if taking is not None:

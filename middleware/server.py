@@ -6,15 +6,17 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 
 from paceline.errors import ConfigError, PacelineError
 from paceline.middleware.app import Proxy
 from paceline.middleware.config import ProxyConfig
+from paceline.middleware.json_log import json_logging
 from paceline.middleware.limiter import LimitTiming
 
 GRACE_SECONDS: Final = 10
@@ -37,8 +39,11 @@ def run_proxy(config: ProxyConfig) -> None:
     Raises:
         ConfigError: the policy file is wrong, or the address cannot be listened on.
     """
-    proxy = Proxy(config, config.load_policy())
-    with _listening(config) as listener:
+    with ExitStack() as stack:
+        if config.log_format == "json":
+            stack.enter_context(json_logging())
+        proxy = Proxy(config, config.load_policy())
+        listener = stack.enter_context(_listening(config))
         print(f"paceline proxy: http://{_address(listener)}/v1", flush=True)
         uvicorn.Server(_server_config(proxy)).run(sockets=[listener])
 
@@ -80,6 +85,8 @@ def _server_config(proxy: Proxy) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         log_level="warning",
+        # uvicorn's own handlers write text; without them its records go where ours do
+        log_config=None if proxy.config.log_format == "json" else LOGGING_CONFIG,
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=GRACE_SECONDS,
