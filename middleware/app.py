@@ -17,6 +17,7 @@ from paceline.adapters.identity import new_request_id
 from paceline.api_errors import ApiError
 from paceline.middleware.capture import Capture
 from paceline.middleware.config import ProxyConfig, UpstreamConfig, is_loopback
+from paceline.middleware.dashboard_way import DASHBOARD_PATH, DashboardWay
 from paceline.middleware.exchange import (
     JSON,
     ClientGoneError,
@@ -109,6 +110,7 @@ class Proxy:
         self._capture: Capture | None = None
         if config.capture is not None:
             self._capture = Capture(config.capture, policy, self.metrics.registry)
+        self._dashboard = DashboardWay(config)
         tracing = None if config.tracing is None else Tracing(config.tracing)
         self._observer = Observer(self.metrics, tracing)
         self._namer = namer_of(config, policy, self.metrics.registry)
@@ -151,6 +153,7 @@ class Proxy:
             ]
         )
         self._explainer.open(session)
+        self._dashboard.open(session)
         self._forwarder = Forwarder(self._replicas, self.metrics, self._capture, self._explainer)
         self._watchers = [
             asyncio.create_task(self._replicas.watch(self.config.health_interval_seconds))
@@ -229,6 +232,9 @@ class Proxy:
             _require_method(exchange, "GET")
             await self._answer_own(exchange)
             return ""
+        if _is_dashboard(exchange.path):
+            await self._dashboard.answer(exchange, self._policy)
+            return ""
         handler: Handler
         if exchange.path in GENERATION_PATHS:
             method, handler = "POST", self._generate
@@ -260,6 +266,7 @@ class Proxy:
             self._authorise_metrics(exchange)
             for replica in self.replicas:
                 self.metrics.healthy.labels(replica.name).set(replica.healthy)
+                self.metrics.upstream_failures.labels(replica.name)  # 0 until the first
             await exchange.answer(200, self.metrics.render(), [TEXT])
 
     def _authorise_metrics(self, exchange: Exchange) -> None:
@@ -391,6 +398,10 @@ def _bounds_of(caller: Caller, identity: Identity) -> tuple[Bound, ...]:
     return tuple(Bound(workload, each) for workload, each in limits)
 
 
+def _is_dashboard(path: str) -> bool:
+    return path == DASHBOARD_PATH or path.startswith(f"{DASHBOARD_PATH}/")
+
+
 def _require_method(exchange: Exchange, method: str) -> None:
     if exchange.method != method:
         raise ApiError(
@@ -404,4 +415,6 @@ def _route_of(path: str) -> str:
         return path
     if path.startswith(DECISIONS_PATH):
         return DECISIONS_PATH.rstrip("/")
+    if _is_dashboard(path):
+        return DASHBOARD_PATH
     return MODELS_PATH if path.startswith(MODELS_PATH) else "other"

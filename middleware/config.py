@@ -191,6 +191,18 @@ class TracingConfig(BaseModel):
     service_name: Annotated[str, Field(min_length=1)] = "paceline"
 
 
+class DashboardConfig(BaseModel):
+    """The dashboard's process, whose pages are shown at ``/dashboard``.
+
+    Attributes:
+        url: where `paceline dashboard` listens.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: Annotated[str, Field(pattern=r"^http://[^/]+$")]
+
+
 class ProxyConfig(BaseModel):
     """The whole configuration file.
 
@@ -208,6 +220,7 @@ class ProxyConfig(BaseModel):
         shaping: how answers are written that shall not tell by sizes and times what is in them.
         workloads: how kinds of work are found that no header names.
         limits: where tenants' limits are counted.
+        dashboard: the dashboard that is shown to admins; None for none.
         tracing: where traces go; None makes none.
         log_format: of standard error; ``json`` is an object a line, with one for each request.
         max_body_bytes: longest request body.
@@ -227,6 +240,7 @@ class ProxyConfig(BaseModel):
     shaping: ShapingConfig = ShapingConfig()
     workloads: WorkloadsConfig = WorkloadsConfig()
     limits: LimitsConfig = LimitsConfig()
+    dashboard: DashboardConfig | None = None
     tracing: TracingConfig | None = None
     log_format: Literal["text", "json"] = "text"
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024

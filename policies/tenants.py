@@ -114,7 +114,7 @@ class PolicyFile(BaseModel):
     Attributes:
         defaults: what is said of every tenant.
         tenants: at least one; names and keys are unique.
-        admin_keys: hashes of keys that may read metrics from other machines.
+        admin_keys: hashes of keys that may see the dashboard, and read metrics from other machines.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
