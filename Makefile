@@ -49,9 +49,10 @@ reference: $(VENV)/.installed-test
 clean:
 	rm -rf $(VENV) build dist out
 
-# A real Redis and curl for the tests, and the allocator that vLLM's CPU build wants preloaded.
+# A real Redis, curl and a browser for the tests, and the allocator that vLLM's CPU build wants preloaded.
 system-packages:
 	@command -v curl >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq curl; }
+	@command -v chromium >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium; }
 	@command -v redis-server >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq redis-server; }
 	@ls /usr/lib/*/libtcmalloc_minimal.so.4 >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq libtcmalloc-minimal4; }
 

@@ -17,6 +17,7 @@ import msgspec
 
 from paceline.adapters.identity import asked_id_of
 from paceline.adapters.prediction import PredictionTally
+from paceline.adapters.served_totals import UNKNOWN, Served, ServedTotals, Spent, Who
 from paceline.caches import Source, TreeBatch
 
 VERSION: Final = 1
@@ -109,48 +110,60 @@ class Tally:
         model_rounds: rounds in which a model drafted for it.
         num_cut: drafted tokens that were not worth verifying.
         prediction: of its reply; None without one.
+        who: asks, for the totals.
+        has_begun: whether it has said its first token.
     """
 
     __slots__ = (
-        *("_accepted", "_drafted", "_drafts", "_rounds"),
-        *("arm", "has_begun", "limits", "model_rounds", "num_cut", "prediction"),
+        *("_drafts", "_served", "arm", "has_begun", "limits", "model_rounds", "num_cut"),
+        *("prediction", "who"),
     )
 
     def __init__(self, limited_by: Iterable[str] = ()) -> None:
         self.limits = set(limited_by)
         self.arm = ""
+        self.who: Who = ("", "")
         self.has_begun = False
         self.model_rounds = 0
         self.num_cut = 0
         self.prediction: PredictionTally | None = None
-        self._rounds = 0
-        self._drafted = [0] * len(Source)
-        self._accepted = [0] * len(Source)
+        self._served = Served(requests=1)
         self._drafts = [0, 0, 0]
 
-    def note_round(self, sources: bytes, accepted: bytes) -> None:
+    def begin(self) -> None:
+        """The reply's first token is said: what it took was reading the prompt."""
+        self.has_begun = True
+        self._served.tokens += 1
+
+    def note_round(self, sources: bytes, accepted: bytes, spent: Spent = UNKNOWN) -> None:
         """A round has ended. O(tokens), half a microsecond.
 
         Args:
             sources: `Source` of each drafted token that was verified, a byte each.
             accepted: of those that were right.
+            spent: what the round is expected to have taken.
         """
-        self._rounds += 1
+        served = self._served
+        served.rounds += 1
+        num_said = len(accepted) + 1
+        served.tokens += num_said
+        served.round_seconds += spent[0]
+        served.undrafted_seconds += spent[1] * num_said
         if not sources:
             return
         num_model = sources.count(MODEL)
         self._drafts[0 if not num_model else 1 if num_model == len(sources) else 2] += 1
-        _count(self._drafted, sources)
+        _count(served.drafted, sources)
         if accepted:
-            _count(self._accepted, accepted)
+            _count(served.accepted, accepted)
 
     def record(self, request_id: str, *, is_finished: bool) -> RequestDecisions:
         """What has been counted, without a reason."""
-        drafted, accepted = list(self._drafted), list(self._accepted)
+        drafted, accepted = list(self._served.drafted), list(self._served.accepted)
         return RequestDecisions(
             request_id=request_id,
             is_finished=is_finished,
-            rounds=self._rounds,
+            rounds=self._served.rounds,
             model_rounds=self.model_rounds,
             draft_tokens=sum(drafted),
             accepted_tokens=sum(accepted),
@@ -167,11 +180,16 @@ class Tally:
             arm=self.arm,
         )
 
+    @property
+    def served(self) -> Served:
+        """What has been counted for the totals; not to be changed."""
+        return self._served
+
 
 class DecisionLog:
     """The tallies of an engine's open requests and the records of its latest finished ones.
 
-    `find` may be called from any thread, everything else from the engine's.
+    `find` and `served` may be called from any thread, everything else from the engine's.
 
     Args:
         max_finished: finished requests that are remembered; the oldest make room.
@@ -188,6 +206,7 @@ class DecisionLog:
         self._open_of: dict[str, dict[str, Tally]] = {}
         self._finished: OrderedDict[str, RequestDecisions] = OrderedDict()
         self._issued: dict[str, bytes] = {}
+        self._totals = ServedTotals()
         self._lock = threading.Lock()
 
     def open(self, engine_id: str, limited_by: Iterable[str] = ()) -> Tally:
@@ -218,6 +237,7 @@ class DecisionLog:
         record = tally.record(request_id, is_finished=True)
         with self._lock:
             del self._open[engine_id]
+            self._totals.add(tally.who, tally.served)
             others = self._open_of[request_id]
             del others[engine_id]
             if not others:
@@ -241,6 +261,11 @@ class DecisionLog:
             return None
         joined = _joined(records)
         return msgspec.structs.replace(joined, reason=reason_of(joined))
+
+    def served(self) -> Mapping[Who, Served]:
+        """What was served so far, by tenant and workload, open requests included. O(open)."""
+        with self._lock:
+            return self._totals.read((tally.who, tally.served) for tally in self._open.values())
 
     def limit(self, engine_id: str, limit: str) -> None:
         """One of `LIMITS` has limited a request. O(1)."""
@@ -284,11 +309,15 @@ class DecisionLog:
             if num:
                 self._issued[request_id] = sources[start : start + num]
 
-    def settle(self, committed: Mapping[str, Sequence[int]]) -> None:
+    def settle(self, committed: Mapping[str, Sequence[int]], spent: Spent = UNKNOWN) -> None:
         """A round has ended with these tokens: the right ones of a chain, and one besides.
 
         Who has none is reading its prompt still. What was issued to others is taken for not
         verified. O(requests).
+
+        Args:
+            committed: by the engine's id.
+            spent: what the round is expected to have taken.
         """
         issued, self._issued = self._issued, {}
         for request_id, tokens in committed.items():
@@ -298,10 +327,10 @@ class DecisionLog:
             if tally.prediction is not None:
                 tally.prediction.follow(tokens)
             if not tally.has_begun:  # the step that read the prompt's end
-                tally.has_begun = True
+                tally.begin()
                 continue
             sources = issued.get(request_id, b"")
-            tally.note_round(sources, sources[: len(tokens) - 1])
+            tally.note_round(sources, sources[: len(tokens) - 1], spent)
 
     def failed(self) -> None:
         """Drafting failed in a round, for whoever is open. O(open)."""

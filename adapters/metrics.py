@@ -24,6 +24,8 @@ from prometheus_client.registry import Collector
 
 from paceline.adapters.decisions import DECISIONS_PATH, RequestDecisions
 from paceline.adapters.drafter_figures import DrafterFigures
+from paceline.adapters.served_metrics import served_metrics
+from paceline.adapters.served_totals import Served, Who
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures
 from paceline.caches.journal_lag import LAG_BOUNDS, LagCounts
@@ -52,13 +54,15 @@ class MemoryCollector(Collector):
     """Sizes, drafts and acceptance of one engine's draft memory, by sharing scope and tier.
 
     Labels are sharing scopes, which are made of the policy file's tenants and groups, and the
-    engine's adapters; never workloads or sessions, which are free text.
+    engine's adapters; never sessions, and of workloads, which are free text, a bounded number
+    (`paceline.policies.series_bounds`).
 
     Args:
         speculator: whose memory.
         journal: the one it publishes to, None without one.
         figures: reads those of drafting; None, or returning None, where nothing drafts.
         drafter: reads those of the model drafter's versions, likewise.
+        served: reads what was served, by tenant and workload.
     """
 
     def __init__(
@@ -68,11 +72,13 @@ class MemoryCollector(Collector):
         *,
         figures: Callable[[], DraftingFigures | None] | None = None,
         drafter: Callable[[], DrafterFigures | None] | None = None,
+        served: Callable[[], Mapping[Who, Served]] = dict,
     ) -> None:
         self._speculator = speculator
         self._journal = journal
         self._figures = figures
         self._drafter = drafter
+        self._served = served
 
     def collect(self) -> Iterator[Metric]:
         """One reading. O(logs held)."""
@@ -87,6 +93,7 @@ class MemoryCollector(Collector):
         drafter = self._drafter() if self._drafter is not None else None
         if drafter is not None:
             yield from _versions(drafter)
+        yield from served_metrics(self._served())
 
     def _by_scope(self) -> Iterator[Metric]:
         drafted = CounterMetricFamily(
@@ -114,6 +121,7 @@ class MemoryCollector(Collector):
 
     def _totals(self) -> Iterator[Metric]:
         stats = self._speculator.stats()
+        yield self._by_tier(stats)
         for name, what in (
             ("bytes", "Bytes of the draft memory, corpora apart."),
             ("context_tokens", "Tokens in contexts of open requests and of sessions."),
@@ -127,6 +135,18 @@ class MemoryCollector(Collector):
             ("tokens_expired", "Tokens forgotten because of their age."),
         ):
             yield CounterMetricFamily(f"paceline_memory_{name}", what, value=stats[name])
+
+    def _by_tier(self, stats: Mapping[str, int]) -> Metric:
+        tokens = {"session": stats["context_tokens"], "corpus": stats["corpus_tokens"]}
+        tokens |= {"workload": 0, "tenant": 0}
+        for log in self._speculator.memory.sizes():
+            tokens["tenant" if log.workload is None else "workload"] += log.num_tokens
+        family = GaugeMetricFamily(
+            "paceline_memory_tier_tokens", "Tokens held, by tier.", labels=["tier"]
+        )
+        for tier, number in tokens.items():
+            family.add_metric([tier], number)
+        return family
 
 
 FindDecisions = Callable[[str], RequestDecisions | None]

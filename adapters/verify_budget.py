@@ -81,6 +81,19 @@ class VerifyBudget:
         """The target's pass of the round that has begun took that long."""
         self.target.learn(num_requests, num_tokens, seconds, num_context=self._num_context)
 
+    def spent(self, num_tokens: int, *, drafting_seconds: float = 0.0) -> tuple[float, float]:
+        """What the round that has begun is expected to take; zeros while that is not known.
+
+        Args:
+            num_tokens: that are verified in it.
+            drafting_seconds: what a model has taken in it.
+
+        Returns:
+            Its seconds, and those of a round of the same requests without drafts.
+        """
+        whole = self._seconds(num_tokens, drafting_seconds)
+        return whole, self._seconds(self._num_requests, 0.0)
+
     def outlook(self, drafts: TreeBatch, *, drafting_seconds: float = 0.0) -> Outlook:
         """The round, if of these drafts what is worth it is verified.
 

@@ -20,6 +20,7 @@ from paceline.api_errors import ApiError
 from paceline.middleware.admin import ADMIN_PATH, answer_admin
 from paceline.middleware.capture import Capture
 from paceline.middleware.config import ProxyConfig, UpstreamConfig, is_loopback
+from paceline.middleware.dashboard_way import DashboardWay, is_dashboard
 from paceline.middleware.endpoints import (
     Endpoint,
     Job,
@@ -49,6 +50,7 @@ from paceline.middleware.identity import (
 from paceline.middleware.limit_store import Bound
 from paceline.middleware.limiter import Limiter, LimitTiming, Ticket
 from paceline.middleware.metrics import ProxyMetrics
+from paceline.middleware.observing import Observer
 from paceline.middleware.policy_follower import PolicyFollower
 from paceline.middleware.predicting import predicted_text
 from paceline.middleware.replica import Replica
@@ -57,6 +59,7 @@ from paceline.middleware.routing import ReplicaSet, scope_of
 from paceline.middleware.service_tiers import served_tier
 from paceline.middleware.shaped_send import shaper_of
 from paceline.middleware.stored_responses import ID_PREFIX, Stored, StoredResponses, continuing
+from paceline.middleware.tracing import Tracing
 from paceline.middleware.upstream import (
     AiohttpUpstream,
     open_session,
@@ -137,6 +140,9 @@ class Proxy:
         self._capture: Capture | None = None
         if config.capture is not None:
             self._capture = Capture(config.capture, policy, self.metrics.registry)
+        self._dashboard = DashboardWay(config)
+        tracing = None if config.tracing is None else Tracing(config.tracing)
+        self._observer = Observer(self.metrics, tracing)
         self._namer = namer_of(config, policy, self.metrics.registry)
         self.limiter = Limiter(
             self.metrics.registry,
@@ -176,6 +182,7 @@ class Proxy:
             health_interval_seconds=self.config.health_interval_seconds,
         )
         self._explainer.open(session)
+        self._dashboard.open(session)
         self._forwarder = Forwarder(self._replicas, self._capture, self._explainer)
         self._watchers = []
         if self._upstreams is not None:
@@ -214,6 +221,7 @@ class Proxy:
         if self._session is not None:
             await self._session.close()
         await self.limiter.close()
+        await asyncio.to_thread(self._observer.close)
         if self._capture is not None:
             await asyncio.to_thread(self._capture.close)
         if self._namer is not None:
@@ -262,6 +270,9 @@ class Proxy:
             return ""
         if exchange.path.startswith(ADMIN_PATH):
             await answer_admin(exchange, self._policy, self._replicas)
+            return ""
+        if is_dashboard(exchange.path):
+            await self._dashboard.answer(exchange, self._policy)
             return ""
         endpoint = endpoint_of(exchange.method, exchange.path)
         policy = self._policy
@@ -320,6 +331,7 @@ class Proxy:
             identity = continuing(identity, earlier)
         if self._namer is not None and caller.endpoint.takes.xargs:
             identity = await self._namer.named(identity)
+        self._observer.begin(exchange, identity, body)
         if identity.policy.side_channel != "open":
             exchange.shape(shaper_of(identity, view, self.config.shaping, self.metrics.shaping))
         exchange.request_id = new_request_id()

@@ -90,6 +90,11 @@ def cli() -> None:
     help="The drafter goes on learning from what is said, while nobody is served.",
 )
 @click.option(
+    "--dashboard/--no-dashboard",
+    default=None,
+    help="Show a dashboard at /dashboard.  [default: where it is installed]",
+)
+@click.option(
     "--data",
     "data_folder",
     type=click.Path(path_type=Path),
@@ -104,6 +109,7 @@ def serve(
     policy_file: Path | None,
     data_folder: Path | None,
     learn: bool,
+    dashboard: bool | None,
 ) -> None:
     """Serve everything on this machine: embedded engine, memory and proxy.
 
@@ -120,6 +126,7 @@ def serve(
         policy_file=policy_file,
         data_folder=data_folder,
         learn=learn,
+        dashboard=dashboard,
     )
     serve_all(settings, click.echo)
 
@@ -138,6 +145,35 @@ def proxy(config_file: Path) -> None:
     from paceline.middleware.server import run_proxy
 
     run_proxy(load_config(config_file), config_file)
+
+
+@cli.command()
+@click.option(
+    "--config",
+    "config_file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Configuration of the proxy that is looked at (YAML).",
+)
+@click.option(
+    "--redis",
+    "redis_url",
+    envvar="PACELINE_REDIS_URL",
+    default="",
+    help="Redis that holds the memory.  [default: the one in the configuration]",
+)
+@click.option(
+    "--admin-key",
+    envvar="PACELINE_ADMIN_KEY",
+    default="",
+    help="For the proxy's metrics, where it listens on no loopback address; best in the variable.",
+)
+def dashboard(config_file: Path, redis_url: str, admin_key: str) -> None:
+    """Run the dashboard that `paceline proxy` shows at /dashboard, on the proxy's machine."""
+    from paceline.middleware.config import load_config
+    from paceline.middleware.dashboard_starting import run_dashboard
+
+    run_dashboard(load_config(config_file), redis_url=redis_url, admin_key=admin_key)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
@@ -297,7 +333,7 @@ def keys() -> None:
 
 @keys.command("new")
 def new_key() -> None:
-    """Make a key: give the first line to the tenant, put the second into the policy file."""
+    """Make a key: give the first line to its user, put the second into the policy file."""
     from paceline.policies.tenants import new_key as make_key
 
     key, hashed = make_key()

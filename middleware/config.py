@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import (
@@ -177,6 +177,38 @@ class LimitsConfig(BaseModel):
     redis_url: Annotated[str, Field(min_length=1)] | None = None
 
 
+class TracingConfig(BaseModel):
+    """Traces of generations, for OpenTelemetry.
+
+    Attributes:
+        endpoint: where a collector takes traces over HTTP, its path included
+            (``http://HOST:4318/v1/traces``).
+        headers: that it wants, a key for example.
+        sample_ratio: part of the traces that is kept; of those that clients began, what they say
+            is kept.
+        service_name: under which they are found.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/")]
+    headers: dict[str, str] = Field(default_factory=dict)
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    service_name: Annotated[str, Field(min_length=1)] = "paceline"
+
+
+class DashboardConfig(BaseModel):
+    """The dashboard's process, whose pages are shown at ``/dashboard``.
+
+    Attributes:
+        url: where `paceline dashboard` listens.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: Annotated[str, Field(pattern=r"^http://[^/]+$")]
+
+
 class ProxyConfig(BaseModel):
     """The whole configuration file.
 
@@ -194,6 +226,9 @@ class ProxyConfig(BaseModel):
         workloads: how kinds of work are found that no header names.
         limits: where tenants' limits are counted.
         routing: how engines are chosen, and what is done when one fails.
+        dashboard: the dashboard that is shown to admins; None for none.
+        tracing: where traces go; None makes none.
+        log_format: of standard error; ``json`` is an object a line, with one for each request.
         max_body_bytes: longest request body.
         connect_timeout_seconds: longest wait for a connection to an engine.
         read_timeout_seconds: longest silence of an engine within a reply.
@@ -214,6 +249,9 @@ class ProxyConfig(BaseModel):
     workloads: WorkloadsConfig = WorkloadsConfig()
     limits: LimitsConfig = LimitsConfig()
     routing: RoutingConfig = RoutingConfig()
+    dashboard: DashboardConfig | None = None
+    tracing: TracingConfig | None = None
+    log_format: Literal["text", "json"] = "text"
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0

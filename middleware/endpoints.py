@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlencode
 from paceline.adapters.decisions import DECISIONS_PATH
 from paceline.api_dialects import MESSAGES_PATH, RESPONSES_PATH, Dialect
 from paceline.api_errors import ApiError
+from paceline.middleware.dashboard_way import DASHBOARD_PATH, is_dashboard
 
 MODELS_PATH: Final = "/v1/models"
 OTHER: Final = "other"
@@ -181,6 +182,8 @@ def route_of(path: str) -> str:
         return DECISIONS.route
     if path.startswith(f"{RESPONSES_PATH}/"):
         return CANCEL.route if path.endswith("/cancel") else STORED.route
+    if is_dashboard(path):
+        return DASHBOARD_PATH
     return MODELS_PATH if path.startswith(MODELS_PATH) else OTHER
 
 

@@ -5,7 +5,7 @@ Reading the body, sending, noticing that the client left.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Final, Protocol
 
 from paceline.api_dialects import dialect_of
@@ -37,6 +37,19 @@ class ShapesAnswer(Protocol):
         """Stop writing. Harmless after the end."""
 
 
+class Watches(Protocol):
+    """What looks on while a request is answered."""
+
+    def wrote(self, piece: bytes) -> None:
+        """A piece of a stream has been handed to the server."""
+
+    def answered(self, body: bytes) -> None:
+        """An engine has answered, not as a stream."""
+
+    def finish(self) -> None:
+        """The request has ended, one way or another; comes once."""
+
+
 class Exchange:
     """One HTTP request as the server hands it to us.
 
@@ -59,6 +72,11 @@ class Exchange:
         self.request_id = ""
         self.own_headers: RawHeaders = ()
         """What the answer's head says beside what the engine says."""
+        self.watch: Watches | None = None
+        self.engine = ""
+        """Name of the engine that was asked last."""
+        self.trace_headers: Mapping[str, str] = {}
+        """What engines are told of the trace that the request is part of."""
         self._receive = receive
         self._send = send
         self._shape: ShapesAnswer | None = None
@@ -114,7 +132,9 @@ class Exchange:
             self._shape.promise(self._head(status, headers))
 
     async def close(self) -> None:
-        """Let go of what writes the answer."""
+        """Let go of what writes the answer, and of who looks on."""
+        if self.watch is not None:
+            self.watch.finish()
         if self._shape is not None:
             await self._shape.close()
 
@@ -137,6 +157,8 @@ class Exchange:
     async def write(self, data: bytes) -> None:
         """Send a part of the answer's body."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self.watch is not None:
+            self.watch.wrote(data)
 
     async def end(self, data: bytes = b"") -> None:
         """Send the last part of the answer's body."""

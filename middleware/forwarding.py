@@ -125,6 +125,8 @@ class Forwarder:
         ticket = sent.ticket
         headers = {"accept-encoding": "identity", "x-request-id": exchange.request_id}
         headers |= sent.headers
+        headers |= exchange.trace_headers
+        exchange.engine = attempt.replica.name
         if sent.body is not None:
             headers["content-type"] = "application/json"
         if ticket is not None:
@@ -211,6 +213,8 @@ class Forwarder:
         """
         body = b"".join([chunk async for chunk in response.chunks()])
         attempt.ended(body)
+        if exchange.watch is not None:
+            exchange.watch.answered(body)
         if sent.ticket is not None and sent.ticket.counts_tokens:
             sent.ticket.meter.read_whole(body)
         if taking is not None:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from paceline.middleware.route_metrics import RouteMetrics
 from paceline.middleware.shaping import ShapingTotals
+from paceline.middleware.traffic import Traffic
 
 LATENCY_BUCKETS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
@@ -65,7 +66,8 @@ class ShapingMetrics:
 class ProxyMetrics:
     """Counters of one proxy.
 
-    Labels are tenants and upstreams of its configuration, never what clients send.
+    Labels are tenants and upstreams of its configuration, never what clients send; but for
+    workloads, of which each tenant has a bounded number.
     """
 
     def __init__(self) -> None:
@@ -101,6 +103,8 @@ class ProxyMetrics:
         )
         self.routes = RouteMetrics(self.registry)
         self.shaping = ShapingMetrics(self.registry)
+        self.traffic = Traffic()
+        self.registry.register(self.traffic)
 
     def finished(self, tenant: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request. O(1)."""

@@ -23,6 +23,12 @@ from paceline.caches.records import SHARED_GROUP
 from paceline.errors import ConfigError
 from paceline.middleware.config import ListenConfig, ProxyConfig, UpstreamConfig
 from paceline.middleware.corpus import STORE_VARIABLE
+from paceline.middleware.dashboard_starting import (
+    dashboard_config,
+    dashboard_process,
+    dashboard_settings,
+    has_dashboard,
+)
 from paceline.middleware.server import running_proxy
 from paceline.online.learner_settings import LearnerSettings, LoadSettings
 from paceline.processes import ChildProcess, ProcessError, answers, free_port
@@ -36,6 +42,7 @@ GRACE_SECONDS: Final = 10.0
 STORE_FOLDER: Final = "store"
 ENGINE_LOG: Final = "engine.log"
 LEARNER_LOG: Final = "learner.log"
+DASHBOARD_LOG: Final = "dashboard.log"
 PACKAGED_NAME: Final = "smollm2"
 DRAFTERS_FOLDER: Final = "drafters"
 LEARNER_FOLDER: Final = "learner"
@@ -56,6 +63,7 @@ class ServeSettings:
         data_folder: where the embedded Valkey and the engine's log live, None for the user's data
             folder.
         learn: whether the drafter goes on learning from what is said, in idle time.
+        dashboard: whether there is one; None for where it is installed.
     """
 
     host: str = "127.0.0.1"
@@ -66,6 +74,7 @@ class ServeSettings:
     policy_file: Path | None = None
     data_folder: Path | None = None
     learn: bool = False
+    dashboard: bool | None = None
 
     @property
     def model_name(self) -> str:
@@ -123,6 +132,7 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
         policy_file=settings.policy_file,
         local_learning=settings.learn and settings.policy_file is None,
         shutdown_grace_seconds=GRACE_SECONDS,
+        dashboard=dashboard_config() if has_dashboard(settings.dashboard) else None,
     )
     if settings.learn and settings.drafter is None and not (folder / DRAFTERS_FOLDER).exists():
         raise ConfigError(
@@ -140,12 +150,20 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
             learner = stack.enter_context(_learner(settings, config, redis_url, folder))
             echo(f"learning: {folder / LEARNER_LOG}")
         proxy = stack.enter_context(running_proxy(config))
+        dashboard = None
+        if config.dashboard is not None:
+            told = dashboard_settings(config, proxy_url=proxy.url, redis_url=redis_url)
+            dashboard = stack.enter_context(dashboard_process(told, log=folder / DASHBOARD_LOG))
+            echo(f"dashboard: {proxy.url}/dashboard")
         echo(greeting(f"{proxy.url}/v1", settings.model_name))
         while engine.exit_code is None:
             time.sleep(WATCH_SECONDS)
             if learner is not None and learner.exit_code is not None:
                 echo(f"the learner ended on its own, serving goes on; see {folder / LEARNER_LOG}")
                 learner = None
+            if dashboard is not None and dashboard.exit_code is not None:
+                echo(f"the dashboard ended on its own; see {folder / DASHBOARD_LOG}")
+                dashboard = None
         raise ProcessError(f"the engine ended on its own; see {folder / ENGINE_LOG}")
 
 

@@ -8,16 +8,18 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 
 from paceline.errors import ConfigError, PacelineError
 from paceline.middleware.app import Proxy
 from paceline.middleware.config import ProxyConfig
+from paceline.middleware.json_log import json_logging
 from paceline.middleware.limiter import LimitTiming
 
 LAST_EVENT_SECONDS: Final = 2
@@ -62,8 +64,11 @@ def run_proxy(config: ProxyConfig, config_file: Path | None = None) -> None:
     Raises:
         ConfigError: the policy file is wrong, or the address cannot be listened on.
     """
-    proxy = Proxy(config, config.load_policy(), config_file=config_file)
-    with _listening(config) as listener:
+    with ExitStack() as stack:
+        if config.log_format == "json":
+            stack.enter_context(json_logging())
+        proxy = Proxy(config, config.load_policy(), config_file=config_file)
+        listener = stack.enter_context(_listening(config))
         print(f"paceline proxy: http://{_address(listener)}/v1", flush=True)
         _Server(proxy).run(sockets=[listener])
 
@@ -110,6 +115,8 @@ def _server_config(proxy: Proxy) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         log_level="warning",
+        # uvicorn's own handlers write text; without them its records go where ours do
+        log_config=None if proxy.config.log_format == "json" else LOGGING_CONFIG,
         server_header=False,
         ws="none",
         # uvicorn takes whole seconds; it cuts off what has not ended by then

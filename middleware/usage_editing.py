@@ -116,6 +116,13 @@ class UsageMeter:
         if usage is not None:
             self.finished(usage.num_read, usage.num_said)
 
+    def read_events(self, events: bytes) -> None:
+        """Take the numbers of some whole events of a stream, if they have any. O(bytes)."""
+        for event in split_events(events):
+            payload = payload_of(event)
+            if payload is not None and USAGE in payload:
+                self.read_whole(payload)
+
     def told(self, choice: int, num_read: int, num_said: int) -> None:
         """A choice says what it has come to."""
         self.is_known = True

@@ -114,7 +114,8 @@ class PolicyFile(BaseModel):
     Attributes:
         defaults: what is said of every tenant.
         tenants: at least one; names and keys are unique.
-        admin_keys: hashes of keys that may read metrics from other machines, and drain engines.
+        admin_keys: hashes of keys that may see the dashboard, read metrics from other machines, and
+            drain engines.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -201,7 +201,13 @@ def main(
     if speculator is not None:
         drafter_figures = None if watch is None else watch.figures
         metrics = registry_of(
-            MemoryCollector(speculator, journal, figures=engine.figures, drafter=drafter_figures)
+            MemoryCollector(
+                speculator,
+                journal,
+                figures=engine.figures,
+                drafter=drafter_figures,
+                served=engine.decisions.served,
+            )
         )
     server = EngineServer(
         engine,

@@ -30,6 +30,7 @@ from paceline.adapters.embedded.target import PREFILL_TOKENS, Row, Target
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DraftLimits
 from paceline.adapters.request_info import RequestInfo
+from paceline.adapters.served_totals import UNKNOWN
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures
 from paceline.errors import EngineError
@@ -135,6 +136,8 @@ class EmbeddedEngine:
         self._on_swap = on_swap
         self._committed: dict[str, list[int]] = {}
         """What came of the round so far."""
+        self._spent = UNKNOWN
+        """What the round is expected to take."""
         if prefixes is None:
             prefixes = PrefixStore(self.settings.max_kept_bytes)
         self._prefixes = prefixes
@@ -197,6 +200,7 @@ class EmbeddedEngine:
         Raises:
             EngineError: too many are waiting.
         """
+        job.submitted_at = self._clock()
         try:
             self._waiting.put_nowait(job)
         except queue.Full:
@@ -275,6 +279,8 @@ class EmbeddedEngine:
         began_at = self._clock()
         rows = self._rows()
         is_reading = any(not running.is_answering for running, _ in rows)
+        num_tokens = sum(len(row.token_ids) for _, row in rows)
+        self._spent = UNKNOWN if is_reading else self._budget.spent(num_tokens)
         self.counts.steps += 1
         for running, row, logits in self._forward(rows):
             if row.num_logits == 0:
@@ -285,7 +291,6 @@ class EmbeddedEngine:
                 self._fail(running, error)
         took = None
         if not is_reading:
-            num_tokens = sum(len(row.token_ids) for _, row in rows)
             ended_at = self._clock()
             if self.arms is None or not self.arms.is_odd:
                 self._budget.note_target(len(rows), num_tokens, ended_at - began_at)
@@ -320,6 +325,8 @@ class EmbeddedEngine:
     def _admit(self, job: Job) -> None:
         request = job.request
         self.counts.requests += 1
+        if job.submitted_at:
+            self.counts.waiting_seconds += self._clock() - job.submitted_at
         self.counts.prompt_tokens += len(request.prompt_ids)
         reply = Reply(request, self.target)
         owner, generation = _owner(request.info), self._prefixes.generation
@@ -347,7 +354,9 @@ class EmbeddedEngine:
             limited_by.append(OFF)
         elif not is_drafting:
             limited_by.append(FAILURE)
-        return self.decisions.open(request.info.request_id, limited_by)
+        tally = self.decisions.open(request.info.request_id, limited_by)
+        tally.who = request.info.tenant, request.info.workload
+        return tally
 
     def _drop_aborted(self) -> None:
         for running in [r for r in self._running if r.job.aborted.is_set()]:
@@ -426,7 +435,10 @@ class EmbeddedEngine:
             self.counts.draft_tokens += len(row.parents)
             self.counts.accepted_tokens += len(path)
             sources = running.draft.sources
-            running.tally.note_round(sources, bytes([sources[node] for node in path]))
+            accepted = bytes([sources[node] for node in path])
+            running.tally.note_round(sources, accepted, self._spent)
+        elif num_taken:
+            running.tally.begin()
         self.counts.generated_tokens += num_taken
         self._committed[running.request_id] = tokens[:num_taken]
         running.draft = NO_DRAFT

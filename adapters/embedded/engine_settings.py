@@ -47,9 +47,13 @@ class EngineSettings:
 
 @dataclass(slots=True)
 class EngineCounts:
-    """Totals since the start; written by the engine's thread only."""
+    """Totals since the start; written by the engine's thread only.
+
+    `waiting_seconds` is how long requests waited to be taken in, together.
+    """
 
     requests: int = 0
+    waiting_seconds: float = 0.0
     aborted: int = 0
     failed: int = 0
     prompt_tokens: int = 0

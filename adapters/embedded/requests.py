@@ -79,8 +79,10 @@ class Job:
         request: what to generate.
         on_progress: takes each step, on the engine's thread; must not block.
         aborted: set it to end the request within one round.
+        submitted_at: when it was queued, by the engine's clock; 0 if it never waited.
     """
 
     request: GenerationRequest
     on_progress: Callable[[Progress], None]
     aborted: threading.Event = field(default_factory=threading.Event)
+    submitted_at: float = 0.0

@@ -251,6 +251,10 @@ class RoundBudget:
         self.counts.cut_tokens = self._verify.num_cut
         return [tree.first(num) for tree, num in zip(trees, kept.tolist(), strict=True)]
 
+    def spent(self, num_tokens: int) -> tuple[float, float]:
+        """As `VerifyBudget.spent`, the model's drafting included."""
+        return self._verify.spent(num_tokens, drafting_seconds=self._drafting_seconds)
+
     def note_target(self, num_requests: int, num_tokens: int, seconds: float) -> None:
         """The target's pass of the round, of answers alone, and what was made of it took that."""
         self._verify.learn(num_requests, num_tokens, seconds)

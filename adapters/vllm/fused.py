@@ -334,7 +334,7 @@ class FusedProposer:
             [step.request_ids[row] for row in news], [step.accepted[row] for row in news]
         )
         committed = {step.request_ids[row]: step.accepted[row] for row in news}
-        self.decisions.settle(committed)
+        self.decisions.settle(committed, self._rounds.spent())
         self.fuser.learn(committed)
         for row in rows:
             if step.request_ids[row] not in self._keys:

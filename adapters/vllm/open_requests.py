@@ -78,6 +78,7 @@ class OpenRequests:
         )
         try:
             info = self.info(request_id)
+            tally.who = info.tenant, info.workload
             predicted = self._predicted(request_id)
             # a token has a byte of its text at least
             most = len(predicted.encode())

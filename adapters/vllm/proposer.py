@@ -163,7 +163,8 @@ class DraftProposer:
         request_ids = [ids[row] for row in rows]
         lengths = [int(num_tokens_no_spec[row]) for row in rows]
         speculator.observe(request_ids, [token_ids_cpu[row] for row in rows], lengths)
-        self.decisions.settle({ids[row]: sampled_token_ids[row] for row in rows})
+        committed = {ids[row]: sampled_token_ids[row] for row in rows}
+        self.decisions.settle(committed, self._rounds.spent())
 
         known = [  # a partial prefill has nothing to verify a draft with
             (request_id, length)

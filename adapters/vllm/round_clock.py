@@ -27,6 +27,7 @@ class _Round:
         num_prompt: tokens of prompts that the target reads in it as well.
         is_odd: it is drafted for as none would be.
         goes_on: some request of it was in work before: the engine has not waited for it.
+        drafting_seconds: that a model took for its drafts.
     """
 
     began_at: float
@@ -36,6 +37,7 @@ class _Round:
     num_prompt: int
     is_odd: bool
     goes_on: bool
+    drafting_seconds: float
 
 
 class RoundClock:
@@ -73,12 +75,27 @@ class RoundClock:
         """A step begins; vLLM's `scheduler_output` says what the target reads in it."""
         now, ended = self._clock(), self._round
         self.ended = None
-        began = _round_of(scheduler_output, now, is_odd=self.is_odd)
+        began = _round_of(
+            scheduler_output, now, is_odd=self.is_odd, drafting_seconds=self.model_seconds
+        )
         if ended is not None and ended.num_requests and began.goes_on:
             self._learn(ended, now - ended.began_at - self.model_seconds)
         self._round = began
         self.is_odd = False
         self.model_seconds = 0.0
+
+    def spent(self) -> tuple[float, float]:
+        """Expected seconds of the round, drafting its drafts included, and without drafts.
+
+        What it reads of prompts beside does not count. Zeros where nobody is answered, or while
+        nothing is known.
+        """
+        now = self._round
+        if now is None or not now.num_requests or not self._cost.is_known:
+            return 0.0, 0.0
+        seconds = self._cost.seconds(now.num_requests, now.num_tokens, now.num_context)
+        undrafted = self._cost.seconds(now.num_requests, now.num_requests, now.num_context)
+        return seconds + now.drafting_seconds, undrafted
 
     @contextmanager
     def drafting(self) -> Iterator[None]:
@@ -103,12 +120,17 @@ class RoundClock:
             self.ended = RoundTime(ended.num_requests, ended.num_tokens, without)
 
 
-def _round_of(scheduler_output: Any, now: float, *, is_odd: bool) -> _Round:
+def _round_of(
+    scheduler_output: Any, now: float, *, is_odd: bool, drafting_seconds: float
+) -> _Round:
     """The step that begins; more tokens than one and the drafted ones are of a prompt."""
     drafted = scheduler_output.scheduled_spec_decode_tokens
     cached = scheduler_output.scheduled_cached_reqs
     context = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-    began = _Round(now, 0, 0, 0, 0, is_odd=is_odd, goes_on=bool(cached.req_ids))
+    goes_on = bool(cached.req_ids)
+    began = _Round(
+        now, 0, 0, 0, 0, is_odd=is_odd, goes_on=goes_on, drafting_seconds=drafting_seconds
+    )
     for request_id, num in scheduler_output.num_scheduled_tokens.items():
         if request_id in context and num <= 1 + len(drafted.get(request_id, ())):
             began.num_requests += 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from paceline.adapters.drafter_figures import DrafterFigures
 from paceline.adapters.drafter_following import follow_drafters
 from paceline.adapters.drafter_watch import DrafterWatch
 from paceline.adapters.housekeeping import Housekeeping
+from paceline.adapters.served_totals import Served, Who
 from paceline.adapters.sharing import open_shared_journal, share_arms
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures
@@ -131,7 +132,12 @@ class SpeculatingWorker:
         self._stop_metrics = open_metrics(
             settings,
             MemoryParts(
-                speculator, self._journal, self._figures, self._decisions, self._drafter_figures
+                speculator,
+                self._journal,
+                self._figures,
+                self._decisions,
+                self._drafter_figures,
+                self._served,
             ),
         )
         self._shares = bool(settings.redis_url)
@@ -172,6 +178,9 @@ class SpeculatingWorker:
 
     def _decisions(self, request_id: str) -> RequestDecisions | None:
         return None if self._proposer is None else self._proposer.decisions.find(request_id)
+
+    def _served(self) -> Mapping[Who, Served]:
+        return {} if self._proposer is None else self._proposer.decisions.served()
 
     def _is_apart(self) -> bool:
         """Whether memory is to be shared, and is not."""
@@ -324,6 +333,7 @@ class MemoryParts:
         figures: reads those of drafting, None where nothing drafts yet.
         find: the record of a request.
         drafter: reads those of the model drafter's versions, None where they are not followed.
+        served: reads what was served, by tenant and workload.
     """
 
     speculator: Speculator
@@ -331,6 +341,7 @@ class MemoryParts:
     figures: Callable[[], DraftingFigures | None]
     find: Callable[[str], RequestDecisions | None]
     drafter: Callable[[], DrafterFigures | None] = lambda: None
+    served: Callable[[], Mapping[Who, Served]] = dict
 
 
 def open_metrics(settings: WorkerSettings, parts: MemoryParts) -> Callable[[], None] | None:
@@ -345,7 +356,11 @@ def open_metrics(settings: WorkerSettings, parts: MemoryParts) -> Callable[[], N
 
         return serve_metrics(
             MemoryCollector(
-                parts.speculator, parts.journal, figures=parts.figures, drafter=parts.drafter
+                parts.speculator,
+                parts.journal,
+                figures=parts.figures,
+                drafter=parts.drafter,
+                served=parts.served,
             ),
             host=settings.metrics_host,
             port=settings.metrics_port,

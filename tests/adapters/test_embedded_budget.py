@@ -418,3 +418,28 @@ def test_an_engine_without_drafts_says_so() -> None:
     assert failed is not None
     assert "failure" in failed.limited_by
     assert failed.reason.startswith("drafting failed")
+
+
+def test_the_estimated_speedup_is_what_the_clock_says() -> None:
+    """Of a tenant whose drafts are right: time without drafts over time with them, both told."""
+    engine, plain = make_engine(drafter_seed=3), make_engine(drafter_seed=None)
+    seconds = []
+    for each in (engine, plain):
+        for turn in range(2):
+            replies(each, turn, GREEDY)
+        began_at, before = each._clock(), each.decisions.served()["t", ""]
+        for turn in range(2, 6):
+            replies(each, turn, GREEDY)
+        after = each.decisions.served()["t", ""]
+        seconds.append(each._clock() - began_at)
+    assert after.tokens == plain.counts.generated_tokens
+    drafted, counts = engine.decisions.served()["t", ""], engine.counts
+    assert drafted.tokens == counts.generated_tokens
+    assert drafted.rounds == counts.rounds
+    assert sum(drafted.accepted) == counts.accepted_tokens
+    assert after.undrafted_seconds - before.undrafted_seconds == pytest.approx(
+        after.round_seconds - before.round_seconds
+    )
+    speedup = drafted.undrafted_seconds / drafted.round_seconds
+    assert speedup == pytest.approx(seconds[1] / seconds[0], rel=0.1)
+    assert speedup > 1.2

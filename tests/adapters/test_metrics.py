@@ -6,10 +6,12 @@ import urllib.request
 
 from prometheus_client import CollectorRegistry
 
+from paceline.adapters.decisions import DecisionLog
 from paceline.adapters.drafter_figures import DrafterFigures, WatchCounts
 from paceline.adapters.metrics import MemoryCollector, registry_of, serve_metrics
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
+from paceline.caches import Source
 from paceline.caches.journal_lag import LagCounts, LagHistogram
 from paceline.errors import DraftError
 from paceline.policies.canary import Seen
@@ -73,6 +75,15 @@ def test_drafts_are_told_by_scope_and_tier() -> None:
     held = value(registry, "paceline_memory_tokens", scope="tenant:a")
     held += value(registry, "paceline_memory_tokens", scope="tenant:b")
     assert held == speculator.stats()["shared_tokens"]
+    tiers = {
+        tier: value(registry, "paceline_memory_tier_tokens", tier=tier)
+        for tier in ("session", "workload", "tenant", "corpus")
+    }
+    assert tiers["workload"] + tiers["tenant"] == held
+    assert tiers["workload"] > 0
+    assert tiers["tenant"] > 0
+    assert tiers["session"] == speculator.stats()["context_tokens"] > 0
+    assert tiers["corpus"] == 0
     assert value(registry, "paceline_memory_bytes") > 0
 
 
@@ -136,3 +147,33 @@ def test_the_drafters_versions_are_told() -> None:
             assert found == count
     without = registry_of(MemoryCollector(Speculator(), drafter=lambda: None))
     assert without.get_sample_value("paceline_drafter_version", of) is None
+
+
+def test_what_was_served_is_told_by_tenant_and_workload() -> None:
+    """Tokens, rounds and saved rounds add up; open requests count; names are bounded."""
+    log = DecisionLog()
+    for number in range(15):
+        tally = log.open(f"r{number}")
+        tally.who = "a", f"kind-{number}"
+        tally.begin()
+        tally.note_round(bytes([Source.WORKLOAD] * 3), bytes([Source.WORKLOAD] * 2), (0.5, 0.25))
+        tally.note_round(b"", b"", (0.25, 0.25))
+        if number % 2:
+            log.close(f"r{number}")
+    registry = registry_of(MemoryCollector(Speculator(), served=log.served))
+    for workload, count in (("kind-0", 1), ("kind-11", 1), ("other", 3)):
+        who = {"tenant": "a", "workload": workload}
+        told = {
+            name: value(registry, f"paceline_served_{name}_total", **who)
+            for name in ("requests", "tokens", "rounds", "saved_rounds")
+        }
+        assert list(told.values()) == [count, 5 * count, 2 * count, 2 * count]
+        assert value(registry, "paceline_served_round_seconds_total", **who) == 0.75 * count
+        assert value(registry, "paceline_served_undrafted_seconds_total", **who) == 1.0 * count
+        for name, tokens in (("drafted", 3), ("accepted", 2)):
+            metric = f"paceline_served_{name}_tokens_total"
+            assert value(registry, metric, source="workload", **who) == tokens * count
+            assert registry.get_sample_value(metric, {"source": "model", **who}) is None
+    before = log.served()["a", "kind-0"]
+    log.close("r0")
+    assert log.served()["a", "kind-0"] == before

@@ -146,3 +146,24 @@ def test_a_models_passes_are_no_part_of_the_targets_round() -> None:
     clock.now += 3.0
     watch.begin(PLAIN)
     assert cost.seen == [(2, 2, 3.0, 0)]
+
+
+def test_what_a_round_is_expected_to_take_is_told() -> None:
+    """With its drafting, and without drafts; a prompt that is read beside does not count."""
+    clock, cost = Clock(), RoundCost()
+    watch = RoundClock(cost, clock=clock)
+    assert watch.spent() == (0.0, 0.0)
+    for number in range(60):
+        num_drafted = number % 4
+        watch.begin(step({"a": 1 + num_drafted}, drafted=num_drafted))
+        clock.now += 1.0 + 0.1 * num_drafted
+        with watch.drafting():
+            clock.now += 0.05
+    watch.begin(step({"a": 4}, drafted=3))
+    spent, undrafted = watch.spent()
+    assert spent == pytest.approx(1.35, rel=0.02)
+    assert undrafted == pytest.approx(1.0, rel=0.02)
+    watch.begin(step({"a": 1, "b": 500}, new=["b"]))
+    spent, undrafted = watch.spent()
+    assert spent == pytest.approx(1.05, rel=0.02)
+    assert undrafted == pytest.approx(1.0, rel=0.02)

@@ -18,9 +18,12 @@ START_SECONDS = 240.0
 
 
 class Serving:
-    """`paceline serve` on a free port, its data and its output in `folder`."""
+    """`paceline serve` on a free port, its data and its output in `folder`.
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    Without the dashboard's process unless `dashboard` is true: it takes a second to start.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, dashboard: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._output = folder / "serve.log"
         self._children: list[psutil.Process] = []
@@ -29,6 +32,7 @@ class Serving:
             [
                 *(sys.executable, "-m", "paceline.middleware.cli", "serve", "--port", "0"),
                 *("--data", str(folder / "data"), *arguments),
+                *(() if dashboard else ("--no-dashboard",)),
             ],
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             log=self._output,
@@ -70,11 +74,15 @@ class Serving:
         """A counter of the engine's draft memory, over all scopes and tiers."""
         return self._metric(rf"paceline_memory_{name}_total\{{[^\n]*\}}")
 
-    def _metric(self, pattern: str) -> float:
+    @property
+    def engine_url(self) -> str:
+        """Base URL of the embedded engine."""
         engine = next(c for c in self._children if "paceline.adapters.embedded" in c.cmdline())
         command = engine.cmdline()
-        url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as response:
+        return f"http://127.0.0.1:{command[command.index('--port') + 1]}"
+
+    def _metric(self, pattern: str) -> float:
+        with urllib.request.urlopen(f"{self.engine_url}/metrics", timeout=10) as response:  # noqa: S310  our own
             text = response.read().decode()
         found = re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE)
         assert found, text
