@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
 from typing import Any
 
 PROMPT = "The quick brown fox {n} jumps over the lazy dog {n} times. The quick brown fox {n} jumps"
@@ -47,7 +46,6 @@ def main(model: str, *, speculate: bool) -> dict[str, Any]:
         result |= {"first": counts(llm, worker)}
         result["again"] = run_all(llm)
         result |= {"rounds_known": worker._proposer.budget.target.is_known}
-        result["served"] = asdict(worker._proposer.decisions.served()["t", ""])
         result |= try_dear_tokens(llm, worker._proposer)
         result["seeded"] = run_sampled(llm, temperature=0.8, seed=3)
         result["top_k"] = run_sampled(llm, temperature=0.5, top_k=1)
