@@ -49,6 +49,8 @@ class UpstreamConfig(BaseModel):
         decisions_url: base URL of where it tells what it decided for a request: of a vLLM with our
             worker the worker's metrics (``PACELINE_METRICS_PORT``), of the embedded engine its own
             URL. None: requests that want to be explained are told the policy alone.
+        health_path: where it says with 200 that it can answer, for what is neither vLLM nor ours:
+            LiteLLM's own ``/health`` asks a model, its ``/health/liveliness`` does not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +60,7 @@ class UpstreamConfig(BaseModel):
     api_key: str | None = None
     refuse_seeded_sampling: bool = False
     decisions_url: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None
+    health_path: Annotated[str, Field(pattern=r"^/")] = "/health"
 
     @field_validator("url", "decisions_url", mode="before")
     @classmethod

@@ -14,7 +14,6 @@ from typing import Final
 from paceline.middleware.config import UpstreamConfig
 from paceline.middleware.upstream import Upstream, UpstreamError
 
-HEALTH_PATH: Final = "/health"
 HEALTH_SECONDS: Final = 5.0
 HTTP_OK: Final = 200
 
@@ -51,7 +50,7 @@ class Replica:
         """Ask for its health and remember the answer; none within five seconds is a bad one."""
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
-                response = await self.upstream.send("GET", HEALTH_PATH, {}, None)
+                response = await self.upstream.send("GET", self.config.health_path, {}, None)
         except TimeoutError:
             self.failed(f"its health did not answer within {HEALTH_SECONDS:g} s")
             return
