@@ -37,6 +37,7 @@ from paceline.middleware.identity import (
 from paceline.middleware.limit_store import Bound
 from paceline.middleware.limiter import Limiter, LimitTiming, Ticket
 from paceline.middleware.metrics import ProxyMetrics
+from paceline.middleware.openapi import OPENAPI_PATH, encoded
 from paceline.middleware.policy_follower import PolicyFollower
 from paceline.middleware.request_body import BodyView, view_body, with_fields
 from paceline.middleware.routing import Replica, ReplicaSet
@@ -220,7 +221,7 @@ class Proxy:
 
     async def _dispatch(self, exchange: Exchange) -> str:
         """Answer the request; returns the tenant's name, "" for routes without one."""
-        if exchange.path in ("/health", "/ready", "/metrics"):
+        if exchange.path in ("/health", "/ready", "/metrics", OPENAPI_PATH):
             _require_method(exchange, "GET")
             await self._answer_own(exchange)
             return ""
@@ -247,6 +248,8 @@ class Proxy:
     async def _answer_own(self, exchange: Exchange) -> None:
         if exchange.path == "/health":
             await exchange.answer(200, b'{"status":"ok"}')
+        elif exchange.path == OPENAPI_PATH:
+            await exchange.answer(200, encoded())
         elif exchange.path == "/ready":
             ready = self.ready
             body = b'{"status":"ready"}' if ready else b'{"status":"no engine answers"}'
@@ -388,7 +391,10 @@ def _bounds_of(caller: Caller, identity: Identity) -> tuple[Bound, ...]:
 def _require_method(exchange: Exchange, method: str) -> None:
     if exchange.method != method:
         raise ApiError(
-            405, f"{exchange.path} takes {method}, not {exchange.method}", code="method_not_allowed"
+            405,
+            f"{exchange.path} takes {method}, not {exchange.method}",
+            code="method_not_allowed",
+            headers=[(b"allow", method.encode())],
         )
 
 
