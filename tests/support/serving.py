@@ -66,15 +66,24 @@ class Serving:
         """A counter of the embedded engine."""
         return self._metric(rf"paceline_engine_{name}_total")
 
+    @property
+    def num_running(self) -> int:
+        """Requests that the embedded engine answers now."""
+        return int(self._metric("paceline_engine_running"))
+
     def memory_metric(self, name: str) -> float:
         """A counter of the engine's draft memory, over all scopes and tiers."""
         return self._metric(rf"paceline_memory_{name}_total\{{[^\n]*\}}")
 
-    def _metric(self, pattern: str) -> float:
+    @property
+    def engine_url(self) -> str:
+        """Where the embedded engine listens."""
         engine = next(c for c in self._children if "paceline.adapters.embedded" in c.cmdline())
         command = engine.cmdline()
-        url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as response:
+        return f"http://127.0.0.1:{command[command.index('--port') + 1]}"
+
+    def _metric(self, pattern: str) -> float:
+        with urllib.request.urlopen(f"{self.engine_url}/metrics", timeout=10) as response:  # noqa: S310  our own
             text = response.read().decode()
         found = re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE)
         assert found, text
