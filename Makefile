@@ -3,23 +3,25 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+SDKS := .venv-sdks
+NODE_SDKS := tests/sdks/node
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := core caches policies adapters online middleware benchmarks
 SOURCES := pyproject.toml $(shell find $(ROOMS) -type f -not -path '*/__pycache__/*')
 
-.PHONY: serve test lint format unit bench docs reference clean system-packages
+.PHONY: serve test lint format unit bench docs reference clean system-packages sdks
 
 serve: $(VENV)/.installed-serve
 	$(BIN)/paceline serve
 
-test: system-packages $(VENV)/.installed-test
+test: system-packages $(VENV)/.installed-test sdks
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
 
-# The tests that need no vLLM server: a quick look while working.
+# The tests that need no vLLM server and no further SDKs: a quick look while working.
 unit: system-packages $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not vllm"
+	$(BIN)/python -m pytest -m "not vllm and not sdks"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -47,13 +49,31 @@ reference: $(VENV)/.installed-test
 	$(BIN)/python scripts/write_reference.py
 
 clean:
-	rm -rf $(VENV) build dist out
+	rm -rf $(VENV) $(SDKS) $(SDKS)-openai2 $(NODE_SDKS)/node_modules build dist out
 
-# A real Redis, curl and a browser for the tests, and the allocator that vLLM's CPU build wants preloaded.
+# Agent SDKs, each set in an environment of its own beside ours, for the tests that use them as their users do.
+sdks: $(SDKS)/.installed $(SDKS)-openai2/.installed $(NODE_SDKS)/node_modules/.installed
+
+$(SDKS)/.installed: requirements/sdks.txt
+$(SDKS)-openai2/.installed: requirements/sdks-openai2.txt
+
+# Nothing is compiled beforehand: the tests import a small part of all this.
+$(SDKS)/.installed $(SDKS)-openai2/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install -q $(PIP_ARGS) --no-compile --no-deps -r $<
+	touch $@
+
+$(NODE_SDKS)/node_modules/.installed: $(NODE_SDKS)/package-lock.json | system-packages
+	npm ci --silent --prefix $(NODE_SDKS)
+	touch $@
+
+# A real Redis, curl and a browser for the tests, Node for its SDKs, and the allocator that vLLM's CPU build wants
+# preloaded.
 system-packages:
 	@command -v curl >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq curl; }
 	@command -v chromium >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium; }
 	@command -v redis-server >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq redis-server; }
+	@command -v npm >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq nodejs npm; }
 	@ls /usr/lib/*/libtcmalloc_minimal.so.4 >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq libtcmalloc-minimal4; }
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

@@ -12,6 +12,7 @@ import msgspec
 
 from paceline.api_errors import ApiError
 from paceline.middleware.config import is_loopback
+from paceline.middleware.endpoints import require_method
 from paceline.middleware.exchange import Exchange
 from paceline.middleware.identity import key_of
 from paceline.middleware.replica import Replica
@@ -56,10 +57,7 @@ async def answer_admin(exchange: Exchange, policy: PolicyFile | None, replicas: 
     wanted = "POST" if rest else "GET"
     if rest and not (rest.startswith("/") and name and action in ACTIONS):
         raise _unknown(f"{exchange.path} is not served here")
-    if exchange.method != wanted:
-        raise ApiError(
-            405, f"{exchange.path} takes {wanted}, not {exchange.method}", code="method_not_allowed"
-        )
+    require_method(exchange.method, exchange.path, wanted)
     await exchange.read_body(max_bytes=0)
     if rest and replicas.drain(name, drained=ACTIONS[action]) is None:
         known = ", ".join(replica.name for replica in replicas.replicas)

@@ -51,6 +51,7 @@ from paceline.middleware.limit_store import Bound
 from paceline.middleware.limiter import Limiter, LimitTiming, Ticket
 from paceline.middleware.metrics import ProxyMetrics
 from paceline.middleware.observing import Observer
+from paceline.middleware.openapi import OPENAPI_PATH, encoded
 from paceline.middleware.policy_follower import PolicyFollower
 from paceline.middleware.predicting import predicted_text
 from paceline.middleware.replica import Replica
@@ -264,7 +265,7 @@ class Proxy:
 
     async def _dispatch(self, exchange: Exchange) -> str:
         """Answer the request; returns the tenant's name, "" for routes without one."""
-        if exchange.path in ("/health", "/ready", "/metrics"):
+        if exchange.path in ("/health", "/ready", "/metrics", OPENAPI_PATH):
             require_method(exchange.method, exchange.path, "GET")
             await self._answer_own(exchange)
             return ""
@@ -284,6 +285,8 @@ class Proxy:
     async def _answer_own(self, exchange: Exchange) -> None:
         if exchange.path == "/health":
             await exchange.answer(200, b'{"status":"ok"}')
+        elif exchange.path == OPENAPI_PATH:
+            await exchange.answer(200, encoded())
         elif exchange.path == "/ready":
             ready = self.ready
             body = b'{"status":"ready"}' if ready else b'{"status":"no engine answers"}'

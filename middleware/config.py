@@ -53,6 +53,8 @@ class UpstreamConfig(BaseModel):
         draining: it gets no new requests and finishes those it has.
         cache_tokens: tokens that its prefix cache holds; vLLM logs that at its start as "GPU KV
             cache size".
+        health_path: where it says with 200 that it can answer, for what is neither vLLM nor ours:
+            LiteLLM's own ``/health`` asks a model, its ``/health/liveliness`` does not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +66,7 @@ class UpstreamConfig(BaseModel):
     decisions_url: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None
     draining: bool = False
     cache_tokens: Annotated[int, Field(ge=1024, le=2**30)] = 262_144
+    health_path: Annotated[str, Field(pattern=r"^/")] = "/health"
 
     @field_validator("url", "decisions_url", mode="before")
     @classmethod

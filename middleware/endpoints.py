@@ -171,7 +171,12 @@ def require_method(method: str, path: str, wanted: str) -> None:
         ApiError: 405, it is another.
     """
     if method != wanted:
-        raise ApiError(405, f"{path} takes {wanted}, not {method}", code="method_not_allowed")
+        raise ApiError(
+            405,
+            f"{path} takes {wanted}, not {method}",
+            code="method_not_allowed",
+            headers=[(b"allow", wanted.encode())],
+        )
 
 
 def route_of(path: str) -> str:

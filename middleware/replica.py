@@ -19,7 +19,6 @@ from paceline.middleware.upstream import Upstream, UpstreamError
 
 logger = logging.getLogger("paceline.routing")
 
-HEALTH_PATH: Final = "/health"
 HTTP_OK: Final = 200
 
 
@@ -125,7 +124,7 @@ class Replica:
         limit = self._routing.health_timeout_seconds
         try:
             async with asyncio.timeout(limit):
-                response = await self.upstream.send("GET", HEALTH_PATH, {}, None)
+                response = await self.upstream.send("GET", self.config.health_path, {}, None)
         except TimeoutError:
             self._hung(f"its health did not answer within {limit:g} s")
             return

@@ -47,6 +47,7 @@ class ScriptedEngine:
     """Answers generation requests as its script says; health checks while `healthy`.
 
     Attributes:
+        health_path: where it answers them; any other request is a generation request.
         script: writes the answer to one request.
         seen: generation requests so far.
         left: set when the proxy closed a connection while a script was waiting on it.
@@ -54,6 +55,7 @@ class ScriptedEngine:
 
     script: Script = reply_json
     healthy: bool = True
+    health_path: str = "/health"
     seen: list[SeenRequest] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
     port: int = 0
@@ -78,7 +80,7 @@ class ScriptedEngine:
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while (request := await _read_request(reader)) is not None:
-                if request.path == "/health":
+                if request.path == self.health_path:
                     status = b"200 OK" if self.healthy else b"500 No"
                     writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\n\r\n")
                 else:

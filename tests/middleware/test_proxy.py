@@ -534,6 +534,23 @@ def test_health_readiness_and_metrics(engines: Engines, proxies: Proxies, tmp_pa
     wait_until(lambda: counted in exchange(proxy.url, "GET", "/metrics")[1].decode())
 
 
+def test_a_wrong_method_is_told_the_right_one(engines: Engines, proxies: Proxies) -> None:
+    """As RFC 9110 wants it: 405 comes with ``allow``."""
+    proxy = proxies(engines().url)
+    for path, method in (("/v1/chat/completions", "POST"), ("/v1/models", "GET")):
+        status, _, headers = exchange(proxy.url, "PATCH", path)
+        assert (status, headers["allow"]) == (405, method)
+
+
+def test_health_is_asked_where_the_engine_tells_it(engines: Engines, proxies: Proxies) -> None:
+    """An upstream with a path of its own for it is ready by that; ``/health`` is not asked."""
+    engine = engines()
+    engine.health_path = "/health/liveliness"
+    proxy = proxies(engine.url, e0={"health_path": "/health/liveliness"})
+    assert proxy.proxy.ready
+    assert not engine.seen
+
+
 def test_addresses_and_files_that_cannot_work_are_refused(tmp_path: Path) -> None:
     """No policy beyond loopback, no port in use, no missing or broken policy file."""
     upstreams = [{"name": "e", "url": "http://127.0.0.1:1"}]

@@ -70,6 +70,11 @@ class Serving:
         """A counter of the embedded engine."""
         return self._metric(rf"paceline_engine_{name}_total")
 
+    @property
+    def num_running(self) -> int:
+        """Requests that the embedded engine answers now."""
+        return int(self._metric("paceline_engine_running"))
+
     def memory_metric(self, name: str) -> float:
         """A counter of the engine's draft memory, over all scopes and tiers."""
         return self._metric(rf"paceline_memory_{name}_total\{{[^\n]*\}}")

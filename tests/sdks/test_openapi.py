@@ -1,0 +1,26 @@
+"""The OpenAPI document as it is served."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+
+from paceline.middleware.openapi import OPENAPI_PATH, document
+from sdk_clients import SdkClients
+
+pytestmark = [pytest.mark.sdks, pytest.mark.model, pytest.mark.timeout(300)]
+
+
+def root(clients: SdkClients) -> str:
+    return clients.base_url.removesuffix("/v1")
+
+
+def test_the_document_is_served_to_anybody(clients: SdkClients) -> None:
+    """It is JSON, without a key, and all that it refers to is in it."""
+    served = httpx.get(root(clients) + OPENAPI_PATH)
+    assert served.headers["content-type"] == "application/json"
+    assert served.json() == document()
+    names = set(re.findall(r'"#/components/schemas/(\w+)"', served.text))
+    assert names == set(document()["components"]["schemas"])
