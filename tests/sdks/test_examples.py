@@ -82,6 +82,15 @@ def test_two_tenants() -> None:
         assert accepted[1] > 20 > accepted[0]
 
 
+def test_offline_corpus() -> None:
+    """What stands in the corpus is drafted although nobody has said it."""
+    printed = run_shell("offline_corpus.sh", str(ROOT / "docs" / "corpus.md"))
+    assert "handbook" in printed
+    sources = re.findall(r"^drafted and right, by source: (.*)$", printed, re.MULTILINE)
+    assert len(sources) == 2
+    assert "corpus=" in sources[1]
+
+
 def test_each_is_short_and_listed() -> None:
     """No example has more than 60 lines, and README.md names each."""
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
