@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from paceline.processes import free_port
 from sdk_clients import ROOT, SdkClients
 
 pytestmark = [pytest.mark.sdks, pytest.mark.model, pytest.mark.timeout(300)]
 
 EXAMPLES = ROOT / "examples"
 MAX_LINES = 60
+
+
+def run_shell(name: str, *arguments: str) -> str:
+    """What a script printed that starts its own servers."""
+    here = Path(sys.executable).parent
+    done = subprocess.run(
+        [str(EXAMPLES / name), *arguments],
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith("PACELINE_")},
+            "PATH": f"{here}:{os.environ['PATH']}",
+            "PACELINE_PORT": str(free_port()),
+            "HF_HUB_OFFLINE": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_openai_chat(clients: SdkClients) -> None:
@@ -43,6 +67,28 @@ def test_smolagents_agent(clients: SdkClients) -> None:
     counted = re.search(r"\[(\d+) tokens read, (\d+) said\]", printed)
     assert counted
     assert int(counted[2]) > 40
+
+
+def test_two_tenants() -> None:
+    """Each is drafted from its own first request; neither from the other's."""
+    printed = run_shell("two_tenants.sh")
+    found = dict(re.findall(r"^((?:red|blue), \w+ time): (.*)$", printed, re.MULTILINE))
+    assert len(found) == 4
+    for tenant in ("red", "blue"):
+        accepted = [
+            sum(map(int, re.findall(r"=(\d+)/", found[f"{tenant}, {time} time"])))
+            for time in ("first", "second")
+        ]
+        assert accepted[1] > 20 > accepted[0]
+
+
+def test_offline_corpus() -> None:
+    """What stands in the corpus is drafted although nobody has said it."""
+    printed = run_shell("offline_corpus.sh", str(ROOT / "docs" / "corpus.md"))
+    assert "handbook" in printed
+    sources = re.findall(r"^drafted and right, by source: (.*)$", printed, re.MULTILINE)
+    assert len(sources) == 2
+    assert "corpus=" in sources[1]
 
 
 def test_each_is_short_and_listed() -> None:

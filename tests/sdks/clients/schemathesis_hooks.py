@@ -1,0 +1,22 @@
+"""Requests that Schemathesis made up, changed so that most of them reach the model, and briefly."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import schemathesis
+
+
+@schemathesis.hook
+def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
+    """Two tokens suffice; a model of any other name would only be refused."""
+    if not isinstance(case.body, dict):
+        return
+    if isinstance(case.body.get("model"), str):
+        case.body["model"] = os.environ["PACELINE_MODEL"]
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        if not isinstance(case.body.get(name), int) and name in case.body:
+            continue  # wrong on purpose
+        if name in case.body or name == "max_tokens":
+            case.body[name] = min(2, case.body.get(name, 2))
