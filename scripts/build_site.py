@@ -19,7 +19,10 @@ import click
 import yaml
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("README.md", "DESIGN.md", "CHANGELOG.md", "LOG.md", "LICENSE", "docs", "deploy")
+SOURCES = (
+    *("README.md", "DESIGN.md", "CHANGELOG.md", "LOG.md", "LICENSE"),
+    *("docs", "deploy", "examples"),
+)
 """What the site is made of."""
 CONFIG = "mkdocs.yml"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
