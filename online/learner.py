@@ -47,7 +47,7 @@ logger = logging.getLogger("paceline.learner")
 MOST_PATIENCE: Final = 8
 """Times the usual traffic that is waited for after cycles that came to nothing."""
 OPEN_STATES: Final = frozenset({"candidate", "canary"})
-PROBED_PASSAGES: Final = 8
+PROBED_PASSAGES: Final = 16
 """Read to find out how well the drafter does on what was said of late."""
 KEPT_GAINS: Final = 32
 SMOKE_PROMPTS: Final = 4
@@ -125,6 +125,8 @@ class Learner:
         self._is_forgotten = threading.Event()
         self._thought_at = 0
         """Tokens that had been taken in when a cycle was last thought about."""
+        self._looked_at = 0
+        """The same when it was last looked whether the traffic has changed."""
         self._opened: tuple[int, OpenedDrafter] | None = None
         self._vocab_size = 0
 
@@ -196,11 +198,14 @@ class Learner:
         num_sessions, least = found["held_out_sessions"], self._settings.gate.min_sessions
         if num_sessions < least:
             return f"{num_sessions} of {least} held-out sessions are there"
-        taken = found["taken_tokens"]
-        wanted = self._settings.cycle.min_new_tokens * self._notes.patience
-        if (new := taken - self._thought_at) < wanted:
+        taken, usual = found["taken_tokens"], self._settings.cycle.min_new_tokens
+        new, wanted = taken - self._thought_at, usual * self._notes.patience
+        if new < usual or (new < wanted and taken - self._looked_at < usual):
             return f"{new:,} of {wanted:,} new tokens are there"
         decision = self._decided(base)
+        self._looked_at = taken
+        if new < wanted and not decision.has_changed:
+            return f"{new:,} of {wanted:,} new tokens are there, much like those before"
         self._thought_at = taken
         if decision.begins:
             logger.info("learning begins: %s", decision.reason)
@@ -228,6 +233,7 @@ class Learner:
                 gained = min(gained, 0.0)
                 self.figures.events[version.state] += 1
                 notes.patience = min(2 * notes.patience, MOST_PATIENCE)
+                notes.accepted_length = version.gate.before
             self._expected.learn(gained)
             notes.gains = [*notes.gains, gained][-KEPT_GAINS:]
             notes.save(self._notes_file)
@@ -236,7 +242,8 @@ class Learner:
         """Whether a cycle is worth its cost, by how the drafter does on what was said of late."""
         opened = self._open(base)
         rng = np.random.default_rng(self._notes.num_cycles)
-        passages = self._parts.replay.sample(PROBED_PASSAGES, rng)
+        recent = self._settings.cycle.min_new_tokens
+        passages = self._parts.replay.newest(PROBED_PASSAGES, recent, rng)
         lessons = self._taught(passages)
         accepted = 0.0
         if lessons:

@@ -26,8 +26,8 @@ class LearnerNotes(msgspec.Struct, kw_only=True):
         patience: times the usual number of new tokens that it waits for now.
         num_cycles: begun so far.
         gains: what cycles have brought, the newest last: accepted tokens a round.
-        accepted_length: of the version that runs, on held-out sessions when it was judged; None
-            before any was.
+        accepted_length: of the version that runs, on held-out sessions when it was last judged,
+            alone or beside a candidate; None before it was.
         known: newest version whose end has been taken in.
     """
 

@@ -81,7 +81,7 @@ class CycleSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         min_new_tokens: that were read or said before another cycle is thought about; twice as many
-            after each cycle in a row that came to nothing.
+            after each cycle in a row that came to nothing, unless the traffic changes.
         passages: learned from.
         epochs: times each.
         batch: passages of a step.

@@ -217,6 +217,18 @@ class Replay:
                 num, rng, temper=self.settings.temper, recent_mix=self.settings.recent_mix
             )
 
+    def newest(self, num: int, num_tokens: int, rng: np.random.Generator) -> list[Passage]:
+        """As `sample`, of what finished last: passages of about so many tokens. O(n log n)."""
+        with self._lock:
+            self._settle()
+            held = [it for bucket in self._learned.buckets.values() for it in bucket]
+        held.sort(key=lambda it: (-it.finished_at, it.session, it.begun_at))
+        ends = np.cumsum([len(it.token_ids) for it in held])
+        recent = held[: int(np.searchsorted(ends, num_tokens)) + 1]
+        if len(recent) <= num:
+            return recent
+        return [recent[i] for i in rng.choice(len(recent), num, replace=False)]
+
     def held_out(self) -> list[Passage]:
         """Passages of held-out sessions; those of one session stand together, the oldest first."""
         with self._lock:

@@ -11,6 +11,8 @@ from typing import Final
 
 PRIOR_CYCLES: Final = 2.0
 """Cycles that the first guess of a gain counts as."""
+CHANGED: Final = 0.2
+"""Share of what was accepted of the drafter that is lost where the traffic has changed."""
 DISCOUNT: Final = 0.8
 """What a cycle still counts for after the next one."""
 
@@ -61,12 +63,14 @@ class Decision:
         reason: in words.
         gain_seconds: of serving that it is expected to save.
         cost_seconds: that it is expected to cost.
+        has_changed: whether the traffic has, so that what earlier cycles came to says little.
     """
 
     begins: bool
     reason: str
     gain_seconds: float = 0.0
     cost_seconds: float = 0.0
+    has_changed: bool = False
 
 
 def decide(
@@ -87,7 +91,7 @@ def decide(
         economics: what time is worth.
         accepted_length: tokens a round that are accepted of the drafter now, on recent traffic.
         expected_gain: that a cycle brings where nothing has changed.
-        drift: accepted tokens a round that were lost since the drafter was promoted.
+        drift: accepted tokens a round that were lost since the drafter was last judged.
         busy_share: of the time that the engines are serving, 0 to 1.
         cycle_seconds: of idle time that a cycle takes.
     """
@@ -102,5 +106,9 @@ def decide(
         f"{'more' if begins else 'not more'} than the {cost_seconds:.1f} s that a cycle costs"
     )
     return Decision(
-        begins=begins, reason=reason, gain_seconds=gain_seconds, cost_seconds=cost_seconds
+        begins=begins,
+        reason=reason,
+        gain_seconds=gain_seconds,
+        cost_seconds=cost_seconds,
+        has_changed=drift > 0 and drift >= CHANGED * (accepted_length + drift),
     )

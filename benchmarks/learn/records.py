@@ -24,8 +24,8 @@ class Workload(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """As in figures."""
-        return f"{self.source}:{self.tasks}" if self.tasks else self.source
+        """As in figures, and as requests name it."""
+        return f"{self.source}.{self.tasks}" if self.tasks else self.source
 
 
 class Asked(msgspec.Struct, frozen=True):

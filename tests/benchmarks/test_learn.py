@@ -97,5 +97,5 @@ def test_a_number_is_found_among_metrics() -> None:
     text = 'a{phase="waiting"} 1.0\na{phase="training"} 0.0\n'
     assert value_of(text, 'phase="waiting"') == 1.0
     assert value_of(text, 'phase="other"') == 0.0
-    assert Workload.parse("s:tau-").name == "s:tau-"
+    assert Workload.parse("s:tau-").name == "s.tau-"
     assert Workload.parse("s").name == "s"

@@ -40,6 +40,10 @@ def test_what_was_lost_can_be_won_back() -> None:
     found = decided(expected_gain=0.0, drift=0.5)
     assert found.begins
     assert "changed" in found.reason
+    assert found.has_changed
+    assert not decided(drift=0.2).has_changed, "of 1.2 accepted tokens a sixth"
+    assert decided(drift=0.3).has_changed
+    assert not decided(accepted_length=0.0, drift=0.0).has_changed
 
 
 @given(gains=st.lists(st.floats(-1.0, 1.0), max_size=40))
