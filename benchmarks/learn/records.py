@@ -111,7 +111,7 @@ class SpeedWork(msgspec.Struct, frozen=True, tag="speed"):
 
     Attributes:
         target: as in `AnswerWork`.
-        drafter: folder.
+        drafter: folder, "" for none.
         prompts: what is asked.
         output_tokens: longest reply.
         in_flight: requests at a time.

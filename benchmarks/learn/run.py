@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -12,28 +11,25 @@ from typing import Any, Final
 import click
 import msgspec
 
+from paceline.benchmarks.learn.prompts import around, read_prompts
 from paceline.benchmarks.learn.records import (
     AnswerWork,
-    Asked,
     Examined,
     ExamineWork,
     Mark,
     Speed,
-    SpeedWork,
     Workload,
 )
+from paceline.benchmarks.learn.speeds import measured, speed_work
 from paceline.benchmarks.learn.stack import Stack, run_worker, running_stack
-from paceline.benchmarks.rendering import requests_of
 from paceline.benchmarks.replay.tokens import Renderer, load_encoder
-from paceline.benchmarks.traces import read_recorded
 from paceline.caches.drafter_registry import DrafterRegistry
 from paceline.caches.records import SHARED_GROUP
-from paceline.errors import ConfigError
 
-TURNS: Final = 6
 CHAIN_TOKENS: Final = 8
 CACHED: Final = "held-out"
 MARKS: Final = "marks.jsonl"
+SPEED_REPEATS: Final = 3
 
 
 class LearnBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,56 +66,6 @@ class LearnBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     draft_tokens: int
     learner: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """Of one workload.
-
-    Attributes:
-        asked: whose replies are learned from.
-        held_out: of other sessions.
-    """
-
-    asked: list[Asked]
-    held_out: list[Asked]
-
-
-def read_prompts(
-    traces: Path, workload: Workload, renderer: Renderer, context_tokens: int, num_held_out: int
-) -> Prompts:
-    """Prompts of a workload; those of its last sessions are held out.
-
-    Raises:
-        ConfigError: there are too few.
-    """
-    found: dict[str, list[Asked]] = {}
-    for episode in read_recorded(traces, workload.source):
-        if not episode.task_group.startswith(workload.tasks):
-            continue
-        requests = requests_of(
-            episode,
-            renderer,
-            context_tokens=context_tokens,
-            output_tokens=1,
-            max_requests=TURNS,
-        )
-        # a task that was tried several times is one session here: none of it is on both sides
-        found.setdefault(episode.task_group, []).extend(
-            Asked(f"{workload.name}/{request.episode_id}", request.prompt_ids)
-            for request in requests
-        )
-    sessions = list(found.values())
-    held_out: list[Asked] = []
-    while sessions and len(held_out) < num_held_out:
-        held_out += sessions.pop()[:TURNS]
-    asked = [prompt for session in sessions for prompt in session]
-    if not asked or len(held_out) < num_held_out:
-        raise ConfigError(
-            f"{workload.name} has {len(asked)} prompts beside {len(held_out)} held-out ones; take "
-            "fewer (--held-out) or another workload"
-        )
-    return Prompts(asked, held_out[:num_held_out])
 
 
 class LearnRun:
@@ -177,7 +123,17 @@ class LearnRun:
                 self._serve(stack, workload, tokens)
                 if workload is settings.workloads[0]:
                     best = current_folder(stack.registry) or best
-        frozen, learned = (self._speed(folder) for folder in (settings.drafter, best))
+        work = speed_work(
+            settings.target,
+            self._prompts[settings.workloads[0].name].held_out,
+            output=settings.output_tokens,
+            in_flight=settings.in_flight,
+            draft=settings.draft_tokens,
+            core=self._cores[0],
+        )
+        named = {"frozen": settings.drafter, "learned": best}
+        speeds = measured(work, named, SPEED_REPEATS, self._folder)
+        frozen, learned = (_median(speeds[name]) for name in named)
         return frozen, learned
 
     def _serve(self, stack: Stack, workload: Workload, tokens: int) -> None:
@@ -241,21 +197,6 @@ class LearnRun:
         )
         run_worker(work, self._folder)
 
-    def _speed(self, drafter: str) -> Speed:
-        settings = self._settings
-        prompts = self._prompts[settings.workloads[0].name].held_out
-        work = SpeedWork(
-            settings.target,
-            drafter,
-            tuple(prompts),
-            settings.output_tokens,
-            settings.in_flight,
-            settings.draft_tokens,
-            len(prompts) // 4,
-            self._cores[0],
-        )
-        return msgspec.convert(run_worker(work, self._folder), Speed)
-
 
 def current_folder(registry: DrafterRegistry) -> str:
     """Of the version that engines run; "" without one."""
@@ -263,13 +204,8 @@ def current_folder(registry: DrafterRegistry) -> str:
     return registry.version(SHARED_GROUP, current).folder if current else ""
 
 
-def around(prompts: Sequence[Asked]) -> Iterator[Asked]:
-    """All of them again and again, each time as other sessions."""
-    turn = 0
-    while True:
-        for asked in prompts:
-            yield Asked(f"{asked.session}#{turn}", asked.token_ids)
-        turn += 1
+def _median(speeds: Sequence[Speed]) -> Speed:
+    return sorted(speeds, key=lambda it: it.tokens_per_second)[len(speeds) // 2]
 
 
 def figures(marks: Sequence[Mark], frozen: Speed, learned: Speed) -> dict[str, float]:

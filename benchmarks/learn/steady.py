@@ -24,8 +24,8 @@ import click
 import numpy as np
 
 from paceline.benchmarks.learn.options import learner_option, two_cores
+from paceline.benchmarks.learn.prompts import around, read_prompts
 from paceline.benchmarks.learn.records import Asked, Workload
-from paceline.benchmarks.learn.run import around, read_prompts
 from paceline.benchmarks.learn.stack import (
     MODEL,
     REQUEST_SECONDS,

@@ -64,7 +64,7 @@ def examine(work: ExamineWork) -> list[list[Examined]]:
 
 
 def speed(work: SpeedWork) -> Speed:
-    """Of an embedded engine with memory and the drafter."""
+    """Of an embedded engine with memory and the drafter, if there is one."""
     from paceline.adapters.embedded.engine import EmbeddedEngine
     from paceline.adapters.embedded.engine_settings import EngineSettings
     from paceline.adapters.embedded.target import Target
@@ -76,7 +76,7 @@ def speed(work: SpeedWork) -> Speed:
         Target.load(target_path(work.target)),
         Speculator(),
         EngineSettings(max_running=work.in_flight, max_draft_tokens=work.draft_tokens),
-        drafter=Target.load_drafter(Path(work.drafter)),
+        drafter=Target.load_drafter(Path(work.drafter)) if work.drafter else None,
     )
     engine.start()
     try:

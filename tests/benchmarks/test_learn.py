@@ -11,12 +11,10 @@ import pytest
 from paceline.benchmarks.learn.command import learn
 from paceline.benchmarks.learn.options import learner_option
 from paceline.benchmarks.learn.plot import draw
+from paceline.benchmarks.learn.prompts import around, read_prompts
 from paceline.benchmarks.learn.records import Asked, Examined, Mark, Speed, Workload
-from paceline.benchmarks.learn.run import (
-    around,
-    figures,
-    read_prompts,
-)
+from paceline.benchmarks.learn.run import figures
+from paceline.benchmarks.learn.speeds import figures as speed_figures
 from paceline.benchmarks.learn.stack import value_of
 from paceline.benchmarks.replay.tokens import Renderer, load_encoder
 from paceline.errors import ConfigError
@@ -99,3 +97,18 @@ def test_a_number_is_found_among_metrics() -> None:
     assert value_of(text, 'phase="other"') == 0.0
     assert Workload.parse("s:tau-").name == "s.tau-"
     assert Workload.parse("s").name == "s"
+
+
+def test_speeds_are_medians_beside_one_of_them() -> None:
+    """And whether all have said the same."""
+    speeds = {
+        "memory": [Speed(10.0, 1.0, "x"), Speed(30.0, 1.0, "x"), Speed(11.0, 1.0, "x")],
+        "drafter-1": [Speed(22.0, 2.0, "x")],
+    }
+    found = speed_figures(speeds, "memory")
+    assert found["memory.tokens_per_second"] == 11.0
+    assert found["drafter-1.times_memory"] == 2.0
+    assert found["drafter-1.tokens_per_round"] == 2.0
+    assert found["identical"] == 1
+    speeds["drafter-1"] = [Speed(22.0, 2.0, "y")]
+    assert speed_figures(speeds, "memory")["identical"] == 0
