@@ -396,7 +396,7 @@ class Learner:
 
     def _judged(self, base: DrafterVersion, trained: Student) -> GateResult:
         """The gate's finding on held-out sessions, for the base and for what became of it."""
-        passages = self._parts.replay.held_out()[-self._settings.judging.max_passages :]
+        passages = self._parts.replay.held_out(self._settings.judging.max_passages)
         lessons = self._taught(passages)
         self.figures.phase = "judging"
         before = self._replayed(self._loaded(base).student, passages, lessons)

@@ -133,7 +133,7 @@ class JudgingSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How a candidate is judged, beside what the gate itself wants to see.
 
     Attributes:
-        max_passages: held-out passages that are read, the newest.
+        max_passages: held-out passages that are read: the newest, and the newest of each workload.
         chain_tokens: longest chain that is counted.
         canary: whether an engine tries a candidate before all get it; without, it is promoted at
             once.

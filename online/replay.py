@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Final, Self
 
@@ -229,13 +230,27 @@ class Replay:
             return recent
         return [recent[i] for i in rng.choice(len(recent), num, replace=False)]
 
-    def held_out(self) -> list[Passage]:
-        """Passages of held-out sessions; those of one session stand together, the oldest first."""
+    def held_out(self, num: int | None = None) -> list[Passage]:
+        """Passages of held-out sessions; those of one session stand together, the oldest first.
+
+        Args:
+            num: most of them, None for all. Half of these are the newest, the others the newest of
+                each workload by turns: traffic as it is now counts most, and no kind of work that
+                is held is forgotten over it. O(n log n).
+        """
         with self._lock:
             self._settle()
-            return sorted(
-                self._held_out, key=lambda it: (it.tenant, it.scope, it.session, it.finished_at)
-            )
+            held = sorted(self._held_out, key=_in_session)
+        if num is None or len(held) <= num:
+            return held
+        held.sort(key=lambda it: it.finished_at, reverse=True)
+        chosen, rest = held[: num // 2], held[num // 2 :]
+        of_workload: dict[tuple[str, str], list[Passage]] = {}
+        for passage in rest:
+            of_workload.setdefault((passage.tenant, passage.workload), []).append(passage)
+        turns = chain.from_iterable(zip_longest(*of_workload.values()))
+        chosen += islice((it for it in turns if it is not None), num - len(chosen))
+        return sorted(chosen, key=_in_session)
 
     def passages(self) -> list[Passage]:
         """All that is held, to learn from and held out."""
@@ -461,3 +476,7 @@ class Replay:
 
 def _falls_under(held: Passage | SessionText, tombstone: Tombstone) -> bool:
     return tombstone.subject in subjects(tenant=held.tenant, scope=held.scope, session=held.session)
+
+
+def _in_session(passage: Passage) -> tuple[str, str, str, float]:
+    return passage.tenant, passage.scope, passage.session, passage.finished_at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,29 @@ def test_requests_without_a_session_stand_alone(tmp_path: Path) -> None:
     replay.add(turn(2, [4], [5], session=""))
     assert sorted(p.token_ids.tolist() for p in everything(replay)) == [[1, 2, 3], [4, 5]]
     assert replay.stats()["sessions"] == 0
+
+
+def test_the_newest_are_measured_by_and_no_workload_is_left_out(tmp_path: Path) -> None:
+    """Whatever sessions are called: of so many half are the newest, the rest of all by turns."""
+    clock = Clock()
+    replay = small_replay(tmp_path, clock, held_out_share=0.99, max_bytes=10**7)
+    number = 0
+    # the names of what comes last sort first
+    for workload, prefix in (("old", "z"), ("older", "y"), ("new", "a")):
+        for _ in range(40):
+            clock.now += 10
+            session = f"{prefix}{number}"
+            given = {"workload": workload, "session": session, "at": clock.now}
+            replay.add(turn(number, [1, 2, 3], [4, 5, 6], **given))
+            number += 1
+    settled(replay, clock)
+    found = replay.held_out(12)
+    assert len(found) == 12
+    of_workload = Counter(it.workload for it in found)
+    assert of_workload == {"new": 8, "old": 2, "older": 2}
+    newest = sorted(replay.held_out(), key=lambda it: it.finished_at)[-6:]
+    assert {it.session for it in newest} <= {it.session for it in found}
+    assert contents(replay.held_out(10_000)) == contents(replay.held_out())
 
 
 def test_held_out_sessions_are_never_learned_from(tmp_path: Path) -> None:
