@@ -28,8 +28,11 @@ class Clock:
 
 def scheduled(num_drafted: int, context: int, *, new: bool = False) -> Any:
     """A step of one request as vLLM's scheduler says it."""
+    cached = [] if new else ["r"]
     return SimpleNamespace(
-        scheduled_cached_reqs=SimpleNamespace(num_computed_tokens=[context]),
+        scheduled_cached_reqs=SimpleNamespace(
+            req_ids=cached, num_computed_tokens=[context] * len(cached)
+        ),
         num_scheduled_tokens={"r": 1 + num_drafted},
         scheduled_spec_decode_tokens={"r": [0] * num_drafted} if num_drafted else {},
         scheduled_new_reqs=["r"] if new else [],

@@ -1,4 +1,4 @@
-"""Every SDK that speaks OpenAI's chat completions, against a real `paceline serve`.
+"""Agents' SDKs against a real `paceline serve`: OpenAI's chat, and Anthropic's messages.
 
 Each is one script that runs once; the tests look at what it found.
 """
@@ -23,6 +23,7 @@ LEFT_MILLISECONDS = 200.0
 PLAIN_TIMES = 2.5
 SCRIPTS = {
     "openai": (FOLDER / "clients" / "with_openai.py", OPENAI_3),
+    "anthropic": (FOLDER / "clients" / "with_anthropic.py", OPENAI_3),
     "openai-node": (FOLDER / "node" / "with_openai.mjs", OPENAI_3),
     "langchain": (FOLDER / "clients" / "with_langchain.py", OPENAI_3),
     "openai-agents": (FOLDER / "clients" / "with_openai_agents.py", OPENAI_3),
@@ -124,6 +125,19 @@ def test_node_gets_errors_and_its_stream_helper_works(found: Found) -> None:
     """The helper with tools on offer gives the same reply; an unknown model is not found."""
     assert found("openai-node")["helped"] == found("openai-node")["whole"]
     assert found("openai-node")["refusal"] == "model_not_found"
+
+
+def test_anthropic_counts_and_is_refused_in_its_own_words(
+    found: Found, plain: dict[str, Any]
+) -> None:
+    """Tokens are counted before, events are those of messages, errors have Anthropic's types."""
+    told = found("anthropic")
+    assert told["counted"] == plain["usage"]["prompt_tokens"]
+    assert set(told["finish_reasons"]) == {"max_tokens"}
+    assert {"message_start", "content_block_delta", "message_delta", "message_stop"} <= set(
+        told["events"]
+    )
+    assert told["refused"] == [[404, "not_found_error"], [400, "invalid_request_error"]]
 
 
 def test_litellm_gets_the_status_of_a_refusal(found: Found) -> None:

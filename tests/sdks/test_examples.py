@@ -46,6 +46,13 @@ def test_openai_chat(clients: SdkClients) -> None:
     assert "memory drafted" in printed.splitlines()[-1]
 
 
+def test_anthropic_messages(clients: SdkClients) -> None:
+    """The message is streamed; tokens are counted before and after."""
+    said, counted = clients.run(EXAMPLES / "anthropic_messages.py").rstrip().rsplit("\n", 1)
+    assert said.strip()
+    assert re.fullmatch(r"\[\d+ tokens asked, \d+ said\]", counted)
+
+
 def test_agents_sdk(clients: SdkClients) -> None:
     """The agent's reply is streamed and counted."""
     said, counted = clients.run(EXAMPLES / "agents_sdk.py").rstrip().rsplit("\n", 1)

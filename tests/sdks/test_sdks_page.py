@@ -15,7 +15,8 @@ from sdk_clients import OPENAI_2, OPENAI_3, ROOT, SdkClients
 pytestmark = [pytest.mark.sdks, pytest.mark.model, pytest.mark.timeout(300)]
 
 PAGE = (ROOT / "docs" / "sdks.md").read_text(encoding="utf-8")
-SHOWN_URL = "http://127.0.0.1:8080/v1"
+SHOWN_ROOT = "http://127.0.0.1:8080"
+SHOWN_URL = f"{SHOWN_ROOT}/v1"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 OLD = "# needs openai < 3\n"
 RUN = Path(__file__).parent / "clients" / "run_snippets.py"
@@ -26,9 +27,10 @@ def test_python_snippets_run(environment: str, clients: SdkClients, tmp_path: Pa
     """Pasted as they are, with this server's address, they print what the model said."""
     codes = [code for code in SNIPPETS if code.startswith(OLD) == (environment == OPENAI_2)]
     assert len(codes) >= 2
-    assert all(SHOWN_URL in code for code in codes)
+    assert all(SHOWN_ROOT in code for code in codes)
+    root = clients.base_url.removesuffix("/v1")
     script = tmp_path / "snippets.json"
-    script.write_text(json.dumps([code.replace(SHOWN_URL, clients.base_url) for code in codes]))
+    script.write_text(json.dumps([code.replace(SHOWN_ROOT, root) for code in codes]))
     printed = json.loads(clients.run(RUN, environment, str(script)).splitlines()[-1])
     assert len(printed) == len(codes)
     assert all(each.strip() for each in printed), printed
