@@ -29,8 +29,8 @@ def main() -> None:
         model=MODEL,
         system="You are brief.",
         messages=messages,
-        temperature=0,
         max_tokens=40,
+        extra_body={"temperature": 0},  # the SDK has no argument for it
     ) as stream:
         for text in stream.text_stream:
             print(text, end="", flush=True)

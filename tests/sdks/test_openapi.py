@@ -23,7 +23,7 @@ CHECKS = (
     "unsupported_method",
 )
 HOOKS = Path(__file__).parent / "clients" / "schemathesis_hooks.py"
-NUM_EXAMPLES = 20
+NUM_EXAMPLES = 8
 
 
 def root(clients: SdkClients) -> str:

@@ -16,7 +16,7 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
     if isinstance(case.body.get("model"), str):
         case.body["model"] = os.environ["PACELINE_MODEL"]
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-        if not isinstance(case.body.get(name), int) and name in case.body:
-            continue  # wrong on purpose
-        if name in case.body or name == "max_tokens":
-            case.body[name] = min(2, case.body.get(name, 2))
+        is_open = name in case.body or name == "max_tokens"
+        asked = case.body.get(name, 2)
+        if is_open and (asked is None or isinstance(asked, int)):  # else it is wrong on purpose
+            case.body[name] = min(2, 2 if asked is None else asked)

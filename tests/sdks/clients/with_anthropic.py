@@ -13,7 +13,12 @@ WEATHER: Any = {
     "name": "weather",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-ASKED: Any = {"model": MODEL, "messages": MESSAGES, "max_tokens": MAX_TOKENS, "temperature": 0}
+ASKED: Any = {
+    "model": MODEL,
+    "messages": MESSAGES,
+    "max_tokens": MAX_TOKENS,
+    "extra_body": {"temperature": 0},
+}
 LONG: Any = {"model": MODEL, "messages": MESSAGES, "max_tokens": ENDLESS, "stream": True}
 
 
@@ -28,6 +33,11 @@ async def left_later() -> list[float]:
             return stream.close
 
         return await leave_later(opened)
+
+
+def counted_of(usage: anthropic.types.Usage) -> list[int]:
+    """Tokens read, those that had been read before included, and said."""
+    return [usage.input_tokens + (usage.cache_read_input_tokens or 0), usage.output_tokens]
 
 
 def main() -> None:
@@ -56,8 +66,8 @@ def main() -> None:
             streamed="".join(block.text for block in streamed.content),
             events=sorted(set(events)),
             finish_reasons=[whole.stop_reason, streamed.stop_reason],
-            usage=[whole.usage.input_tokens, whole.usage.output_tokens],
-            streamed_usage=[streamed.usage.input_tokens, streamed.usage.output_tokens],
+            usage=counted_of(whole.usage),
+            streamed_usage=counted_of(streamed.usage),
             counted=counted.input_tokens,
             refused=refused,
             left=leave(opened),
