@@ -51,8 +51,8 @@ def main(model: str, *, speculate: bool) -> dict[str, Any]:
         result["top_k"] = run_sampled(llm, temperature=0.5, top_k=1)
         worker._speculator.index.check_integrity()
         begin = worker._speculator.begin
-        worker._speculator.begin = lambda info, ids: (
-            begin(info, ids) if info.session != "s2" else broken()
+        worker._speculator.begin = lambda info, ids, **more: (
+            begin(info, ids, **more) if info.session != "s2" else broken()
         )
         before = metric(llm, "vllm:spec_decode_num_accepted_tokens")
         result["one_broken"] = run_all(llm)
@@ -75,12 +75,23 @@ def try_dear_tokens(llm: Any, proposer: Any) -> dict[str, Any]:
         token_seconds = 1.0
 
         def seconds(
-            self, num_requests: float, num_tokens: float, num_context: float = 0.0
+            self,
+            num_requests: float,
+            num_tokens: float,
+            num_context: float = 0.0,
+            *,
+            num_prompt: float = 0.0,
         ) -> float:
             return num_tokens
 
         def learn(
-            self, num_requests: int, num_tokens: int, seconds: float, *, num_context: float = 0.0
+            self,
+            num_requests: int,
+            num_tokens: int,
+            seconds: float,
+            *,
+            num_context: float = 0.0,
+            num_prompt: int = 0,
         ) -> None:
             pass
 
