@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from paceline.benchmarks.learn.options import learner_option, two_cores
+from paceline.benchmarks.learn.options import run_options, two_cores
 from paceline.benchmarks.learn.plot import draw
 from paceline.benchmarks.learn.records import Workload
 from paceline.benchmarks.learn.run import LearnBenchSettings, LearnRun, figures
@@ -39,18 +39,8 @@ WORKLOADS: Final = ("tau-bench:tau-airline", "intercode-sql")
 @click.option("--output-tokens", default=64, show_default=True)
 @click.option("--in-flight", default=8, show_default=True)
 @click.option("--draft-tokens", default=8, show_default=True)
-@click.option(
-    "--learner-option",
-    "learner",
-    multiple=True,
-    callback=learner_option,
-    help="BLOCK.NAME=VALUE (JSON) for the learner; may be repeated.",
-)
-@click.option("--work", type=click.Path(path_type=Path), help="Folder for logs; kept.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it there.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
-)
+@run_options
 def learn(
     traces: Path,
     drafter: Path,

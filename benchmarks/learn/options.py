@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -29,6 +31,25 @@ def learner_option(_context: Any, _parameter: Any, values: tuple[str, ...]) -> d
         except ValueError:
             block[name] = value
     return told
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that runs a stack with a learner."""
+    for option in (
+        click.option(
+            "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
+        ),
+        click.option("--work", type=click.Path(path_type=Path), help="Folder for logs; kept."),
+        click.option(
+            "--learner-option",
+            "learner",
+            multiple=True,
+            callback=learner_option,
+            help="BLOCK.NAME=VALUE (JSON) for the learner; may be repeated.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def two_cores() -> tuple[int, int]:

@@ -24,7 +24,7 @@ import numpy as np
 import redis
 import yaml
 
-from paceline.benchmarks.learn.options import learner_option, two_cores
+from paceline.benchmarks.learn.options import run_options, two_cores
 from paceline.benchmarks.learn.records import Asked
 from paceline.benchmarks.learn.stack import Stack, read_text, running_stack, value_of
 from paceline.benchmarks.report import Report, write_report
@@ -217,17 +217,7 @@ def serve(
 @click.option("--pause-seconds", default=20.0, show_default=True, help="Longest pause.")
 @click.option("--output-tokens", default=12, show_default=True)
 @click.option("--in-flight", default=8, show_default=True)
-@click.option(
-    "--learner-option",
-    "learner",
-    multiple=True,
-    callback=learner_option,
-    help="BLOCK.NAME=VALUE (JSON) for the learner; may be repeated.",
-)
-@click.option("--work", type=click.Path(path_type=Path), help="Folder for logs; kept.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
-)
+@run_options
 def soak(
     target: str,
     layers: str,

@@ -163,25 +163,17 @@ def running_stack(
         store = EmbeddedStore(folder / "store")
         redis_url = store.start()
         stack.callback(store.stop)
-        engine_port, metrics_port = free_port(), free_port()
-        engine_url = f"http://127.0.0.1:{engine_port}"
-        arguments = ["--host", "127.0.0.1", "--port", str(engine_port), "--model-name", MODEL]
-        arguments += ["--drafter", str(drafter), "--drafter-registry", str(folder / "drafters")]
-        if target != "smollm2":
-            arguments += ["--model", target]
         environment = {
             **os.environ,
             "PACELINE_REDIS_URL": redis_url,
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }
+        engine_port, metrics_port = free_port(), free_port()
+        engine_url = f"http://127.0.0.1:{engine_port}"
+        command = pinned(cores[0], *_engine(target, drafter, folder, engine_port))
         engine = stack.enter_context(
-            ChildProcess(
-                "the engine",
-                pinned(cores[0], "paceline.adapters.embedded", *arguments),
-                env=environment,
-                log=folder / "engine.log",
-            )
+            ChildProcess("the engine", command, env=environment, log=folder / "engine.log")
         )
         engine.wait_until(lambda: answers(f"{engine_url}/health"), timeout_seconds=START_SECONDS)
         told = msgspec.convert(
@@ -199,13 +191,9 @@ def running_stack(
             },
             LearnerSettings,
         )
+        command = pinned(cores[1], "paceline.online", "learner", msgspec.json.encode(told).decode())
         learner = stack.enter_context(
-            ChildProcess(
-                "the learner",
-                pinned(cores[1], "paceline.online", "learner", msgspec.json.encode(told).decode()),
-                env=environment,
-                log=folder / "learner.log",
-            )
+            ChildProcess("the learner", command, env=environment, log=folder / "learner.log")
         )
         metrics = f"http://127.0.0.1:{metrics_port}/metrics"
         learner.wait_until(lambda: answers(metrics), timeout_seconds=START_SECONDS)
@@ -234,3 +222,12 @@ def running_stack(
             key=key,
             registry=registry,
         )
+
+
+def _engine(target: str, drafter: Path, folder: Path, port: int) -> list[str]:
+    """The engine's module and arguments."""
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--model-name", MODEL]
+    arguments += ["--drafter", str(drafter), "--drafter-registry", str(folder / "drafters")]
+    if target != "smollm2":
+        arguments += ["--model", target]
+    return ["paceline.adapters.embedded", *arguments]

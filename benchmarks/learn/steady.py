@@ -23,7 +23,7 @@ from typing import Any, Final
 import click
 import numpy as np
 
-from paceline.benchmarks.learn.options import learner_option, two_cores
+from paceline.benchmarks.learn.options import run_options, two_cores
 from paceline.benchmarks.learn.prompts import around, read_prompts
 from paceline.benchmarks.learn.records import Asked, Workload
 from paceline.benchmarks.learn.stack import (
@@ -170,17 +170,7 @@ def gate_figures(metrics: str) -> dict[str, float]:
 @click.option("--feed-tokens", default=6_000, show_default=True, help="Said before it begins.")
 @click.option("--context-tokens", default=192, show_default=True)
 @click.option("--output-tokens", default=64, show_default=True)
-@click.option(
-    "--learner-option",
-    "learner",
-    multiple=True,
-    callback=learner_option,
-    help="BLOCK.NAME=VALUE (JSON) for the learner; may be repeated.",
-)
-@click.option("--work", type=click.Path(path_type=Path), help="Folder for logs; kept.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
-)
+@run_options
 def learn_latency(
     traces: Path,
     drafter: Path,
