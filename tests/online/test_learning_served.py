@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,8 @@ from waiting import wait_until
 pytestmark = [pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(600)]
 
 LEARN_SECONDS = 300.0
+POLLS_BETWEEN_BURSTS = 200
+"""Some ten seconds: time for a cycle."""
 
 
 def ask(engine: EmbeddedServer, prompt: list[int], session: str) -> str:
@@ -138,13 +141,18 @@ def test_an_engine_runs_what_was_learned_from_it(
             return version(engine) >= 1
 
         wait_until(follows, seconds=60)
-        for _ in range(100):
-            ask(engine, next(prompts), f"s{prompts.num}")
+        bursts = itertools.count()
 
         def serve_on() -> bool:
-            """Something to try the candidate on, once there is one."""
+            """Something to learn from, in bursts with pauses, then something to try it on.
+
+            A first candidate need not be surely better: then the learner waits for more.
+            """
             if counted(metrics, "published"):
                 ask(engine, next(prompts), f"s{prompts.num}")
+            elif next(bursts) % POLLS_BETWEEN_BURSTS == 0:
+                for _ in range(100):
+                    ask(engine, next(prompts), f"s{prompts.num}")
             return version(engine) >= 2 and counted(metrics, "promoted") >= 1
 
         wait_until(serve_on, seconds=LEARN_SECONDS)
