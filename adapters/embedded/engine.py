@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -17,19 +16,18 @@ from paceline.adapters.arm_choice import ArmChoice, with_arms
 from paceline.adapters.decisions import FAILURE, LENGTH, OFF, DecisionLog, Tally
 from paceline.adapters.drafter_swap import SwapSlot
 from paceline.adapters.drafter_tally import DrafterTally
-from paceline.adapters.embedded.drafts import NO_DRAFT, Draft, Drafts, Wish
+from paceline.adapters.embedded.drafts import NO_DRAFT, Drafts, Wish
 from paceline.adapters.embedded.engine_settings import EngineCounts, EngineSettings
-from paceline.adapters.embedded.key_values import KeyValues
 from paceline.adapters.embedded.model_drafter import ModelDrafter
 from paceline.adapters.embedded.prefixes import PrefixStore
 from paceline.adapters.embedded.reply import Reply
 from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
 from paceline.adapters.embedded.round_budget import DraftCounts, RoundBudget
+from paceline.adapters.embedded.running import Running, owner_of
 from paceline.adapters.embedded.sampling import NextDraws, TokenLogprobs, logprobs_of, verify
 from paceline.adapters.embedded.target import PREFILL_TOKENS, Row, Target
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DraftLimits
-from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.served_totals import UNKNOWN
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures
@@ -39,33 +37,6 @@ from paceline.policies.round_split import RoundTime
 logger = logging.getLogger("paceline.embedded")
 
 MAX_WAITING: Final = 256
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    """A request that is being read or answered."""
-
-    job: Job
-    reply: Reply
-    key_values: KeyValues
-    is_drafting: bool
-    generation: int
-    tally: Tally
-    num_cached: int = 0
-    draft: Draft = NO_DRAFT
-
-    @property
-    def request_id(self) -> str:
-        return self.job.request.info.request_id
-
-    @property
-    def num_unread(self) -> int:
-        """Tokens whose keys and values are still to be computed."""
-        return len(self.reply.tokens) - len(self.key_values)
-
-    @property
-    def is_answering(self) -> bool:
-        return self.reply.num_said > 0
 
 
 class EmbeddedEngine:
@@ -142,7 +113,7 @@ class EmbeddedEngine:
             prefixes = PrefixStore(self.settings.max_kept_bytes)
         self._prefixes = prefixes
         self._waiting: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
-        self._running: list[_Running] = []
+        self._running: list[Running] = []
         self._thread = threading.Thread(
             target=self._serve_forever, name="paceline-engine", daemon=True
         )
@@ -329,7 +300,7 @@ class EmbeddedEngine:
             self.counts.waiting_seconds += self._clock() - job.submitted_at
         self.counts.prompt_tokens += len(request.prompt_ids)
         reply = Reply(request, self.target)
-        owner, generation = _owner(request.info), self._prefixes.generation
+        owner, generation = owner_of(request.info), self._prefixes.generation
         key_values = self._prefixes.take(owner, reply.tokens) if owner else None
         is_drafting = self._drafts.begin(
             request.info,
@@ -337,7 +308,7 @@ class EmbeddedEngine:
             DraftLimits(request.draft_sources, request.max_draft_tokens),
             request.predicted_ids,
         )
-        running = _Running(
+        running = Running(
             job, reply, self.target.sequence() if key_values is None else key_values,
             is_drafting=is_drafting,
             generation=generation,
@@ -364,14 +335,14 @@ class EmbeddedEngine:
             self._leave(running)
             running.job.on_progress(Progress(finish_reason="abort"))
 
-    def _rows(self) -> list[tuple[_Running, Row]]:
+    def _rows(self) -> list[tuple[Running, Row]]:
         """What the step reads for each request: answers first, then prompts while there is room."""
-        rows: list[tuple[_Running, Row]] = []
+        rows: list[tuple[Running, Row]] = []
         room = PREFILL_TOKENS
         for running in self._running:
             held = len(running.key_values)
             if running.is_answering:
-                rows.append((running, self._answering_row(running)))
+                rows.append((running, running.answering_row()))
             elif room > 0:
                 num_read = min(room, running.num_unread)
                 room -= num_read
@@ -388,19 +359,9 @@ class EmbeddedEngine:
                 ))  # fmt: skip
         return rows
 
-    def _answering_row(self, running: _Running) -> Row:
-        last = running.reply.tokens[len(running.key_values) :].tolist()
-        return Row(
-            request_id=running.request_id,
-            key_values=running.key_values,
-            token_ids=[*last, *running.draft.token_ids],
-            parents=running.draft.parents,
-            num_logits=len(running.draft.parents) + 1,
-        )
-
     def _forward(
-        self, rows: list[tuple[_Running, Row]]
-    ) -> Iterator[tuple[_Running, Row, torch.Tensor]]:
+        self, rows: list[tuple[Running, Row]]
+    ) -> Iterator[tuple[Running, Row, torch.Tensor]]:
         """Logits of each row; where the pass fails, each request's own, without those that fail."""
         try:
             logits = self.target.forward([row for _, row in rows])
@@ -415,7 +376,7 @@ class EmbeddedEngine:
         for (running, row), row_logits in zip(rows, logits, strict=True):
             yield running, row, row_logits
 
-    def _take(self, running: _Running, row: Row, logits: torch.Tensor) -> None:
+    def _take(self, running: Running, row: Row, logits: torch.Tensor) -> None:
         """Say what the target says, as far as the draft agrees and one token further."""
         reply, request = running.reply, running.job.request
         was_answering = running.is_answering
@@ -455,7 +416,7 @@ class EmbeddedEngine:
             )
         )
 
-    def _fail(self, running: _Running, error: Exception) -> None:
+    def _fail(self, running: Running, error: Exception) -> None:
         self._leave(running, keep=False)
         self._failed(running.job, error)
 
@@ -464,7 +425,7 @@ class EmbeddedEngine:
         logger.error("request %s failed", job.request.info.request_id, exc_info=error)
         job.on_progress(Progress(error=f"the engine failed: {type(error).__name__}"))
 
-    def _leave(self, running: _Running, *, keep: bool = True) -> None:
+    def _leave(self, running: Running, *, keep: bool = True) -> None:
         """Close a request and keep its keys and values for the next that begins alike."""
         if running not in self._running:
             return
@@ -475,7 +436,7 @@ class EmbeddedEngine:
         self.decisions.close(running.request_id)
         if running.is_drafting:
             self._drafts.finish(running.job.request.info, running.reply.tokens)
-        owner = _owner(running.job.request.info)
+        owner = owner_of(running.job.request.info)
         if keep and owner:
             tokens = running.reply.tokens
             running.key_values.crop(len(tokens))
@@ -508,7 +469,7 @@ class EmbeddedEngine:
         if self.draft_failures.count > num_failures:
             self.decisions.failed()
 
-    def _limit(self, running: _Running) -> int:
+    def _limit(self, running: Running) -> int:
         """Most tokens to draft for a request now."""
         request = running.job.request
         asked = request.max_draft_tokens
@@ -517,11 +478,3 @@ class EmbeddedEngine:
         if room < most:
             running.tally.limits.add(LENGTH)
         return min(most, room)
-
-
-def _owner(info: RequestInfo) -> str:
-    """Whose later requests may go on from this one's keys and values, "" for nobody's.
-
-    A request that is not recorded leaves nothing behind.
-    """
-    return info.scope if info.record else ""

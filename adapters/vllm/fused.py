@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.arm_choice import ArmChoice, with_arms
-from paceline.adapters.chain_fusing import NOBODY, ChainFuser, Reading, Recalled
+from paceline.adapters.chain_fusing import NOBODY, ChainFuser, Recalled
 from paceline.adapters.decisions import DecisionLog
 from paceline.adapters.drafter_swap import Swap, SwapSlot
 from paceline.adapters.drafter_tally import DrafterTally, Stratum, stratum_of
@@ -422,7 +422,7 @@ class FusedProposer:
         rows = [*asked.rows, *asked.others]
         is_allowed = [*map(bool, asked.by_model), *(True for _ in asked.others)]
         readings = [
-            _reading(opened, step, row, int(unread[row])) if allowed else None
+            step.reading(row, int(unread[row]), opened.num_left) if allowed else None
             for row, allowed in zip(rows, is_allowed, strict=True)
         ]
         fits = self.model.fits(step.longest)
@@ -495,15 +495,3 @@ class FusedProposer:
 
 NO_KEY: Final = (NOBODY, False)
 """Of requests that memory cannot draft for."""
-
-
-def _reading(opened: OpenRequests, step: DraftingStep, row: int, num_unread: int) -> Reading:
-    """What the model has to read of one row."""
-    num_accepted = len(step.accepted[row])
-    # what is read of a prompt in this step is read for the whole reply, as what was missed is
-    num_prompt = max(0, step.rows[row].num_kept - num_accepted)
-    return Reading(
-        num_read=step.rows[row].num_scheduled - num_prompt,
-        num_late=num_unread + num_prompt,
-        num_left=opened.num_left(step.request_ids[row], step.num_before[row] + num_accepted),
-    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from paceline.adapters.chain_fusing import Reading
 from paceline.adapters.read_ledger import StepRow
 
 
@@ -47,6 +48,23 @@ class DraftingStep:
         return any(
             not accepted or (row.num_scheduled > 1 and row.start + row.num_scheduled <= before)
             for accepted, row, before in zip(self.accepted, self.rows, self.num_before, strict=True)
+        )
+
+    def reading(self, row: int, num_unread: int, num_left: Callable[[str, int], int]) -> Reading:
+        """What a model drafter has to read of a row.
+
+        Args:
+            row: of the batch.
+            num_unread: tokens that the model has not read in earlier steps.
+            num_left: tokens that a request may still say when it has so many.
+        """
+        num_accepted = len(self.accepted[row])
+        # what is read of a prompt in this step is read for the whole reply, as what was missed is
+        num_prompt = max(0, self.rows[row].num_kept - num_accepted)
+        return Reading(
+            num_read=self.rows[row].num_scheduled - num_prompt,
+            num_late=num_unread + num_prompt,
+            num_left=num_left(self.request_ids[row], self.num_before[row] + num_accepted),
         )
 
 
