@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Final
 
 KEPT_BYTES: Final = 64 * 1024 * 1024
@@ -21,7 +22,7 @@ def keep_freed_memory() -> bool:
     such blocks back to the system as soon as they are free, and has the kernel clear new pages for
     the next request: a quarter of the processor's time that such a request took.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     is_kept = mallopt(_TRIM_THRESHOLD, KEPT_BYTES) == 1

@@ -349,7 +349,8 @@ class Proxy:
             asked = self._explainer.expect(exchange.request_id, identity.tenant.name)
         try:
             sent = self._outgoing(exchange, caller.endpoint, identity, body, view, ticket)
-            sent = replace(sent, asked=asked, only=None if earlier is None else earlier.replica)
+            if asked is not None or earlier is not None:
+                sent = replace(sent, asked=asked, only=None if earlier is None else earlier.replica)
             await self._watched(exchange, sent, identity.tenant.name)
         finally:
             if ticket is not None:
@@ -415,8 +416,9 @@ class Proxy:
             ApiError: 400, what its client predicts cannot be understood.
         """
         takes, policy = endpoint.takes, identity.policy
+        salt = identity.cache_salt()
+        scope = scope_of(view, salt)
         if not (takes.xargs or takes.cache_salt):
-            scope = scope_of(view, identity.cache_salt())
             return Sent(body, identity.session, view, ticket=ticket, scope=scope)
         captured = None
         if self._capture is not None and takes.xargs:
@@ -436,7 +438,7 @@ class Proxy:
             body,
             view,
             xargs=xargs if takes.xargs else None,
-            cache_salt=identity.cache_salt(),
+            cache_salt=salt,
             allow=identity.tenant.allow,
             ask_token_ids=captured is not None,
             priority=tier.priority if takes.priority else 0,
@@ -455,7 +457,7 @@ class Proxy:
             view,
             captured,
             ticket,
-            scope=scope_of(view, identity.cache_salt()),
+            scope=scope,
             stored=stored,
             headers=headers,
             is_predicted=is_predicted,

@@ -203,6 +203,8 @@ class BodyView(msgspec.Struct):
 
 
 def _text(value: msgspec.Raw) -> str | None:
+    if not len(value):
+        return None
     try:
         return msgspec.json.decode(value, type=str)
     except msgspec.DecodeError:

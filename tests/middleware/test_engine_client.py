@@ -169,7 +169,8 @@ def test_an_answer_may_come_in_any_pieces() -> None:
     async def work() -> None:
         body = bytes(range(256)) * 4
         chunks = b"".join(b"%x\r\n%b\r\n" % (64, body[i : i + 64]) for i in range(0, 1024, 64))
-        data = STREAM.replace(b"\r\n\r\n", b"\r\nx-a: 1\r\nx-a: 2\r\n\r\n") + chunks + b"0\r\n\r\n"
+        data = STREAM.replace(b"\r\n\r\n", b"\r\nx-a: 1\r\nx-a: 2\r\n\r\n") + chunks
+        data += b"0\r\nx-a: 3\r\n\r\n"
         rng = random.Random(7)  # noqa: S311  the same cuts each time
 
         async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
