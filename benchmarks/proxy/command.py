@@ -167,12 +167,12 @@ def _ratio(turns: list[Figures], name: str, base: str) -> float:
 )
 @click.option(
     "--litellm",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="LiteLLM's command, to measure its proxy too.",
 )
 @click.option(
     "--vllm-router",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="vllm-router's command, to measure it too.",
 )
 @click.option(
@@ -213,6 +213,9 @@ def proxy(
     least = 0 if slow_streams or requests else 1
     if rounds < least:
         raise ConfigError(f"--rounds is {rounds}; give at least {least}")
+    for option, program in (("litellm", litellm), ("vllm-router", vllm_router)):
+        if program is not None and not program.is_file():
+            raise ConfigError(f"--{option} is {program}, which is no file; name the command itself")
     settings = ProxyBenchSettings(
         rounds=rounds,
         sections=(sections or tuple(SECTIONS)) if rounds else (),

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from paceline.benchmarks.cpu_time import resident_megabytes, settled_cpu_seconds
-from paceline.benchmarks.plain_client import chat_request
 from paceline.benchmarks.proxy.asking import line
 from paceline.benchmarks.proxy.engine import DONE
-from paceline.benchmarks.proxy.sections import SMALL_BYTES, Figures, stream_request
+from paceline.benchmarks.proxy.sections import Figures, stream_request, whole_request
 from paceline.benchmarks.proxy.ways import Way
 from paceline.errors import ConfigError
 
@@ -86,9 +85,7 @@ async def memory(settings: EnduranceSettings, way: Way) -> Figures:
             for number in range(each):
                 session = f"{quarter}-{place}-{number}"
                 if number % STREAM_EVERY:
-                    asked = chat_request(
-                        way.port, num_bytes=SMALL_BYTES, headers={"x-session-id": session}
-                    )
+                    asked = whole_request(way, session=session)
                 else:
                     asked = stream_request(way, STREAM_EVENTS, milliseconds=1, session=session)
                 await opened[place].ask(asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -63,7 +64,7 @@ Section = Callable[[TurnSettings, Way], Awaitable[Figures]]
 
 async def requests(settings: TurnSettings, way: Way) -> Figures:
     """Whole replies of a kilobyte: how long each takes alone, and how many there are a second."""
-    asked = chat_request(way.port, num_bytes=SMALL_BYTES)
+    asked = whole_request(way)
     async with line(way.port) as opened:
         seconds = [await _seconds(opened, asked) for _ in range(way.share(settings.requests))]
     figures = {"p50_ms": 1e3 * median(seconds)}
@@ -72,7 +73,7 @@ async def requests(settings: TurnSettings, way: Way) -> Figures:
 
 async def large(settings: TurnSettings, way: Way) -> Figures:
     """The same for bodies of 250 KB."""
-    asked = conversation_request(way.port)
+    asked = conversation_request(way)
     found = await _rate(way, asked, settings.large_requests, settings.concurrency)
     return {f"large_{name}": value for name, value in found.items()}
 
@@ -84,11 +85,12 @@ async def streams(settings: TurnSettings, way: Way) -> Figures:
     """
     if way.pid is None:
         return {}
-    count, used = way.share(settings.streams), []
+    count, used = max(way.share(settings.streams), 2), []
     for chunks in (1, settings.chunks + 1):
         asked = stream_request(way, chunks, milliseconds=EVENT_MS)
-        before = await settled_cpu_seconds(way.pid)
         async with line(way.port) as opened:
+            await opened.ask(asked)  # the first one counts for nothing
+            before = await settled_cpu_seconds(way.pid)
             for _ in range(count):
                 await opened.ask(asked)
         used.append(await settled_cpu_seconds(way.pid) - before)
@@ -123,14 +125,21 @@ async def crowd(settings: TurnSettings, way: Way) -> Figures:
 async def aborts(settings: TurnSettings, way: Way) -> Figures:
     """Clients that leave before their answer: when the engine sees it.
 
-    The worst of some, for whole replies and for streams in their middle.
+    The worst of some, for whole replies and for streams in their middle; not a number where the
+    engine is not told. The bare way passes no client's leaving on.
     """
-    whole = chat_request(way.port, num_bytes=SMALL_BYTES, opening="[[hold]]")
+    if way.name == "bare":
+        return {}
+    whole = whole_request(way, opening="[[hold]]")
     asked = {"abort_ms": whole, "abort_stream_ms": stream_request(way, 1000, milliseconds=20)}
-    return {
-        name: max([await _abort(way, request) for _ in range(settings.aborts)])
-        for name, request in asked.items()
-    }
+    figures: Figures = {}
+    for name, request in asked.items():
+        figures[name] = 0.0
+        for _ in range(settings.aborts):
+            figures[name] = max(await _abort(way, request), figures[name])
+            if math.isnan(figures[name]):
+                break
+    return figures
 
 
 SECTIONS: Final[Mapping[str, Section]] = {
@@ -152,17 +161,29 @@ def stream_request(
         num_bytes=SMALL_BYTES,
         stream=True,
         opening=f"[[{count} events, {pace} {milliseconds} ms]]",
-        headers={"x-session-id": session} if session else None,
+        headers=_headers(way, session),
     )
 
 
-def conversation_request(port: int) -> bytes:
+def whole_request(way: Way, *, opening: str = "", session: str = "") -> bytes:
+    """A request for a whole reply."""
+    return chat_request(
+        way.port, num_bytes=SMALL_BYTES, opening=opening, headers=_headers(way, session)
+    )
+
+
+def conversation_request(way: Way) -> bytes:
     """A long conversation of an agent's: what tools said, and what it said to that."""
     said = 'def read(path):\n    return open(path).read()  # "as it is"\n' * TURN_LINES
     roles = ["user", "assistant"] * (LARGE_BYTES // 2 // len(json.dumps(said)))
     talk = [{"role": role, "content": said} for role in roles]
     opening = {"role": "system", "content": "You are a careful engineer. " * 150}
-    return post(port, json.dumps({"model": "m", "messages": [opening, *talk]}).encode())
+    body = json.dumps({"model": "m", "messages": [opening, *talk]}).encode()
+    return post(way.port, body, way.headers)
+
+
+def _headers(way: Way, session: str) -> Mapping[str, str]:
+    return {**way.headers, "x-session-id": session} if session else way.headers
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -204,25 +225,27 @@ async def _seconds(opened: Line, asked: bytes) -> float:
 
 
 async def _abort(way: Way, request: bytes) -> float:
-    """Milliseconds from a client's leaving to the engine's seeing it.
+    """Milliseconds from a client's leaving to the engine's seeing it; NaN if it does not.
 
     Raises:
-        PacelineError: it does not.
+        PacelineError: the request does not reach the engine.
     """
     before = await _left(way)
     async with line(way.port) as leaving:
         leaving.send(request)
-        await _until(way, "num_come", before["num_come"] + 1)
+        if await _until(way, "num_come", before["num_come"] + 1) is None:
+            raise PacelineError(f"{way.name}: a request has not reached the engine")
         left_ns = time.monotonic_ns()
     after = await _until(way, "num_left", before["num_left"] + 1)
-    return 1e-6 * (after["last_ns"] - left_ns)
+    return math.nan if after is None else 1e-6 * (after["last_ns"] - left_ns)
 
 
-async def _until(way: Way, name: str, value: int) -> dict[str, int]:
+async def _until(way: Way, name: str, value: int) -> dict[str, int] | None:
+    """What the engine tells once a count is so high; None if it does not become so."""
     deadline = time.monotonic() + LEFT_SECONDS
     while (told := await _left(way))[name] < value:
         if time.monotonic() > deadline:
-            raise PacelineError(f"{way.name}: the engine's {name} is {told[name]} and not {value}")
+            return None
         await asyncio.sleep(POLL_SECONDS)
     return told
 

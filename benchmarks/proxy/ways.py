@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -47,6 +48,7 @@ class Way:
         pid: process in the middle, None on the direct way.
         engine_port: where it ends.
         divisor: how many times less it is asked for.
+        headers: that it wants of each request.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Way:
     pid: int | None
     engine_port: int
     divisor: int = field(default=1, kw_only=True)
+    headers: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     def share(self, count: int) -> int:
         """How much of `count` it is asked for; at least one."""
@@ -108,13 +111,15 @@ class Servers:
         return self.proxy("captured", capture=capture)
 
     def litellm(self, program: Path) -> Way:
-        """LiteLLM's proxy, one worker."""
+        """LiteLLM's proxy, one worker; it wants a key."""
+        key = f"sk-{secrets.token_hex(32)}"
         port, config = free_port(), self.folder / "litellm.yaml"
         params = {"model": "openai/m", "api_base": f"{self.engine_url}/v1", "api_key": "none"}
         config.write_text(
             yaml.safe_dump({
                 "model_list": [{"model_name": "m", "litellm_params": params}],
                 "litellm_settings": {"num_retries": 0},
+                "general_settings": {"master_key": key},
             })
         )  # fmt: skip
         command = [str(program), "--config", str(config), "--host", "127.0.0.1"]
@@ -128,7 +133,8 @@ class Servers:
         }
         with on_cores(self._middle):
             pid = self._start("litellm", command, port, health="/health/liveliness", env=env)
-        return Way("litellm", port, pid, self.engine_port, divisor=LITELLM_DIVISOR)
+        headers = {"authorization": f"Bearer {key}"}
+        return Way("litellm", port, pid, self.engine_port, divisor=LITELLM_DIVISOR, headers=headers)
 
     def vllm_router(self, program: Path) -> Way:
         """The router of vLLM, with one worker to choose from."""
@@ -136,7 +142,7 @@ class Servers:
         command = [str(program), "--worker-urls", self.engine_url, "--policy", "round_robin"]
         command += ["--host", "127.0.0.1", "--port", str(port)]
         command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(prometheus)]
-        command += ["--log-level", "warn"]
+        command += ["--log-level", "warning"]
         with on_cores(self._middle):
             pid = self._start("vllm-router", command, port, health="/health")
         return Way("vllm_router", port, pid, self.engine_port)
