@@ -42,14 +42,24 @@ async def read_whole(reader: asyncio.StreamReader) -> bytes:
 
 
 def chat_request(
-    port: int, *, num_bytes: int, stream: bool = False, headers: Mapping[str, str] | None = None
+    port: int,
+    *,
+    num_bytes: int,
+    stream: bool = False,
+    headers: Mapping[str, str] | None = None,
+    opening: str = "",
 ) -> bytes:
-    """A chat whose one message has so many bytes."""
-    content = "x" * num_bytes
+    """A chat whose one message begins with `opening` and has so many bytes behind it."""
+    content = opening + "x" * num_bytes
     flag = "true" if stream else "false"
     body = (
         f'{{"model":"m","stream":{flag},"messages":[{{"role":"user","content":"{content}"}}]}}'
     ).encode()
+    return post(port, body, headers)
+
+
+def post(port: int, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
+    """A request for a chat with that body, JSON."""
     more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     head = (
         f"POST {CHAT_PATH} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n{more}"

@@ -14,27 +14,40 @@ class PlainHttp(asyncio.Protocol, ABC):
     """Hands each request on a connection to `answer`, one after the other."""
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self.path = b""
+        """Of the request that is answered."""
+        self._buffer = bytearray()
+        self._num_wanted = 0
         self._transport: asyncio.Transport
         self._streams: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the way back."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody listens any more."""
+        for stream in self._streams:
+            stream.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Answer as soon as a request is whole."""
         self._buffer += data
-        head, border, rest = self._buffer.partition(b"\r\n\r\n")
+        if len(self._buffer) < self._num_wanted:
+            return
+        head, border, _ = self._buffer.partition(b"\r\n\r\n")
         if not border:
             return
         announced = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-        length = int(announced or 0)
-        if len(rest) < length:
+        begin = len(head) + len(border)
+        self._num_wanted = begin + int(announced or 0)
+        if len(self._buffer) < self._num_wanted:
             return
-        self._buffer = rest[length:]
-        self.answer(rest[:length])
+        body = bytes(self._buffer[begin : self._num_wanted])
+        del self._buffer[: self._num_wanted]
+        self._num_wanted = 0
+        self.path = bytes(head.split(b" ", 2)[1])
+        self.answer(body)
 
     @abstractmethod
     def answer(self, body: bytes) -> None:

@@ -299,7 +299,7 @@ def _servers(folder: Path, settings: ReloadBenchSettings) -> Iterator[tuple[int,
     )  # fmt: skip
     with ExitStack() as stack:
         for name, at, command in (
-            ("engine", engine, ["benchmarks.proxy_engine", str(engine), "1"]),
+            ("engine", engine, ["benchmarks.proxy.engine", str(engine)]),
             ("proxy", port, ["middleware.cli", "proxy", "--config", str(config)]),
         ):
             module, *arguments = command

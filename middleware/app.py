@@ -30,6 +30,7 @@ from paceline.middleware.endpoints import (
     route_of,
     stored_id,
 )
+from paceline.middleware.engine_client import Connections, HttpUpstream
 from paceline.middleware.exchange import (
     JSON,
     ClientGoneError,
@@ -61,10 +62,7 @@ from paceline.middleware.service_tiers import served_tier
 from paceline.middleware.shaped_send import shaper_of
 from paceline.middleware.stored_responses import ID_PREFIX, Stored, StoredResponses, continuing
 from paceline.middleware.tracing import Tracing
-from paceline.middleware.upstream import (
-    AiohttpUpstream,
-    open_session,
-)
+from paceline.middleware.upstream import open_session
 from paceline.middleware.upstream_follower import UpstreamFollower
 from paceline.middleware.workload_namer import namer_of
 from paceline.policies.tenants import LOCAL_LEARNER, LOCAL_TENANT, PolicyFile, Tenant
@@ -137,6 +135,7 @@ class Proxy:
             Job.READ_DECISIONS: self._tell_decisions,
         }
         self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections(connect_timeout_seconds=config.connect_timeout_seconds)
         self._watchers: list[asyncio.Task[None]] = []
         self._capture: Capture | None = None
         if config.capture is not None:
@@ -179,11 +178,11 @@ class Proxy:
         self._session = session
         self._replicas.open(
             self.config.upstreams,
-            lambda upstream: self._way_to(upstream, session),
+            self._way_to,
             health_interval_seconds=self.config.health_interval_seconds,
         )
         self._explainer.open(session)
-        self._dashboard.open(session)
+        self._dashboard.open(self._connections)
         self._forwarder = Forwarder(self._replicas, self._capture, self._explainer)
         self._watchers = []
         if self._upstreams is not None:
@@ -204,9 +203,9 @@ class Proxy:
         """End what is still under way: streams with an error event, others with a 503."""
         self._replicas.stop()
 
-    def _way_to(self, upstream: UpstreamConfig, session: aiohttp.ClientSession) -> AiohttpUpstream:
-        return AiohttpUpstream(
-            session,
+    def _way_to(self, upstream: UpstreamConfig) -> HttpUpstream:
+        return HttpUpstream(
+            self._connections,
             upstream.url,
             upstream.api_key,
             read_timeout_seconds=self.config.read_timeout_seconds,
@@ -219,6 +218,7 @@ class Proxy:
             watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await watcher
+        await self._connections.close()
         if self._session is not None:
             await self._session.close()
         await self.limiter.close()
@@ -349,7 +349,8 @@ class Proxy:
             asked = self._explainer.expect(exchange.request_id, identity.tenant.name)
         try:
             sent = self._outgoing(exchange, caller.endpoint, identity, body, view, ticket)
-            sent = replace(sent, asked=asked, only=None if earlier is None else earlier.replica)
+            if asked is not None or earlier is not None:
+                sent = replace(sent, asked=asked, only=None if earlier is None else earlier.replica)
             await self._watched(exchange, sent, identity.tenant.name)
         finally:
             if ticket is not None:
@@ -415,8 +416,9 @@ class Proxy:
             ApiError: 400, what its client predicts cannot be understood.
         """
         takes, policy = endpoint.takes, identity.policy
+        salt = identity.cache_salt()
+        scope = scope_of(view, salt)
         if not (takes.xargs or takes.cache_salt):
-            scope = scope_of(view, identity.cache_salt())
             return Sent(body, identity.session, view, ticket=ticket, scope=scope)
         captured = None
         if self._capture is not None and takes.xargs:
@@ -436,7 +438,7 @@ class Proxy:
             body,
             view,
             xargs=xargs if takes.xargs else None,
-            cache_salt=identity.cache_salt(),
+            cache_salt=salt,
             allow=identity.tenant.allow,
             ask_token_ids=captured is not None,
             priority=tier.priority if takes.priority else 0,
@@ -455,7 +457,7 @@ class Proxy:
             view,
             captured,
             ticket,
-            scope=scope_of(view, identity.cache_salt()),
+            scope=scope,
             stored=stored,
             headers=headers,
             is_predicted=is_predicted,

@@ -7,13 +7,12 @@ import binascii
 from collections.abc import Mapping
 from typing import Final
 
-import aiohttp
-
 from paceline.api_errors import ApiError
 from paceline.middleware.config import ProxyConfig, is_loopback
+from paceline.middleware.engine_client import Connections, HttpUpstream
 from paceline.middleware.exchange import Exchange, RawHeaders
 from paceline.middleware.identity import key_of
-from paceline.middleware.upstream import AiohttpUpstream, UpstreamError
+from paceline.middleware.upstream import UpstreamError
 from paceline.policies.tenants import PolicyFile
 
 DASHBOARD_PATH: Final = "/dashboard"
@@ -42,13 +41,13 @@ class DashboardWay:
     def __init__(self, config: ProxyConfig) -> None:
         self._url = None if config.dashboard is None else config.dashboard.url
         self._is_local = is_loopback(config.listen.host)
-        self._upstream: AiohttpUpstream | None = None
+        self._upstream: HttpUpstream | None = None
 
-    def open(self, session: aiohttp.ClientSession) -> None:
-        """Ask through this session from now on."""
+    def open(self, connections: Connections) -> None:
+        """Ask through these connections from now on."""
         if self._url is not None:
-            self._upstream = AiohttpUpstream(
-                session, self._url, read_timeout_seconds=SILENCE_SECONDS
+            self._upstream = HttpUpstream(
+                connections, self._url, read_timeout_seconds=SILENCE_SECONDS
             )
 
     async def answer(self, exchange: Exchange, policy: PolicyFile | None) -> None:

@@ -31,6 +31,7 @@ SALT_BYTES: Final = 16
 OWN_HEADERS: Final = "x-paceline-"
 EXPLAIN_HEADER: Final = "x-paceline-explain"
 """``on`` has the answer's headers say what holds for the request."""
+ALL_TIERS: Final = MemoryPolicy().tiers
 LOCAL_POLICY: Final = resolved(LOCAL_TENANT)
 LEARNING_POLICY: Final = resolved(LOCAL_LEARNER)
 
@@ -107,7 +108,7 @@ class Identity:
         if policy.sharing == "global":
             fields["paceline_sharing"] = "global"
         memory = policy.memory
-        if memory.tiers != MemoryPolicy().tiers:
+        if memory.tiers != ALL_TIERS:
             fields["paceline_tiers"] = ",".join(memory.tiers)
         for name in ("capacity", "retention_seconds", "stored_tokens"):
             if (most := getattr(memory, name)) is not None:

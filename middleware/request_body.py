@@ -34,6 +34,8 @@ CACHE_MARK: Final = b'"cache_control"'
 BILLING: Final = b"x-anthropic-billing-header"
 ABSENT: Final = msgspec.Raw(b"")
 UNSET: Final = (b"", b"null")
+SPACE: Final = b" \t\r\n"
+OPENING_BRACE: Final = ord("{")
 
 
 class BodyView(msgspec.Struct):
@@ -76,7 +78,8 @@ class BodyView(msgspec.Struct):
 
     def has(self, name: str) -> bool:
         """Whether the body has that field, whatever its value."""
-        return bool(bytes(getattr(self, name)))
+        value: msgspec.Raw = getattr(self, name)
+        return len(value) > 0
 
     @property
     def is_stream(self) -> bool:
@@ -200,6 +203,8 @@ class BodyView(msgspec.Struct):
 
 
 def _text(value: msgspec.Raw) -> str | None:
+    if not len(value):
+        return None
     try:
         return msgspec.json.decode(value, type=str)
     except msgspec.DecodeError:
@@ -245,8 +250,8 @@ def opening_of(view: BodyView) -> tuple[bytes, bytes]:
     Responses API have fields of their own for the first. Empty where there is none.
     """
     system = _steady(bytes(view.system) or bytes(view.instructions))
-    talk = view.messages if bytes(view.messages) else view.input
-    if bytes(talk).startswith(b'"'):
+    talk = view.messages if len(view.messages) else view.input
+    if bytes(memoryview(talk)[:1]) == b'"':
         return system, bytes(talk)
     try:
         messages = _messages.decode(talk)
@@ -360,9 +365,13 @@ def with_fields(
 
 
 def _splice(body: bytes, fields: Mapping[str, Any]) -> bytes:
-    """Put `fields` before the last brace of a JSON object that has none of them."""
+    """Put `fields` before the last brace of a JSON object that has none of them.
+
+    A long body is copied once, not each time that something is cut off or added.
+    """
     end = body.rindex(b"}")
-    inner = body[:end].rstrip()
+    while body[end - 1] in SPACE:
+        end -= 1
     # In a valid object only the opening brace itself can stand there: the object is empty.
-    comma = b"" if inner.endswith(b"{") else b","
-    return inner + comma + msgspec.json.encode(fields)[1:]
+    comma = b"" if body[end - 1] == OPENING_BRACE else b","
+    return b"".join((memoryview(body)[:end], comma, msgspec.json.encode(fields)[1:]))

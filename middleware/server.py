@@ -17,16 +17,21 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
 from paceline.errors import ConfigError, PacelineError
+from paceline.middleware.allocator import keep_freed_memory
 from paceline.middleware.app import Proxy
 from paceline.middleware.config import ProxyConfig
 from paceline.middleware.json_log import json_logging
 from paceline.middleware.limiter import LimitTiming
+from paceline.middleware.open_files import allow_open_files
 
 LAST_EVENT_SECONDS: Final = 2
 """For the error events of streams that are ended, after the grace."""
 START_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 0.01
 BACKLOG: Final = 2048
+KEEP_ALIVE_SECONDS: Final = 75
+"""Longer than an agent's tools take, mostly, and than clients keep an unused connection (httpx and
+the SDKs built on it: 5 s, uvicorn's own default, so that both would end it at the same moment)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,8 @@ def run_proxy(config: ProxyConfig, config_file: Path | None = None) -> None:
     Raises:
         ConfigError: the policy file is wrong, or the address cannot be listened on.
     """
+    allow_open_files()
+    keep_freed_memory()
     with ExitStack() as stack:
         if config.log_format == "json":
             stack.enter_context(json_logging())
@@ -123,6 +130,7 @@ def _server_config(proxy: Proxy) -> uvicorn.Config:
         timeout_graceful_shutdown=math.ceil(proxy.config.shutdown_grace_seconds)
         + LAST_EVENT_SECONDS,
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
 
 

@@ -1,4 +1,4 @@
-"""Talking to one engine: a small interface, and aiohttp behind it."""
+"""Talking to one engine: a small interface; `engine_client` has what is behind it."""
 
 from __future__ import annotations
 
@@ -64,79 +64,6 @@ class Upstream(Protocol):
         """
 
 
-class AiohttpUpstream:
-    """An engine reached over HTTP/1.1 through a shared aiohttp session.
-
-    Args:
-        session: the proxy's session; its timeout bounds connecting.
-        url: base URL of the engine, without a slash at the end.
-        api_key: key the engine wants, None for none.
-        read_timeout_seconds: longest silence, before the answer's head and within its body.
-    """
-
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        url: str,
-        api_key: str | None = None,
-        *,
-        read_timeout_seconds: float = 600.0,
-    ) -> None:
-        self._session = session
-        self._url = url
-        self._read_timeout_seconds = read_timeout_seconds
-        self._credentials = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-
-    async def send(
-        self, method: str, path: str, headers: dict[str, str], body: bytes | None
-    ) -> UpstreamResponse:
-        """See `Upstream.send`."""
-        try:
-            async with asyncio.timeout(self._read_timeout_seconds):
-                response = await self._session.request(
-                    method,
-                    self._url + path,
-                    headers=headers | self._credentials,
-                    data=body,
-                    allow_redirects=False,
-                )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise UpstreamError(_reason(error), answered=False, connected=False) from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise UpstreamError(_reason(error), answered=False) from error
-        return _AiohttpResponse(response, self._read_timeout_seconds)
-
-
-class _AiohttpResponse:
-    def __init__(self, response: aiohttp.ClientResponse, read_timeout_seconds: float) -> None:
-        self._response = response
-        self._read_timeout_seconds = read_timeout_seconds
-        self._silence = SilenceWatch(read_timeout_seconds, response.close)
-        self.status = response.status
-        self.headers: Headers = response.raw_headers
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        content = self._response.content
-        silence = self._silence
-        try:
-            while chunk := await content.readany():
-                silence.heard()
-                yield chunk
-        except (aiohttp.ClientError, OSError) as error:
-            reason = silence.reason or _reason(error)
-            raise UpstreamError(reason, answered=True) from error
-        finally:
-            silence.stop()
-
-    def abort(self) -> None:
-        self._silence.stop()
-        self._response.close()
-
-    def give_up(self, reason: str, *, silent_seconds: float) -> bool:
-        """See `UpstreamResponse.give_up`."""
-        return self._silence.give_up(reason, silent_seconds)
-
-
 class SilenceWatch:
     """Notices when nothing has been heard for a while.
 
@@ -197,7 +124,3 @@ def open_session(*, connect_timeout_seconds: float) -> aiohttp.ClientSession:
         # `connect` counts names and TLS too
         timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_seconds),
     )
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__

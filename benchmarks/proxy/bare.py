@@ -1,7 +1,7 @@
 """The peer of `paceline bench proxy`: the least that uvicorn and aiohttp can do in the middle.
 
 It looks at nothing, knows nobody and survives nothing; what it costs is the floor of any proxy
-built on the two. Run as ``python -m paceline.benchmarks.proxy_peer PORT UPSTREAM_URL``.
+built on the two. Run as ``python -m paceline.benchmarks.proxy.bare PORT UPSTREAM_URL``.
 """
 
 from __future__ import annotations
@@ -76,4 +76,5 @@ if __name__ == "__main__":
         proxy_headers=False,
         log_level="warning",
         ws="none",
+        timeout_keep_alive=75,
     )

@@ -1,0 +1,1 @@
+"""`paceline bench proxy`: what the proxy adds to a direct call, beside other proxies."""
