@@ -9,7 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,33 @@ def test_a_stored_response_is_its_tenants(stack: Stack) -> None:
     answer = json.loads(ask(stack, RESPONSES, goes_on)[1])
     assert answer["usage"]["input_tokens"] > kept["usage"]["total_tokens"]
     assert ask(stack, RESPONSES, goes_on, key="blue")[0] == 404
+
+
+def test_a_stored_response_is_known_to_all_proxies_on_one_redis(
+    stack: Stack, tmp_path: Path
+) -> None:
+    """Another proxy reads and continues it for its tenant, with what vLLM has kept."""
+    policy = tmp_path / "policy.yaml"
+    tenants = [{"name": name, "keys": [hash_key(name)]} for name in ("red", "blue")]
+    policy.write_text(json.dumps({"tenants": tenants}))
+    config = make_config(
+        listen={"port": 0},
+        upstreams=[{"name": "all", "url": stack.engine.url}],
+        policy_file=policy,
+        limits={"redis_url": stack.redis.url},
+    )
+    with running_proxy(config) as first, running_proxy(config) as second:
+        for proxy in (first, second):
+            wait_until(lambda p=proxy: p.proxy.ready)
+        asked = replace(stack, proxy=first)
+        told = json.loads(ask(asked, RESPONSES, ASKS[RESPONSES] | {"store": True})[1])
+        other, path = replace(stack, proxy=second), f"{RESPONSES}/{told['id']}"
+        status, data, _ = ask(other, path, method="GET")
+        assert (status, json.loads(data)["output"]) == (200, told["output"])
+        assert ask(other, path, method="GET", key="blue")[0] == 404
+        more = {"input": "Go on.", "max_output_tokens": 4, "previous_response_id": told["id"]}
+        assert ask(other, RESPONSES, more)[0] == 200
+        assert ask(other, RESPONSES, more, key="blue")[0] == 404
 
 
 def test_vllms_refusals_are_told_in_anthropics_words(stack: Stack) -> None:
