@@ -156,6 +156,13 @@ PATHS: Final[Mapping[str, Schema]] = {
         READ_ERRORS,
         _in_path("request_id", r"^pace-[0-9a-f]{32}$"),
     ),
+    "/": {
+        **_read("Whether the proxy runs.", _json(ref("Status")), OWN_ERRORS),
+        "head": {
+            "summary": "Whether the proxy runs, as some clients ask first.",
+            "responses": {"200": {"description": "It does."}},
+        },
+    },
     "/health": _read("Whether the proxy runs.", _json(ref("Status")), OWN_ERRORS),
     "/ready": _READY,
     "/metrics": _read("Counters, for Prometheus.", _PLAIN, ("401", *OWN_ERRORS)),

@@ -34,7 +34,9 @@ from paceline.middleware.siblings import (
 from paceline.policies.tenants import PolicyFile
 
 TEXT: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-PATHS: Final = ("/health", "/ready", "/metrics", OPENAPI_PATH)
+ROOT_PATH: Final = "/"
+"""Claude Code asks for its head before the first request."""
+PATHS: Final = (ROOT_PATH, "/health", "/ready", "/metrics", OPENAPI_PATH)
 UNAVAILABLE: Final = 503
 
 
@@ -113,8 +115,9 @@ class OwnRoutes:
         if exchange.path.startswith(ADMIN_PATH):
             await self._admin.answer(exchange, policy)
             return
-        require_method(exchange.method, exchange.path, "GET")
-        if exchange.path == "/health":
+        if exchange.path != ROOT_PATH or exchange.method != "HEAD":
+            require_method(exchange.method, exchange.path, "GET")
+        if exchange.path in (ROOT_PATH, "/health"):
             await exchange.answer(200, b'{"status":"ok"}')
         elif exchange.path == OPENAPI_PATH:
             await exchange.answer(200, encoded())

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
@@ -171,7 +172,11 @@ class Workers:
                     worker.wait_seconds,
                 )
             if worker.start_at is not None and worker.start_at <= now:
-                self._begin(worker)
+                try:
+                    self._begin(worker)
+                except OSError as error:  # no memory, or no more processes: the others go on
+                    worker.start_at = now + worker.wait_seconds
+                    logger.warning("worker %d cannot be started: %s", worker.index, error)
 
     def stop(self) -> None:
         """Take no more connections, let answers under way end, and wait for that."""
@@ -219,15 +224,15 @@ class Workers:
             self._workers.append(worker)
             self._begin(worker)
         for worker in self._workers:
-            path = socket_path(folder, worker.index)
-            worker.process.wait_until(lambda p=path: _listens(p), timeout_seconds=BEGIN_SECONDS)
+            is_there = partial(_listens, socket_path(folder, worker.index))
+            worker.process.wait_until(is_there, timeout_seconds=BEGIN_SECONDS)
 
     def _begin(self, worker: _Worker) -> None:
-        worker.process.start()
-        worker.began_at, worker.start_at = self._clock(), None
         worker.wait_seconds = min(
             max(2 * worker.wait_seconds, FIRST_WAIT_SECONDS), MAX_WAIT_SECONDS
         )
+        worker.process.start()
+        worker.began_at, worker.start_at = self._clock(), None
 
 
 def run_workers(config: ProxyConfig, num_workers: int, config_file: Path | None = None) -> None:

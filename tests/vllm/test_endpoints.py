@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import claude_code
 from captured import metric, wait_recorded
 from paceline.caches import ModelFingerprint
 from paceline.caches.tokenizer import TextTokenizer
@@ -209,6 +210,26 @@ def test_a_stored_response_is_its_tenants(stack: Stack) -> None:
     answer = json.loads(ask(stack, RESPONSES, goes_on)[1])
     assert answer["usage"]["input_tokens"] > kept["usage"]["total_tokens"]
     assert ask(stack, RESPONSES, goes_on, key="blue")[0] == 404
+
+
+def test_claude_codes_requests_are_answered(stack: Stack) -> None:
+    """With all their fields and betas; tools want flags, which vLLM names in Anthropic's words."""
+    headers = claude_code.HEADERS | {"authorization": "Bearer red"}
+
+    def asked(path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        status, data, _ = ask(stack, path + claude_code.QUERY, body, headers=headers)
+        return status, data
+
+    status, data = asked(MESSAGES, claude_code.turn(tools=False))
+    assert status == 200
+    assert data.startswith(b"event: message_start")
+    assert b"event: message_stop" in data
+    status, data = asked(f"{MESSAGES}/count_tokens", claude_code.count())
+    assert (status, list(json.loads(data))[:1]) == (200, ["input_tokens"])
+    status, data = asked(MESSAGES, claude_code.turn())
+    error = json.loads(data)
+    assert (status, error["type"]) == (400, "error")
+    assert "--enable-auto-tool-choice" in error["error"]["message"]
 
 
 def test_a_stored_response_is_known_to_all_proxies_on_one_redis(
