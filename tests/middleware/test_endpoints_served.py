@@ -143,6 +143,16 @@ def test_claude_codes_requests_are_answered(stack: Stack) -> None:
     assert json.loads(whole)["type"] == "message"
 
 
+def test_messages_without_a_word_are_refused(stack: Stack) -> None:
+    """As a wrong request, in Anthropic's words, asked for or counted."""
+    body = {"messages": [{"role": "user", "content": []}], "system": "", "max_tokens": 4}
+    for path in (MESSAGES, f"{MESSAGES}/count_tokens"):
+        status, data = ask(stack, path, body)
+        error = json.loads(data)["error"]
+        assert (status, error["type"]) == (400, "invalid_request_error")
+        assert "there is no text in them" in error["message"]
+
+
 def claude_ask(stack: Stack, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
     with closing(connect(stack)) as connection:
         headers = claude_code.HEADERS | {"authorization": "Bearer red"}
