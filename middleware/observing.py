@@ -38,7 +38,7 @@ class Generation:
         self._watch = watch
         self._span = span
         self._meter = UsageMeter()
-        self._began_at = time.perf_counter()
+        self._began_at = time.perf_counter() if exchange.read_at is None else exchange.read_at
 
     def asked(self) -> None:
         """See `Watches.asked`."""
