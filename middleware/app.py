@@ -175,6 +175,7 @@ class Proxy:
         if self._namer is not None:
             await self._namer.open()
         await self.limiter.open()
+        await self._stored.open()
         session = open_session(connect_timeout_seconds=self.config.connect_timeout_seconds)
         self._session = session
         self._replicas.open(

@@ -87,6 +87,15 @@ class StoredResponses:
         self._connecting = asyncio.Lock()
         self._lost_at = -math.inf
 
+    async def open(self) -> None:
+        """Connect to Redis, if one is named; if it is away, later."""
+        if self._address is not None:
+            try:
+                async with asyncio.timeout(LOST_SECONDS):
+                    await self._store()
+            except FAILURES as error:
+                self._lost(error)
+
     async def close(self) -> None:
         """Disconnect."""
         client, self._client = self._client, None
@@ -167,7 +176,7 @@ class StoredResponses:
             raise ConnectionError("Redis was lost a moment ago")
         async with self._connecting:
             if self._client is None:
-                self._client = await self._address.connect_async(socket_seconds=WAIT_SECONDS)
+                self._client = await self._address.connect_async(socket_seconds=LOST_SECONDS)
         return AnswerStore(self._client)
 
     def _lost(self, error: BaseException) -> None:

@@ -78,6 +78,7 @@ def stack(target_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         redis.url,
         folder,
         "all",
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         VLLM_SERVER_DEV_MODE="1",
         VLLM_ALLOW_RUNTIME_LORA_UPDATING="1",
         VLLM_ENABLE_RESPONSES_API_STORE="1",
@@ -213,23 +214,21 @@ def test_a_stored_response_is_its_tenants(stack: Stack) -> None:
 
 
 def test_claude_codes_requests_are_answered(stack: Stack) -> None:
-    """With all their fields and betas; tools want flags, which vLLM names in Anthropic's words."""
+    """With all their fields, betas and tools: turns, a title held to its schema, and counts."""
     headers = claude_code.HEADERS | {"authorization": "Bearer red"}
 
     def asked(path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         status, data, _ = ask(stack, path + claude_code.QUERY, body, headers=headers)
         return status, data
 
-    status, data = asked(MESSAGES, claude_code.turn(tools=False))
-    assert status == 200
-    assert data.startswith(b"event: message_start")
-    assert b"event: message_stop" in data
+    for body in (claude_code.turn(), claude_code.title()):
+        status, data = asked(MESSAGES, body)
+        assert status == 200, data
+        assert data.startswith(b"event: message_start")
+        assert b"event: message_stop" in data
+        assert b"event: error" not in data
     status, data = asked(f"{MESSAGES}/count_tokens", claude_code.count())
     assert (status, list(json.loads(data))[:1]) == (200, ["input_tokens"])
-    status, data = asked(MESSAGES, claude_code.turn())
-    error = json.loads(data)
-    assert (status, error["type"]) == (400, "error")
-    assert "--enable-auto-tool-choice" in error["error"]["message"]
 
 
 def test_a_stored_response_is_known_to_all_proxies_on_one_redis(
