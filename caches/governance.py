@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from paceline.caches.answer_store import forget_answers
 from paceline.caches.journal_client import Client
 from paceline.caches.journal_migration import migrate
 from paceline.caches.journal_store import BEGINNING, JournalStore, Sizes
@@ -118,8 +119,9 @@ class MemoryGovernor:
 
         A tombstone comes first: from then on nothing that had begun before it is taken in, and
         engines drop what they hold. Then what policies have seen and the records are removed. Kinds
-        of work cannot be told apart by session and time: all of the scopes concerned go. A second
-        call does no harm.
+        of work cannot be told apart by session and time: all of the scopes concerned go. Whose the
+        answers are that engines keep goes too, whatever their time: nobody can read them then. A
+        second call does no harm.
 
         Args:
             tenant: whose records; or
@@ -153,6 +155,8 @@ class MemoryGovernor:
             doomed = partial(_is_doomed, Tombstone(subject, reaches_to), by_entry=before is None)
             for shelf in _shelves(store, tenant, scope):
                 removed = add_sizes(removed, remove_from_shelf(store, shelf, doomed))
+        if tenant:
+            forget_answers(self._client, tenant, session)
         return ForgetReceipt(
             before=time or 0.0,
             num_models=num_models,

@@ -42,12 +42,16 @@
     paceline:limits:1:{TENANT}:tokens:WORKLOAD    hash  a window of tokens
     paceline:limits:1:{TENANT}:places:WORKLOAD    zset  requests under way by the end of their lease
 
+    paceline:answers:1:{TENANT}:records        hash    id of an answer that an engine keeps -> which
+                                                       engine, and of which session, as JSON
+    paceline:answers:1:{TENANT}:times          zset    ids by the time of their last use, ms
+
 ``2`` is the schema of the layout. NAMESPACE is a digest of model and tokenizer, in braces so that a
 Redis Cluster keeps one model's keys in one slot: every change of them is one script. SHELF is
 ``SCOPE:TENANT``: what one tenant has said into one sharing scope. Names are percent-encoded: they
 are free text and must not reach into other keys. Kinds of work are the same for all models, so they
 have a namespace for each sharing scope, a digest of its name. Limits have a layout of their own, 1,
-and a slot for each tenant; an empty WORKLOAD stands for all of the tenant's.
+and a slot for each tenant; an empty WORKLOAD stands for all of the tenant's. So have answers.
 """
 
 from __future__ import annotations
@@ -62,6 +66,7 @@ from paceline.errors import RecordError
 
 LAYOUT: Final = 2
 LIMITS_LAYOUT: Final = 1
+ANSWERS_LAYOUT: Final = 1
 RECORD_FIELD: Final = b"r"
 TOKENS_FIELD: Final = b"n"
 ORIGIN_FIELD: Final = b"o"
@@ -234,6 +239,23 @@ class LimitKeys:
     def places(self, workload: str) -> str:
         """Sorted set of requests under way."""
         return f"{self._prefix}:places:{_encoded(workload)}"
+
+
+class AnswerKeys:
+    """Keys of one tenant's kept answers; both in one slot.
+
+    Args:
+        tenant: its name.
+    """
+
+    def __init__(self, tenant: str) -> None:
+        prefix = f"paceline:answers:{ANSWERS_LAYOUT}:{{{_encoded(tenant)}}}"
+        self.records = f"{prefix}:records"
+        self.times = f"{prefix}:times"
+
+    def all(self) -> list[str]:
+        """Both, in the order that the scripts take them."""
+        return [self.records, self.times]
 
 
 class LegacyKeys:

@@ -3,9 +3,7 @@
     pip install anthropic
     python examples/anthropic_messages.py
 
-Claude Code itself is pointed here by its environment:
-
-    ANTHROPIC_BASE_URL=http://127.0.0.1:8080 ANTHROPIC_AUTH_TOKEN=local claude --model smollm2
+Claude Code itself is pointed here by its environment: claude_code.sh.
 """
 
 import os

@@ -17,16 +17,14 @@ from paceline.adapters.identity import new_request_id
 from paceline.adapters.prediction import PREDICTION_KEY
 from paceline.api_dialects import error_body
 from paceline.api_errors import ApiError
-from paceline.middleware.admin import ADMIN_PATH, answer_admin
 from paceline.middleware.capture import Capture
-from paceline.middleware.config import ProxyConfig, UpstreamConfig, is_loopback
+from paceline.middleware.config import ProxyConfig, UpstreamConfig
 from paceline.middleware.dashboard_way import DashboardWay, is_dashboard
 from paceline.middleware.endpoints import (
     Endpoint,
     Job,
     endpoint_of,
     queried,
-    require_method,
     route_of,
     stored_id,
 )
@@ -46,13 +44,12 @@ from paceline.middleware.identity import (
     Identity,
     authenticate,
     identify,
-    key_of,
 )
 from paceline.middleware.limit_store import Bound
 from paceline.middleware.limiter import Limiter, LimitTiming, Ticket
 from paceline.middleware.metrics import ProxyMetrics
 from paceline.middleware.observing import Observer
-from paceline.middleware.openapi import OPENAPI_PATH, encoded
+from paceline.middleware.own_routes import OwnRoutes
 from paceline.middleware.policy_follower import PolicyFollower
 from paceline.middleware.predicting import predicted_text
 from paceline.middleware.replica import Replica
@@ -60,19 +57,19 @@ from paceline.middleware.request_body import BodyView, view_body, with_fields
 from paceline.middleware.routing import ReplicaSet, scope_of
 from paceline.middleware.service_tiers import served_tier
 from paceline.middleware.shaped_send import shaper_of
+from paceline.middleware.siblings import Siblings
 from paceline.middleware.stored_responses import ID_PREFIX, Stored, StoredResponses, continuing
 from paceline.middleware.tracing import Tracing
 from paceline.middleware.upstream import open_session
 from paceline.middleware.upstream_follower import UpstreamFollower
 from paceline.middleware.workload_namer import namer_of
+from paceline.policies.rules import SideChannel
 from paceline.policies.tenants import LOCAL_LEARNER, LOCAL_TENANT, PolicyFile, Tenant
 
 logger = logging.getLogger("paceline.proxy")
 
 PRIORITY_HEADER: Final = "x-vllm-priority"
-TEXT: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 SERVER_ERROR: Final = 500
-UNAVAILABLE: Final = 503
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +98,7 @@ class Proxy:
         policy: tenants, as they are at first; the file is followed. None for one local tenant.
         limit_timing: times of the limiter, if not its own.
         config_file: where `config` was read; its upstreams are followed. None follows nothing.
+        siblings: the other worker processes of this proxy, None where it is the only one.
 
     Raises:
         ConfigError, JournalError: what is to be captured cannot be.
@@ -113,6 +111,7 @@ class Proxy:
         *,
         limit_timing: LimitTiming | None = None,
         config_file: Path | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self.config = config
         self.metrics = ProxyMetrics()
@@ -123,11 +122,12 @@ class Proxy:
         self._local = LOCAL_LEARNER if config.local_learning else LOCAL_TENANT
         self._upstreams: UpstreamFollower | None = None
         if config_file is not None:
-            self._upstreams = UpstreamFollower(config_file, self.metrics.registry)
+            self._upstreams = UpstreamFollower(config_file, config, self.metrics.registry)
         self._replicas = ReplicaSet(config.routing, self.metrics.routes)
         self._explainer = Explainer(self.metrics.registry)
-        self._forwarder = Forwarder(self._replicas, None, self._explainer)
-        self._stored = StoredResponses()
+        self._forwarder: Forwarder | None = None
+        self._stored = StoredResponses(self._replicas.named, config.limits_redis_url)
+        self._own = OwnRoutes(self.metrics, self._replicas, self._explainer, siblings)
         self._handlers: dict[Job, Handler] = {
             Job.GENERATE: self._generate,
             Job.LIST_MODELS: self._models,
@@ -174,6 +174,7 @@ class Proxy:
         if self._namer is not None:
             await self._namer.open()
         await self.limiter.open()
+        await self._stored.open()
         session = open_session(connect_timeout_seconds=self.config.connect_timeout_seconds)
         self._session = session
         self._replicas.open(
@@ -183,13 +184,20 @@ class Proxy:
         )
         self._explainer.open(session)
         self._dashboard.open(self._connections)
-        self._forwarder = Forwarder(self._replicas, self._capture, self._explainer)
+        self._forwarder = Forwarder(
+            self._replicas,
+            self._capture,
+            self._explainer,
+            self._stored,
+            first_byte_timeout_seconds=self.config.first_byte_timeout_seconds,
+        )
         self._watchers = []
         if self._upstreams is not None:
             take = self._replicas.update
             self._watchers.append(asyncio.create_task(self._upstreams.follow(take)))
         if self._policies is not None:
             self._watchers.append(asyncio.create_task(self._policies.follow(self._take_policy)))
+        await self._own.open()
 
     def _take_policy(self, policy: PolicyFile) -> None:
         """Requests that come from now on are under this one; those under way keep theirs."""
@@ -213,6 +221,7 @@ class Proxy:
 
     async def close(self) -> None:
         """Stop watching, close every connection, publish what was captured."""
+        await self._own.close()
         await self._replicas.close()
         for watcher in self._watchers:
             watcher.cancel()
@@ -222,6 +231,7 @@ class Proxy:
         if self._session is not None:
             await self._session.close()
         await self.limiter.close()
+        await self._stored.close()
         await asyncio.to_thread(self._observer.close)
         if self._capture is not None:
             await asyncio.to_thread(self._capture.close)
@@ -265,12 +275,8 @@ class Proxy:
 
     async def _dispatch(self, exchange: Exchange) -> str:
         """Answer the request; returns the tenant's name, "" for routes without one."""
-        if exchange.path in ("/health", "/ready", "/metrics", OPENAPI_PATH):
-            require_method(exchange.method, exchange.path, "GET")
-            await self._answer_own(exchange)
-            return ""
-        if exchange.path.startswith(ADMIN_PATH):
-            await answer_admin(exchange, self._policy, self._replicas)
+        if self._own.serves(exchange.path):
+            await self._own.answer(exchange, self._policy)
             return ""
         if is_dashboard(exchange.path):
             await self._dashboard.answer(exchange, self._policy)
@@ -281,29 +287,6 @@ class Proxy:
         caller = Caller(tenant, policy, endpoint)
         await self._handlers[endpoint.job](exchange, caller)
         return tenant.name
-
-    async def _answer_own(self, exchange: Exchange) -> None:
-        if exchange.path == "/health":
-            await exchange.answer(200, b'{"status":"ok"}')
-        elif exchange.path == OPENAPI_PATH:
-            await exchange.answer(200, encoded())
-        elif exchange.path == "/ready":
-            ready = self.ready
-            body = b'{"status":"ready"}' if ready else b'{"status":"no engine answers"}'
-            await exchange.answer(200 if ready else UNAVAILABLE, body)
-        else:
-            self._authorise_metrics(exchange)
-            self._replicas.report()
-            await exchange.answer(200, self.metrics.render(), [TEXT])
-
-    def _authorise_metrics(self, exchange: Exchange) -> None:
-        admin = self._policy is not None and self._policy.is_admin(key_of(exchange.headers))
-        if not admin and not is_loopback(exchange.client_host):
-            raise ApiError(
-                401,
-                "metrics are shown on this machine, or with an admin key",
-                code="invalid_api_key",
-            )
 
     async def _models(self, exchange: Exchange, _caller: Caller) -> None:
         await exchange.read_body(max_bytes=0)
@@ -316,12 +299,8 @@ class Proxy:
     async def _read_stored(self, exchange: Exchange, caller: Caller) -> None:
         """Pass on what is asked of a response to the engine that keeps it."""
         await exchange.read_body(max_bytes=self.config.max_body_bytes)
-        stored = self._stored.find(stored_id(exchange.path), caller.tenant.name)
-        if stored.identity.policy.side_channel != "open":
-            view = BodyView()
-            exchange.shape(
-                shaper_of(stored.identity, view, self.config.shaping, self.metrics.shaping)
-            )
+        stored = await self._stored.find(stored_id(exchange.path), caller.tenant.name)
+        self._shape(exchange, stored.tenant, stored.side_channel, BodyView())
         sent = Sent(only=stored.replica, query=queried(exchange.query))
         await self._watched(exchange, sent, caller.tenant.name)
 
@@ -329,14 +308,13 @@ class Proxy:
         body = await exchange.read_body(max_bytes=self.config.max_body_bytes)
         view = view_body(body)
         identity = identify(caller.policy, caller.tenant, exchange.headers, view)
-        earlier = self._earlier(caller, view)
+        earlier = await self._earlier(caller, view)
         if earlier is not None:
             identity = continuing(identity, earlier)
         if self._namer is not None and caller.endpoint.takes.xargs:
             identity = await self._namer.named(identity)
         self._observer.begin(exchange, identity, body)
-        if identity.policy.side_channel != "open":
-            exchange.shape(shaper_of(identity, view, self.config.shaping, self.metrics.shaping))
+        self._shape(exchange, identity.tenant.name, identity.policy.side_channel, view)
         exchange.request_id = new_request_id()
         is_explained = exchange.headers.get(EXPLAIN_HEADER, "").strip().lower() == "on"
         if is_explained:
@@ -391,7 +369,13 @@ class Proxy:
         exchange.own_headers = [*exchange.own_headers, *ticket.headers]
         return ticket
 
-    def _earlier(self, caller: Caller, view: BodyView) -> Stored | None:
+    def _shape(self, exchange: Exchange, tenant: str, shape: SideChannel, view: BodyView) -> None:
+        """Have the answer written as the policy wants it."""
+        if shape != "open":
+            shaping, metrics = self.config.shaping, self.metrics.shaping
+            exchange.shape(shaper_of(tenant, shape, view, shaping, metrics))
+
+    async def _earlier(self, caller: Caller, view: BodyView) -> Stored | None:
         """The response that a request goes on from.
 
         Raises:
@@ -399,7 +383,7 @@ class Proxy:
         """
         if not caller.endpoint.takes.request_id or view.previous_response is None:
             return None
-        return self._stored.find(view.previous_response, caller.tenant.name)
+        return await self._stored.find(view.previous_response, caller.tenant.name)
 
     def _outgoing(
         self,
@@ -479,6 +463,7 @@ class Proxy:
             this.cancel()
 
         watcher = asyncio.create_task(stop_when_left())
+        assert self._forwarder is not None
         try:
             await self._forwarder.forward(exchange, sent)
         except asyncio.CancelledError:

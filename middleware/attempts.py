@@ -64,6 +64,8 @@ class Attempt:
         self._given_up = ""
         self._timer: asyncio.Timeout | None = None
         self._response: UpstreamResponse | None = None
+        self._asked_at = 0.0
+        self._patience: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
         replica = self.replica
@@ -81,6 +83,7 @@ class Attempt:
     ) -> None:
         replica = self.replica
         replica.running.discard(self)
+        self._be_patient()
         replica.outstanding -= 1
         replica.outstanding_tokens -= self._unread + self._request.num_said
         if not replica.outstanding:
@@ -93,14 +96,33 @@ class Attempt:
             replica.breaker.abandon()
 
     async def send(
-        self, method: str, path: str, headers: dict[str, str], body: bytes | None
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        *,
+        first_byte_seconds: float | None = None,
     ) -> UpstreamResponse:
         """Send the request; returns when the answer's head is there.
+
+        Args:
+            method: of the request.
+            path: with its query.
+            headers: of the request.
+            body: None for none.
+            first_byte_seconds: the answer is given up if nothing of its body has come by then and
+                another engine may be asked; None for no such time.
 
         Raises:
             UpstreamError: the engine cannot be reached, does not answer, hangs, or says that it
                 does not serve now and another one may be asked.
         """
+        loop = asyncio.get_running_loop()
+        self._asked_at = loop.time()
+        if first_byte_seconds is not None and not self._is_last:
+            reason = f"nothing of its answer came within {first_byte_seconds:g} s"
+            self._patience = loop.call_later(first_byte_seconds, self._lose_patience, reason)
         try:
             async with asyncio.timeout(None) as self._timer:
                 response = await self.replica.upstream.send(method, path, headers, body)
@@ -123,6 +145,12 @@ class Attempt:
         self.replica.outstanding_tokens -= self._unread
         self._unread = 0.0
         return response
+
+    def first_byte(self) -> None:
+        """The first piece of a stream's body has come. O(1)."""
+        self._be_patient()
+        waited = asyncio.get_running_loop().time() - self._asked_at
+        self.replica.metrics.first_byte.observe(waited)
 
     def failed(self, error: UpstreamError) -> None:
         """The engine failed, before its answer or in it; once only. O(1)."""
@@ -150,6 +178,15 @@ class Attempt:
             return True
         response = self._response
         return response is not None and response.give_up(reason, silent_seconds=silent_seconds)
+
+    def _lose_patience(self, reason: str) -> None:
+        if self.give_up(reason, silent_seconds=0.0):
+            self.replica.metrics.given_up.inc()
+
+    def _be_patient(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _count_failure(self, reason: str) -> None:
         self._has_failed = True

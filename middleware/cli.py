@@ -26,6 +26,14 @@ DEFAULT_PORT = 8080
 DEFAULT_DRAFT_TOKENS = 16
 DEFAULT_DRAFTER_TOKENS = 4
 DEFAULT_DRAFTER_GROUP = "shared"
+workers_option = click.option(
+    "--workers",
+    "num_workers",
+    envvar="PACELINE_WORKERS",
+    default=1,
+    show_default=True,
+    help="Processes of the proxy, which share its address; more than one want a Redis.",
+)
 BENCHMARKS = "paceline.benchmarks"
 """Entry-point group of the benchmarks; each entry is a click command."""
 
@@ -94,6 +102,7 @@ def cli() -> None:
     default=None,
     help="Show a dashboard at /dashboard.  [default: where it is installed]",
 )
+@workers_option
 @click.option(
     "--data",
     "data_folder",
@@ -110,6 +119,7 @@ def serve(
     data_folder: Path | None,
     learn: bool,
     dashboard: bool | None,
+    num_workers: int,
 ) -> None:
     """Serve everything on this machine: embedded engine, memory and proxy.
 
@@ -127,6 +137,7 @@ def serve(
         data_folder=data_folder,
         learn=learn,
         dashboard=dashboard,
+        num_workers=num_workers,
     )
     serve_all(settings, click.echo)
 
@@ -139,12 +150,19 @@ def serve(
     type=click.Path(path_type=Path),
     help="Proxy configuration (YAML).",
 )
-def proxy(config_file: Path) -> None:
+@workers_option
+def proxy(config_file: Path, num_workers: int) -> None:
     """Run the proxy in front of one or several vLLM servers."""
     from paceline.middleware.config import load_config
     from paceline.middleware.server import run_proxy
+    from paceline.middleware.workers import check_workers, run_workers
 
-    run_proxy(load_config(config_file), config_file)
+    config = load_config(config_file)
+    check_workers(config, num_workers)
+    if num_workers > 1:
+        run_workers(config, num_workers, config_file)
+    else:
+        run_proxy(config, config_file)
 
 
 @cli.command()

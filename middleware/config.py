@@ -235,6 +235,10 @@ class ProxyConfig(BaseModel):
         max_body_bytes: longest request body.
         connect_timeout_seconds: longest wait for a connection to an engine.
         read_timeout_seconds: longest silence of an engine within a reply.
+        first_byte_timeout_seconds: longest wait for the first byte of a stream while there is
+            another engine to be asked in its place; it has to cover the longest wait in an engine's
+            queue and the longest prompt's reading. None: ``read_timeout_seconds`` alone holds, as
+            it does for answers that are not streamed.
         health_interval_seconds: time between two looks at an engine's health.
         shutdown_grace_seconds: longest time that answers under way get when the proxy is stopped;
             streams that take longer end with an error event.
@@ -258,6 +262,7 @@ class ProxyConfig(BaseModel):
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    first_byte_timeout_seconds: Annotated[float, Field(gt=0)] | None = None
     health_interval_seconds: Annotated[float, Field(gt=0)] = 2.0
     shutdown_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 25.0
 
@@ -266,6 +271,13 @@ class ProxyConfig(BaseModel):
         names = [upstream.name for upstream in self.upstreams]
         if len(set(names)) < len(names):
             raise ValueError(f"upstream names {names} are not unique; give each its own")
+        first = self.first_byte_timeout_seconds
+        if first is not None and first > self.read_timeout_seconds:
+            raise ValueError(
+                f"first_byte_timeout_seconds is {first:g}, and read_timeout_seconds, "
+                f"{self.read_timeout_seconds:g}, would end the wait before; lower the one or raise "
+                "the other"
+            )
         if self.policy_file is not None and self.local_learning:
             raise ValueError(
                 "local_learning is true beside a policy_file; leave it out and say learn: true in "
@@ -305,12 +317,17 @@ def load_config(path: Path) -> ProxyConfig:
     Raises:
         ConfigError: a file cannot be read or breaks a rule.
     """
-    config = read_config(path)
+    config = resolved(read_config(path), path.parent)
+    config.load_policy()
+    return config
+
+
+def resolved(config: ProxyConfig, folder: Path) -> ProxyConfig:
+    """A configuration whose relative paths are meant relative to `folder`, with whole ones."""
     if config.policy_file is not None:
-        config = config.model_copy(update={"policy_file": path.parent / config.policy_file})
-        config.load_policy()
+        config = config.model_copy(update={"policy_file": folder / config.policy_file})
     if config.capture is not None:
-        tokenizer = path.parent / config.capture.tokenizer.expanduser()
+        tokenizer = folder / config.capture.tokenizer.expanduser()
         capture = config.capture.model_copy(update={"tokenizer": tokenizer})
         config = config.model_copy(update={"capture": capture})
     return config

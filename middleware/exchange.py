@@ -5,6 +5,7 @@ Reading the body, sending, noticing that the client left.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Final, Protocol
 
@@ -40,6 +41,9 @@ class ShapesAnswer(Protocol):
 class Watches(Protocol):
     """What looks on while a request is answered."""
 
+    def asked(self) -> None:
+        """An engine is asked; comes again for each further one."""
+
     def wrote(self, piece: bytes) -> None:
         """A piece of a stream has been handed to the server."""
 
@@ -70,6 +74,8 @@ class Exchange:
         self.client_host: str = (scope.get("client") or ("",))[0]
         self.status = 0
         self.request_id = ""
+        self.read_at: float | None = None
+        """When all of the request was there, by `time.perf_counter`."""
         self.own_headers: RawHeaders = ()
         """What the answer's head says beside what the engine says."""
         self.watch: Watches | None = None
@@ -111,6 +117,7 @@ class Exchange:
                 )
             parts.append(part)
             if not message.get("more_body", False):
+                self.read_at = time.perf_counter()
                 return b"".join(parts)
 
     async def client_left(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +31,8 @@ MAX_RECORD_BYTES: Final = 16 * 1024
 MAX_HEADER_CHARACTERS: Final = 300
 RESULTS: Final = ("told", "unknown", "late", "failed", "unreadable", "no_url")
 REQUEST_ID_HEADER: Final = b"x-paceline-request-id"
+Elsewhere = Callable[[str, str], Awaitable[Replica | None]]
+"""The engine of a request by its id and its tenant, as another process knows it."""
 OK: Final = 200
 NOT_FOUND: Final = 404
 UNAVAILABLE: Final = 503
@@ -65,6 +67,7 @@ class Explainer:
         self._clock = clock
         self._asked: OrderedDict[str, Asked] = OrderedDict()
         self._session: aiohttp.ClientSession | None = None
+        self._elsewhere: Elsewhere | None = None
         self._results = Counter(
             "paceline_proxy_explained",
             "Engines' records that were asked for, by what came of it.",
@@ -77,6 +80,17 @@ class Explainer:
     def open(self, session: aiohttp.ClientSession) -> None:
         """Ask engines through this session from now on."""
         self._session = session
+
+    def ask_elsewhere(self, elsewhere: Elsewhere) -> None:
+        """Ask `elsewhere` for what is not known here."""
+        self._elsewhere = elsewhere
+
+    def replica_of(self, request_id: str, tenant: str) -> Replica | None:
+        """The engine of a tenant's request that is to be explained; None if it has none such."""
+        asked = self._asked.get(request_id)
+        if asked is None or asked.tenant != tenant:
+            return None
+        return asked.replica if asked.asked_at >= self._clock() - REMEMBERED_SECONDS else None
 
     def expect(self, request_id: str, tenant: str) -> Asked:
         """A tenant wants a request explained; the oldest such requests are forgotten. O(1)."""
@@ -107,14 +121,12 @@ class Explainer:
                 answer.
         """
         request_id = exchange.path.removeprefix(DECISIONS_PATH)
-        asked = self._asked.get(request_id)
-        if (
-            asked is None
-            or asked.tenant != tenant
-            or asked.asked_at < self._clock() - REMEMBERED_SECONDS
-        ):
+        replica = self.replica_of(request_id, tenant)
+        if replica is None and self._elsewhere is not None:
+            replica = await self._elsewhere(request_id, tenant)
+        if replica is None:
             raise _unknown()
-        record, result = await self._read(request_id, asked)
+        record, result = await self._read(request_id, Asked(tenant, self._clock(), replica))
         if record is not None:
             await exchange.answer(OK, msgspec.json.encode(record))
             return

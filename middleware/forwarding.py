@@ -20,7 +20,7 @@ from paceline.middleware.relay import EventHold
 from paceline.middleware.replica import Replica
 from paceline.middleware.request_body import BodyView
 from paceline.middleware.routing import ReplicaSet
-from paceline.middleware.stored_responses import Stored
+from paceline.middleware.stored_responses import Stored, StoredResponses
 from paceline.middleware.upstream import UpstreamError, UpstreamResponse
 from paceline.middleware.usage_editing import Hold, UsageStream
 from paceline.middleware.usage_reading import MeteredStream
@@ -76,6 +76,9 @@ class Forwarder:
         replicas: the engines.
         capture: records answers, None for none.
         explainer: asks engines what they decided.
+        stored: is told which engine keeps an answer.
+        first_byte_timeout_seconds: longest wait for the first byte of a stream's body while another
+            engine may be asked, None for as long as an engine may be silent.
     """
 
     def __init__(
@@ -83,10 +86,15 @@ class Forwarder:
         replicas: ReplicaSet,
         capture: Capture | None,
         explainer: Explainer,
+        stored: StoredResponses,
+        *,
+        first_byte_timeout_seconds: float | None = None,
     ) -> None:
         self._replicas = replicas
         self._capture = capture
         self._explainer = explainer
+        self._stored = stored
+        self._first_byte_timeout_seconds = first_byte_timeout_seconds
 
     async def forward(self, exchange: Exchange, sent: Sent) -> None:
         """Send a request to an engine, or to the next one while nothing has been passed on.
@@ -123,20 +131,22 @@ class Forwarder:
             UpstreamError: the engine failed before anything of its answer was passed on.
         """
         ticket = sent.ticket
-        headers = {"accept-encoding": "identity", "x-request-id": exchange.request_id}
-        headers |= sent.headers
-        headers |= exchange.trace_headers
         exchange.engine = attempt.replica.name
-        if sent.body is not None:
-            headers["content-type"] = "application/json"
+        if exchange.watch is not None:
+            exchange.watch.asked()
         if ticket is not None:
             ticket.asking()
         if sent.asked is not None:
             sent.asked.replica = attempt.replica
         if sent.stored is not None:
             sent.stored.replica = attempt.replica
+        is_stream = sent.view is not None and sent.view.is_stream
         response = await attempt.send(
-            exchange.method, exchange.path + sent.query, headers, sent.body
+            exchange.method,
+            exchange.path + sent.query,
+            _headers_for(exchange, sent),
+            sent.body,
+            first_byte_seconds=self._first_byte_timeout_seconds if is_stream else None,
         )
         taking = None
         if self._capture is not None and sent.captured is not None:
@@ -148,6 +158,8 @@ class Forwarder:
             ask = partial(self._explainer.decisions, exchange.request_id, attempt.replica)
             predicted = PredictedUsage(ask)
         try:
+            if sent.stored is not None and response.status == OK:
+                await self._stored.keep(sent.stored)
             if _is_event_stream(response.headers):
                 hold = _hold_of(taking, sent.view, ticket, exchange.dialect)
                 await self._relay_stream(exchange, attempt, response, hold, predicted)
@@ -174,6 +186,8 @@ class Forwarder:
         before = last = b""
         try:
             async for chunk in response.chunks():
+                if not last:
+                    attempt.first_byte()
                 before, last = last, chunk
                 ready = hold.push(chunk)
                 if not ready:
@@ -226,6 +240,16 @@ class Forwarder:
             exchange.own_headers = [*exchange.own_headers, *told]
         body = in_dialect(response.status, body, exchange.dialect)
         await exchange.answer(response.status, body, _passed_on(response.headers))
+
+
+def _headers_for(exchange: Exchange, sent: Sent) -> dict[str, str]:
+    """What an engine is told in the head of a request."""
+    headers = {"accept-encoding": "identity", "x-request-id": exchange.request_id}
+    headers |= sent.headers
+    headers |= exchange.trace_headers
+    if sent.body is not None:
+        headers["content-type"] = "application/json"
+    return headers
 
 
 def _hold_of(

@@ -38,7 +38,11 @@ class Generation:
         self._watch = watch
         self._span = span
         self._meter = UsageMeter()
-        self._began_at = time.perf_counter()
+        self._began_at = time.perf_counter() if exchange.read_at is None else exchange.read_at
+
+    def asked(self) -> None:
+        """See `Watches.asked`."""
+        self._watch.asked()
 
     def wrote(self, piece: bytes) -> None:
         """See `Watches.wrote`."""
@@ -55,7 +59,7 @@ class Generation:
         """See `Watches.finish`."""
         self._watch.finish()
         status = self._exchange.status or LOST
-        first = self._watch.first_token_seconds
+        first, queue = self._watch.first_token_seconds, self._watch.queue_seconds
         if requests_log.isEnabledFor(logging.INFO):
             requests_log.info(
                 "request",
@@ -67,6 +71,7 @@ class Generation:
                     "route": self._exchange.path,
                     "status": status,
                     "seconds": round(time.perf_counter() - self._began_at, 6),
+                    "queue_seconds": None if queue is None else round(queue, 6),
                     "first_token_seconds": None if first is None else round(first, 6),
                     "pieces": self._watch.num_pieces,
                     "engine": self._exchange.engine,
@@ -98,7 +103,7 @@ class Observer:
     def begin(self, exchange: Exchange, identity: Identity, body: bytes) -> None:
         """A generation is about to be answered."""
         who = identity.tenant.name, identity.workload
-        watch = self._metrics.traffic.watch(*who)
+        watch = self._metrics.traffic.watch(*who, exchange.read_at)
         if self._tracing is None and not requests_log.isEnabledFor(logging.INFO):
             exchange.watch = watch
             return

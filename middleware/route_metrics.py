@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from paceline.middleware.circuit import CircuitState
+from paceline.middleware.traffic import FIRST_TOKEN_BOUNDS
 
 REASONS: Final = ("only", "prefix", "load", "session", "least_outstanding", "round_robin")
 CIRCUIT_NUMBERS: Final = {CircuitState.CLOSED: 0, CircuitState.HALF_OPEN: 1, CircuitState.OPEN: 2}
@@ -41,6 +42,14 @@ class RouteMetrics:
             *(self.healthy, self.circuit, self.draining),
             *(self.outstanding, self.outstanding_tokens, self.remembered),
         )
+        self.first_byte = Histogram(
+            "paceline_proxy_upstream_first_byte_seconds",
+            "From a stream's being asked for to the first byte of its body: in the engine's queue, "
+            "and its prompt is read.",
+            ["upstream"],
+            buckets=FIRST_TOKEN_BOUNDS,
+            registry=registry,
+        )
         self.failures = counter(
             "upstream_failures", "Engines that could not be reached or broke off."
         )
@@ -71,6 +80,7 @@ class ReplicaMetrics:
     """One engine's counters, looked up once: that takes longer than counting."""
 
     def __init__(self, metrics: RouteMetrics, name: str) -> None:
+        self.first_byte = metrics.first_byte.labels(name)
         self.failures = metrics.failures.labels(name)
         self.retries = metrics.retries.labels(name)
         self.given_up = metrics.given_up.labels(name)

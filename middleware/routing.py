@@ -181,11 +181,14 @@ class ReplicaSet:
 
     def drain(self, name: str, *, drained: bool) -> Replica | None:
         """Have an engine get no new requests, or get them again; None if there is none such."""
-        for replica in self.replicas:
-            if replica.name == name:
-                replica.drained = drained
-                return replica
-        return None
+        replica = self.named(name)
+        if replica is not None:
+            replica.drained = drained
+        return replica
+
+    def named(self, name: str) -> Replica | None:
+        """The upstream of that name, None if there is none such. O(upstreams)."""
+        return next((each for each in self.replicas if each.name == name), None)
 
     def stop(self) -> None:
         """The proxy ends: give up what still runs. Streams end with an error event."""

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,12 @@ from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.keys import redact_url
 from paceline.caches.records import SHARED_GROUP
 from paceline.errors import ConfigError
-from paceline.middleware.config import ListenConfig, ProxyConfig, UpstreamConfig
+from paceline.middleware.config import (
+    LimitsConfig,
+    ListenConfig,
+    ProxyConfig,
+    UpstreamConfig,
+)
 from paceline.middleware.corpus import STORE_VARIABLE
 from paceline.middleware.dashboard_starting import (
     dashboard_config,
@@ -29,7 +34,8 @@ from paceline.middleware.dashboard_starting import (
     dashboard_settings,
     has_dashboard,
 )
-from paceline.middleware.server import running_proxy
+from paceline.middleware.server import RunningProxy, running_proxy
+from paceline.middleware.workers import MAX_WORKERS, Workers
 from paceline.online.learner_settings import LearnerSettings, LoadSettings
 from paceline.processes import ChildProcess, ProcessError, answers, free_port
 
@@ -64,6 +70,7 @@ class ServeSettings:
             folder.
         learn: whether the drafter goes on learning from what is said, in idle time.
         dashboard: whether there is one; None for where it is installed.
+        num_workers: processes of the proxy.
     """
 
     host: str = "127.0.0.1"
@@ -75,6 +82,7 @@ class ServeSettings:
     data_folder: Path | None = None
     learn: bool = False
     dashboard: bool | None = None
+    num_workers: int = 1
 
     @property
     def model_name(self) -> str:
@@ -122,6 +130,8 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
         ProcessError: the engine did not start, or ended on its own.
         ConfigError: a setting or the policy file is wrong.
     """
+    if not 1 <= settings.num_workers <= MAX_WORKERS:
+        raise ConfigError(f"--workers is {settings.num_workers}; give 1 to {MAX_WORKERS}")
     folder = settings.data_folder or user_data_folder()
     engine_url = f"http://127.0.0.1:{free_port()}"
     config = ProxyConfig(
@@ -149,7 +159,7 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
         if settings.learn:
             learner = stack.enter_context(_learner(settings, config, redis_url, folder))
             echo(f"learning: {folder / LEARNER_LOG}")
-        proxy = stack.enter_context(running_proxy(config))
+        proxy = stack.enter_context(_proxy(settings, config, redis_url))
         dashboard = None
         if config.dashboard is not None:
             told = dashboard_settings(config, proxy_url=proxy.url, redis_url=redis_url)
@@ -158,6 +168,8 @@ def serve_all(settings: ServeSettings, echo: Echo) -> None:
         echo(greeting(f"{proxy.url}/v1", settings.model_name))
         while engine.exit_code is None:
             time.sleep(WATCH_SECONDS)
+            if isinstance(proxy, Workers):
+                proxy.look()
             if learner is not None and learner.exit_code is not None:
                 echo(f"the learner ended on its own, serving goes on; see {folder / LEARNER_LOG}")
                 learner = None
@@ -279,6 +291,16 @@ Paceline is ready: {base_url}
   print(chat.completions.{call}.choices[0].message.content)
 
 Ctrl-C stops everything."""
+
+
+def _proxy(
+    settings: ServeSettings, config: ProxyConfig, redis_url: str
+) -> AbstractContextManager[RunningProxy | Workers]:
+    """The proxy, to be started: a thread of ours, or processes that share what Redis counts."""
+    if settings.num_workers == 1:
+        return running_proxy(config)
+    shared = config.model_copy(update={"limits": LimitsConfig(redis_url=redis_url)})
+    return Workers(shared, settings.num_workers)
 
 
 def _engine(

@@ -69,15 +69,23 @@ def run_proxy(config: ProxyConfig, config_file: Path | None = None) -> None:
     Raises:
         ConfigError: the policy file is wrong, or the address cannot be listened on.
     """
-    allow_open_files()
-    keep_freed_memory()
     with ExitStack() as stack:
         if config.log_format == "json":
             stack.enter_context(json_logging())
         proxy = Proxy(config, config.load_policy(), config_file=config_file)
-        listener = stack.enter_context(_listening(config))
-        print(f"paceline proxy: http://{_address(listener)}/v1", flush=True)
-        _Server(proxy).run(sockets=[listener])
+        listener = stack.enter_context(listening(config))
+        print(f"paceline proxy: http://{address_of(listener)}/v1", flush=True)
+        serve_on(listener, proxy)
+
+
+def serve_on(listener: socket.socket, proxy: Proxy) -> None:
+    """Serve what comes to a socket until SIGINT or SIGTERM, then finish what is under way.
+
+    The process is the proxy's alone: its limit of open files and its allocator are set for it.
+    """
+    allow_open_files()
+    keep_freed_memory()
+    _Server(proxy).run(sockets=[listener])
 
 
 @contextmanager
@@ -99,7 +107,7 @@ def running_proxy(
     """
     policy = config.load_policy()
     proxy = Proxy(config, policy, limit_timing=limit_timing, config_file=config_file)
-    with _listening(config) as listener:
+    with listening(config) as listener:
         server = _Server(proxy)
         thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listener]}, name="paceline-proxy", daemon=True
@@ -107,7 +115,7 @@ def running_proxy(
         thread.start()
         try:
             _wait_started(server, thread)
-            yield RunningProxy(f"http://{_address(listener)}", proxy)
+            yield RunningProxy(f"http://{address_of(listener)}", proxy)
         finally:
             server.should_exit = True
             thread.join(config.shutdown_grace_seconds + LAST_EVENT_SECONDS + 5)
@@ -135,7 +143,12 @@ def _server_config(proxy: Proxy) -> uvicorn.Config:
 
 
 @contextmanager
-def _listening(config: ProxyConfig) -> Iterator[socket.socket]:
+def listening(config: ProxyConfig) -> Iterator[socket.socket]:
+    """A socket that listens where a configuration says.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
     host, port = config.listen.host, config.listen.port
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -149,7 +162,8 @@ def _listening(config: ProxyConfig) -> Iterator[socket.socket]:
         yield listener
 
 
-def _address(listener: socket.socket) -> str:
+def address_of(listener: socket.socket) -> str:
+    """Host and port of a listening socket, as a URL has them."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -12,7 +12,6 @@ from typing import Final, Literal
 
 from paceline.middleware.config import ShapingConfig
 from paceline.middleware.exchange import Message, RawHeaders, Send
-from paceline.middleware.identity import Identity
 from paceline.middleware.metrics import ShapingMetrics
 from paceline.middleware.request_body import BodyView
 from paceline.middleware.shaping import (
@@ -178,20 +177,22 @@ class ShapedSend:
 
 
 def shaper_of(
-    identity: Identity, view: BodyView, config: ShapingConfig, metrics: ShapingMetrics
+    tenant: str,
+    shape: Shape,
+    view: BodyView,
+    config: ShapingConfig,
+    metrics: ShapingMetrics,
 ) -> Callable[[Send], ShapedSend]:
     """What makes a server's `send` one that shapes the answer to a request, as its policy wants.
 
-    The grid begins when it is called. The policy's ``side_channel`` is not ``open``.
+    The grid begins when it is called.
     """
-    shape = identity.policy.side_channel
-    assert shape != "open"
     size = bucket_for(
         config.bytes_per_tick, num_choices=view.num_choices, num_logprobs=view.num_logprobs
     )
 
     def count(totals: ShapingTotals) -> None:
-        metrics.add(identity.tenant.name, shape, totals)
+        metrics.add(tenant, shape, totals)
 
     return lambda send: ShapedSend(send, shape, config, bytes_per_tick=size, on_close=count)
 

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from paceline.policies.series_bounds import SeriesBounds
 
 FIRST_TOKEN_BOUNDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+QUEUE_BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 GAP_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 """Upper bounds of buckets, in seconds; a last one takes what is beyond."""
 LABELS: Final = ("tenant", "workload")
@@ -55,11 +56,12 @@ class Histogram:
 class Series:
     """What is counted of one tenant's workload."""
 
-    __slots__ = ("first_token", "gaps", "in_flight", "waiting")
+    __slots__ = ("first_token", "gaps", "in_flight", "queue", "waiting")
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.waiting = 0
+        self.queue = Histogram(QUEUE_BOUNDS)
         self.first_token = Histogram(FIRST_TOKEN_BOUNDS)
         self.gaps = Histogram(GAP_BOUNDS)
 
@@ -70,24 +72,39 @@ class StreamWatch:
     Args:
         series: takes what is found.
         clock: monotonic seconds.
+        began_at: when the request was there, by that clock; None for now.
 
     Attributes:
+        queue_seconds: from then until an engine was asked, the first if there were several; None
+            of a request that none was asked for.
         first_token_seconds: from the request to the first piece that says something; None of an
             answer that is not streamed.
         num_pieces: that said something.
     """
 
-    __slots__ = ("_began_at", "_clock", "_last_at", "_series", "first_token_seconds", "num_pieces")
+    __slots__ = (
+        *("_began_at", "_clock", "_last_at", "_series"),
+        *("first_token_seconds", "num_pieces", "queue_seconds"),
+    )
 
-    def __init__(self, series: Series, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, series: Series, clock: Callable[[], float], began_at: float | None = None
+    ) -> None:
+        self.queue_seconds: float | None = None
         self.first_token_seconds: float | None = None
         self.num_pieces = 0
         self._series = series
         self._clock = clock
-        self._began_at = clock()
+        self._began_at = clock() if began_at is None else began_at
         self._last_at = 0.0
         series.in_flight += 1
         series.waiting += 1
+
+    def asked(self) -> None:
+        """An engine is asked now; further ones after it change nothing."""
+        if self.queue_seconds is None:
+            self.queue_seconds = self._clock() - self._began_at
+            self._series.queue.add(self.queue_seconds)
 
     def wrote(self, piece: bytes) -> None:
         """A piece of a stream has gone to the client. Half a microsecond after the first."""
@@ -139,13 +156,13 @@ class Traffic(Collector):
         self._bounds = SeriesBounds()
         self._series: dict[tuple[str, str], Series] = {}
 
-    def watch(self, tenant: str, workload: str) -> StreamWatch:
-        """Time a request from now on. O(1)."""
+    def watch(self, tenant: str, workload: str, began_at: float | None = None) -> StreamWatch:
+        """Time a request that was there at `began_at` (now, if None). O(1)."""
         labels = self._bounds.labels(tenant, workload)
         series = self._series.get(labels)
         if series is None:
             series = self._series[labels] = Series()
-        return StreamWatch(series, self._clock)
+        return StreamWatch(series, self._clock, began_at)
 
     def collect(self) -> Iterator[Metric]:
         """One reading. O(series)."""
@@ -155,6 +172,12 @@ class Traffic(Collector):
         waiting = GaugeMetricFamily(
             "paceline_proxy_waiting",
             "Of them, those of which nothing has come yet: queued, or their prompt is read.",
+            labels=LABELS,
+        )
+        queue = HistogramMetricFamily(
+            "paceline_proxy_queue_seconds",
+            "From a request's arrival until an engine is asked: its work is named, limits are "
+            "looked at.",
             labels=LABELS,
         )
         first = HistogramMetricFamily(
@@ -170,6 +193,10 @@ class Traffic(Collector):
         for labels, series in self._series.items():
             in_flight.add_metric(labels, series.in_flight)
             waiting.add_metric(labels, series.waiting)
-            for family, histogram in ((first, series.first_token), (gaps, series.gaps)):
+            for family, histogram in (
+                (queue, series.queue),
+                (first, series.first_token),
+                (gaps, series.gaps),
+            ):
                 family.add_metric(labels, histogram.buckets(), histogram.total)
-        yield from (in_flight, waiting, first, gaps)
+        yield from (in_flight, waiting, queue, first, gaps)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from paceline.middleware.config import ProxyConfig, UpstreamConfig, read_config
+from paceline.middleware.config import ProxyConfig, UpstreamConfig, read_config, resolved
 from paceline.middleware.file_follower import FileFollower
 
 logger = logging.getLogger("paceline.follower")
@@ -22,22 +22,21 @@ class UpstreamFollower(FileFollower[Sequence[UpstreamConfig]]):
 
     Args:
         path: the file.
+        config: what it said when the proxy began: what the file says besides is taken over with
+            the first looks.
         registry: of the proxy's metrics.
-
-    Raises:
-        ConfigError: the file cannot be read or breaks a rule.
     """
 
-    def __init__(self, path: Path, registry: CollectorRegistry) -> None:
-        self._first = read_config(path)
-        super().__init__(path, self._first.upstreams, self._read_upstreams, "upstreams", registry)
+    def __init__(self, path: Path, config: ProxyConfig, registry: CollectorRegistry) -> None:
+        self._first = config
+        super().__init__(path, config.upstreams, self._read_upstreams, "upstreams", registry)
 
     def summary(self, value: Sequence[UpstreamConfig]) -> str:
         """Names, and who drains."""
         return ", ".join(u.name + (" (draining)" if u.draining else "") for u in value)
 
     def _read_upstreams(self, path: Path) -> Sequence[UpstreamConfig]:
-        config = read_config(path)
+        config = resolved(read_config(path), path.parent)
         changed = [
             name
             for name in ProxyConfig.model_fields

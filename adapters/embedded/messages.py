@@ -89,6 +89,8 @@ def as_chat(request: CountRequest) -> ChatRequest:
         messages.append(ChatMessage(role="system", content=_text(request.system, "system")))
     for position, message in enumerate(request.messages):
         messages += _chat_messages(message, f"messages.{position}")
+    if not messages:
+        raise ApiError(400, "messages: there is no text in them", param="messages")
     chat = ChatRequest(model=request.model, messages=messages)
     if isinstance(request, MessagesRequest):
         chat.max_tokens = request.max_tokens

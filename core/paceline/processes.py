@@ -39,6 +39,7 @@ class ChildProcess:
         command: program and arguments.
         env: its whole environment; ours if None.
         log: file that takes its output; None passes it on to our standard error.
+        pass_fds: file descriptors of ours that it gets too, under the same numbers.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class ChildProcess:
         *,
         env: Mapping[str, str] | None = None,
         log: Path | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.name = name
         self._command = list(command)
         self._env = None if env is None else dict(env)
         self._log = log
+        self._pass_fds = tuple(pass_fds)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -91,6 +94,7 @@ class ChildProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 process_group=0,
+                pass_fds=self._pass_fds,
                 # runs one system call in the child; safe beside our threads
                 preexec_fn=_die_with_parent,  # noqa: PLW1509
             )
@@ -118,6 +122,11 @@ class ChildProcess:
         """Wait until it ends by itself; returns its exit code."""
         assert self._process is not None
         return self._process.wait()
+
+    def terminate(self) -> None:
+        """Ask it to end, and return at once. Harmless where it has ended."""
+        if self._process is not None:
+            self._process.terminate()
 
     def stop(self, *, grace_seconds: float = 15.0) -> None:
         """Ask its whole group to end, and end it by force after `grace_seconds`."""

@@ -275,13 +275,15 @@ def _held(tokens: float, drafted: float, accepted: float) -> str:
 
 def replicas(now: Snapshot) -> Any:
     """Every engine."""
-    head = ("Engine", "Health", "Running", "Waiting", "Tokens", "Memory", "Journal", "Drafter")
+    head = ("Engine", "Health", "Running", "Waiting", "First byte", "Tokens", "Memory", "Journal",
+            "Drafter")  # fmt: skip
     rows = [
         (
             row.name,
             _health(row),
             wording.count(row.running),
             wording.count(row.waiting),
+            wording.duration(row.first_byte_seconds),
             wording.count(row.tokens),
             wording.size(row.memory_bytes),
             {None: wording.NOTHING, True: "connected", False: "away"}[row.is_sharing],

@@ -67,6 +67,8 @@ class ReplicaRow:
         tokens: that it has said.
         memory_bytes: of its draft memory.
         is_sharing: whether its journal is connected; None without one.
+        first_byte_seconds: median until a stream's first byte, since the proxy began; None without
+            streams.
         version: of the model drafter; None where versions are not followed.
     """
 
@@ -78,6 +80,7 @@ class ReplicaRow:
     tokens: float
     memory_bytes: float
     is_sharing: bool | None
+    first_byte_seconds: float | None
     version: int | None
 
 
@@ -137,6 +140,7 @@ def replica_row(name: str, engine: Samples | None, problem: str, proxy: Samples)
     health = proxy.by("paceline_proxy_upstream_healthy", "upstream").get((name,))
     shown = Samples() if engine is None else engine
     versions = shown.by("paceline_drafter_version", "group")
+    waits = proxy.by("paceline_proxy_upstream_first_byte_seconds_bucket", "upstream", "le")
     is_embedded = "paceline_engine_running" in shown
     return ReplicaRow(
         name=name,
@@ -153,6 +157,7 @@ def replica_row(name: str, engine: Samples | None, problem: str, proxy: Samples)
         is_sharing=bool(shown.total("paceline_journal_connected"))
         if "paceline_journal_connected" in shown
         else None,
+        first_byte_seconds=_quantile({k[1:]: n for k, n in waits.items() if k[0] == name}, MEDIAN),
         version=int(max(versions.values())) if versions else None,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from paceline.adapters.vllm.launch import OWNED_FLAGS, TESTED_RANGE
-from paceline.caches.keys import JournalKeys, KindKeys, LimitKeys, Shelf
+from paceline.caches.keys import AnswerKeys, JournalKeys, KindKeys, LimitKeys, Shelf
 from paceline.middleware.config import ProxyConfig
 from paceline.middleware.request_body import PROTECTED
 from snippets import ROOT
@@ -32,6 +32,8 @@ def test_every_key_in_redis_is_listed() -> None:
     assert all(f"`{name}`" in text_of("journal.md") for name in kinds)
     limits = LimitKeys("a").places("b").replace("{a}", "{TENANT}").replace(":b", ":WORKLOAD")
     assert f"`{limits}`" in text_of("journal.md")
+    records, times = (key.replace("{a}", "{TENANT}") for key in AnswerKeys("a").all())
+    assert f"`{records}`, `…:{times.rpartition(':')[2]}`" in text_of("journal.md")
 
 
 def test_what_is_taken_out_of_requests_is_told() -> None:

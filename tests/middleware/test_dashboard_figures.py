@@ -42,6 +42,13 @@ paceline_proxy_upstream_healthy{upstream="gpu-1"} 0
 paceline_proxy_first_token_seconds_bucket{tenant="a",workload="sql",le="0.1"} 2
 paceline_proxy_first_token_seconds_bucket{tenant="a",workload="sql",le="0.5"} 6
 paceline_proxy_first_token_seconds_bucket{tenant="a",workload="sql",le="+Inf"} 8
+# TYPE paceline_proxy_upstream_first_byte_seconds histogram
+paceline_proxy_upstream_first_byte_seconds_bucket{upstream="gpu-0",worker="0",le="0.1"} 0
+paceline_proxy_upstream_first_byte_seconds_bucket{upstream="gpu-0",worker="0",le="0.5"} 4
+paceline_proxy_upstream_first_byte_seconds_bucket{upstream="gpu-0",worker="0",le="+Inf"} 4
+paceline_proxy_upstream_first_byte_seconds_bucket{upstream="gpu-0",worker="1",le="0.1"} 2
+paceline_proxy_upstream_first_byte_seconds_bucket{upstream="gpu-0",worker="1",le="0.5"} 2
+paceline_proxy_upstream_first_byte_seconds_bucket{upstream="gpu-0",worker="1",le="+Inf"} 2
 """
 PLAIN_VLLM = """
 # TYPE vllm:generation_tokens_total counter
@@ -107,8 +114,10 @@ def test_a_replica_without_our_worker_shows_what_vllm_does() -> None:
     row = replica_row("gpu-0", Samples.parse(PLAIN_VLLM), "", proxy)
     assert (row.running, row.waiting, row.tokens, row.is_healthy) == (3, 2, 1200, True)
     assert row.is_sharing is row.version is None
+    assert row.first_byte_seconds == pytest.approx(0.2)  # over both workers
     away = replica_row("gpu-1", None, "refused", proxy)
     assert (away.is_healthy, away.problem) == (False, "refused")
+    assert away.first_byte_seconds is None
     assert replica_row("gpu-2", None, "", proxy).is_healthy is None
     with pytest.raises(ScrapeError, match="cannot be read"):
         Samples.parse("<html>no metrics {</html>")

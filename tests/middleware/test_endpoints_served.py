@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 
+import claude_code
 from captured import metric
 from paceline.adapters.speculator import Speculator
 from paceline.middleware.config import make_config
@@ -122,6 +123,43 @@ def test_a_message_says_what_the_chat_says(stack: Stack) -> None:
     assert "".join(texts) == said(stack)
     assert events[-2][1]["usage"]["output_tokens"] == 6
     assert events[-2][1]["delta"]["stop_reason"] == "max_tokens"
+
+
+def test_claude_codes_requests_are_answered(stack: Stack) -> None:
+    """Its probe, its turns and titles with all their fields and betas, the counts of `/context`."""
+    with closing(connect(stack)) as connection:
+        connection.request("HEAD", "/")
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (200, b"")
+    for body in (claude_code.turn(), claude_code.title()):
+        status, data = claude_ask(stack, MESSAGES, body)
+        assert status == 200
+        kinds = [name for name, _ in events_of(data)]
+        assert (kinds[0], kinds[-1]) == ("message_start", "message_stop")
+        assert kinds.count("content_block_delta") > 1
+    status, data = claude_ask(stack, f"{MESSAGES}/count_tokens", claude_code.count())
+    assert (status, list(json.loads(data))) == (200, ["input_tokens"])
+    whole = claude_ask(stack, MESSAGES, claude_code.turn(stream=False))[1]
+    assert json.loads(whole)["type"] == "message"
+
+
+def test_messages_without_a_word_are_refused(stack: Stack) -> None:
+    """As a wrong request, in Anthropic's words, asked for or counted."""
+    body = {"messages": [{"role": "user", "content": []}], "system": "", "max_tokens": 4}
+    for path in (MESSAGES, f"{MESSAGES}/count_tokens"):
+        status, data = ask(stack, path, body)
+        error = json.loads(data)["error"]
+        assert (status, error["type"]) == (400, "invalid_request_error")
+        assert "there is no text in them" in error["message"]
+
+
+def claude_ask(stack: Stack, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    with closing(connect(stack)) as connection:
+        headers = claude_code.HEADERS | {"authorization": "Bearer red"}
+        sent = json.dumps({"model": "target"} | body)
+        connection.request("POST", path + claude_code.QUERY, sent, headers)
+        response = connection.getresponse()
+        return response.status, response.read()
 
 
 def test_a_message_tells_which_string_ended_it(stack: Stack) -> None:

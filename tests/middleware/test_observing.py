@@ -230,7 +230,7 @@ def test_the_log_is_an_object_a_line_without_secrets(
         assert (line["tenant"], line["workload"], line["status"]) == ("shop", "sql", 200)
         assert line["route"] == "/v1/chat/completions"
         assert line["engine"] == "gpu-0"
-        assert 0 < line["seconds"] < 20
+        assert 0 < line["queue_seconds"] <= line["seconds"] < 20
     assert "first_token_seconds" not in whole
     assert 0 < streamed["first_token_seconds"] <= streamed["seconds"]
     assert whole["pieces"] == 0

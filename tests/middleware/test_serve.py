@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
+from captured import metric_in
 from paceline.middleware.serve import corpus_folder
 from paceline.policies.tenants import new_key
 from serving import Serving
+from small_chats import write_target
 from waiting import wait_until
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
@@ -232,6 +235,23 @@ def test_keys_guard_it_and_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         assert serving.interrupt() == 0
         assert serving.output.rstrip().endswith("stopped")
         wait_until(lambda: serving.num_children == 0)
+
+
+def test_workers_share_what_is_served(tmp_path: Path) -> None:
+    """Two processes of the proxy answer under one address, and end with the rest."""
+    model = write_target(tmp_path / "target", eos_token_id=96)
+    with Serving(tmp_path, "--workers", "2", "--model", str(model)) as serving:
+        with openai.OpenAI(base_url=serving.base_url, api_key="local", max_retries=0) as client:
+            for _ in range(4):
+                reply = client.chat.completions.create(
+                    model="target", messages=[{"role": "user", "content": "w1"}], max_tokens=3
+                )
+                assert reply.choices[0].message.content
+        page = httpx.get(serving.base_url.removesuffix("/v1") + "/metrics").text
+        assert metric_in(page, "paceline_proxy_workers") == 2
+        assert metric_in(page, "paceline_proxy_requests_total", tenant="local", status="200") == 4
+        assert serving.interrupt() == 0
+        assert serving.num_children == 0
 
 
 def test_engines_look_for_corpora_where_the_command_puts_them(

@@ -63,6 +63,25 @@ def test_a_stream_is_timed(clock: Clock) -> None:
     assert watch.num_pieces == 3
 
 
+def test_a_request_queues_until_an_engine_is_asked(clock: Clock) -> None:
+    """From when it was there; a second engine that is asked in place of the first adds nothing."""
+    traffic, who = Traffic(clock), {"tenant": "a", "workload": ""}
+    clock.now += 0.02
+    watch = traffic.watch("a", "", clock.now - 0.02)
+    clock.now += 0.01
+    for seconds in (0.0, 5.0):
+        clock.now += seconds
+        watch.asked()
+    watch.wrote(PIECE)
+    assert watch.queue_seconds == pytest.approx(0.03)
+    assert watch.first_token_seconds == pytest.approx(5.03)
+    assert told(traffic, "queue_seconds_sum", **who) == pytest.approx(0.03)
+    assert told(traffic, "queue_seconds_bucket", le="0.025", **who) == 0
+    assert told(traffic, "queue_seconds_bucket", le="0.05", **who) == 1
+    traffic.watch("a", "").finish()  # it was refused: no engine was asked
+    assert told(traffic, "queue_seconds_count", **who) == 1
+
+
 def test_what_never_said_anything_no_longer_waits(clock: Clock) -> None:
     """A whole answer, or one that failed, leaves no trace but the gauges, which go back."""
     traffic, who = Traffic(clock), {"tenant": "a", "workload": ""}

@@ -24,6 +24,7 @@ CHECKS = (
 )
 HOOKS = Path(__file__).parent / "clients" / "schemathesis_hooks.py"
 NUM_EXAMPLES = 8
+EMBEDDINGS = "/v1/embeddings"
 
 
 def root(clients: SdkClients) -> str:
@@ -49,6 +50,7 @@ def test_schemathesis_finds_nothing(clients: SdkClients) -> None:
             *("--continue-on-failure", "--phases", "examples,coverage,fuzzing"),
             *("--suppress-health-check", "all", "--warnings", "off"),
             *("--request-timeout", "60"),
+            *("--exclude-path", EMBEDDINGS),  # this engine has no model for it, and says so: 501
         ],
         env={**clients.env, "SCHEMATHESIS_HOOKS": str(HOOKS), "COLUMNS": "140"},
         cwd=clients.home,

@@ -9,12 +9,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import claude_code
 from captured import metric, wait_recorded
 from paceline.caches import ModelFingerprint
 from paceline.caches.tokenizer import TextTokenizer
@@ -77,6 +78,7 @@ def stack(target_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         redis.url,
         folder,
         "all",
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         VLLM_SERVER_DEV_MODE="1",
         VLLM_ALLOW_RUNTIME_LORA_UPDATING="1",
         VLLM_ENABLE_RESPONSES_API_STORE="1",
@@ -209,6 +211,51 @@ def test_a_stored_response_is_its_tenants(stack: Stack) -> None:
     answer = json.loads(ask(stack, RESPONSES, goes_on)[1])
     assert answer["usage"]["input_tokens"] > kept["usage"]["total_tokens"]
     assert ask(stack, RESPONSES, goes_on, key="blue")[0] == 404
+
+
+def test_claude_codes_requests_are_answered(stack: Stack) -> None:
+    """With all their fields, betas and tools: turns, a title held to its schema, and counts."""
+    headers = claude_code.HEADERS | {"authorization": "Bearer red"}
+
+    def asked(path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        status, data, _ = ask(stack, path + claude_code.QUERY, body, headers=headers)
+        return status, data
+
+    for body in (claude_code.turn(), claude_code.title()):
+        status, data = asked(MESSAGES, body)
+        assert status == 200, data
+        assert data.startswith(b"event: message_start")
+        assert b"event: message_stop" in data
+        assert b"event: error" not in data
+    status, data = asked(f"{MESSAGES}/count_tokens", claude_code.count())
+    assert (status, list(json.loads(data))[:1]) == (200, ["input_tokens"])
+
+
+def test_a_stored_response_is_known_to_all_proxies_on_one_redis(
+    stack: Stack, tmp_path: Path
+) -> None:
+    """Another proxy reads and continues it for its tenant, with what vLLM has kept."""
+    policy = tmp_path / "policy.yaml"
+    tenants = [{"name": name, "keys": [hash_key(name)]} for name in ("red", "blue")]
+    policy.write_text(json.dumps({"tenants": tenants}))
+    config = make_config(
+        listen={"port": 0},
+        upstreams=[{"name": "all", "url": stack.engine.url}],
+        policy_file=policy,
+        limits={"redis_url": stack.redis.url},
+    )
+    with running_proxy(config) as first, running_proxy(config) as second:
+        for proxy in (first, second):
+            wait_until(lambda p=proxy: p.proxy.ready)
+        asked = replace(stack, proxy=first)
+        told = json.loads(ask(asked, RESPONSES, ASKS[RESPONSES] | {"store": True})[1])
+        other, path = replace(stack, proxy=second), f"{RESPONSES}/{told['id']}"
+        status, data, _ = ask(other, path, method="GET")
+        assert (status, json.loads(data)["output"]) == (200, told["output"])
+        assert ask(other, path, method="GET", key="blue")[0] == 404
+        more = {"input": "Go on.", "max_output_tokens": 4, "previous_response_id": told["id"]}
+        assert ask(other, RESPONSES, more)[0] == 200
+        assert ask(other, RESPONSES, more, key="blue")[0] == 404
 
 
 def test_vllms_refusals_are_told_in_anthropics_words(stack: Stack) -> None:

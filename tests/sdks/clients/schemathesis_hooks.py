@@ -15,8 +15,9 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
         return
     if isinstance(case.body.get("model"), str):
         case.body["model"] = os.environ["PACELINE_MODEL"]
+    default = "max_output_tokens" if case.path == "/v1/responses" else "max_tokens"
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-        is_open = name in case.body or name == "max_tokens"
+        is_open = name in case.body or name == default
         asked = case.body.get(name, 2)
         if is_open and (asked is None or isinstance(asked, int)):  # else it is wrong on purpose
             case.body[name] = min(2, 2 if asked is None else asked)
