@@ -24,6 +24,8 @@ MAX_HEAD_BYTES: Final = 256 * 1024
 MAX_WAITING_BYTES: Final = 256 * 1024
 """More of an answer than this that nobody has taken, and the engine is read no further."""
 PORTS: Final = {"http": 80, "https": 443}
+CROSSING_SECONDS: Final = 1.0
+"""A kept connection that ends so soon after a request was sent on it ended before that came."""
 SUCCESS: Final = 200
 """Statuses below are informational: the answer is still to come."""
 _PLAIN_PATH: Final = re.compile(r"[\w/?&=%.,:;@~!$'()*+-]*", re.ASCII)
@@ -69,13 +71,17 @@ class Connections:
         self._all_closed: asyncio.Event | None = None
         self._tls: ssl.SSLContext | None = None
 
-    async def take(self, origin: Origin) -> _Connection:
+    async def take(self, origin: Origin, *, fresh: bool = False) -> _Connection:
         """A connection for one request: the one used last, or a new one.
+
+        Args:
+            origin: of the engine.
+            fresh: whether it must be a new one.
 
         Raises:
             UpstreamError: none can be made.
         """
-        idle = self._idle.get(origin)
+        idle = None if fresh else self._idle.get(origin)
         while idle:
             connection = idle.pop()
             if not connection.is_closing:
@@ -166,6 +172,15 @@ class _Connection(asyncio.Protocol):
         self._is_kept = False
         self._is_paused = False
         self._is_aborted = False
+        self._was_kept = False
+        self._has_heard = False
+        self._asked_at = 0.0
+        self._is_crossed = False
+
+    @property
+    def is_crossed(self) -> bool:
+        """Whether the engine ended it while a request was on its way: it has read none of that."""
+        return self._is_crossed
 
     @property
     def is_closing(self) -> bool:
@@ -178,6 +193,8 @@ class _Connection(asyncio.Protocol):
         self._answer = answer
         self._num_head_bytes = 0
         self._is_whole = False
+        self._has_heard = False
+        self._asked_at = self._loop.time()
         self._transport.writelines((head,) if body is None else (head, body))
         return answer
 
@@ -208,6 +225,9 @@ class _Connection(asyncio.Protocol):
         self._connections.forget(self)
         answer, self._answer = self._answer, None
         if answer is not None:
+            is_untouched = self._was_kept and not self._has_heard and not self._is_aborted
+            waited = self._loop.time() - self._asked_at
+            self._is_crossed = is_untouched and waited < CROSSING_SECONDS
             is_end = exc is None and not self._is_aborted
             answer.closed(str(exc or "") or "it closed the connection", is_end=is_end)
 
@@ -217,6 +237,7 @@ class _Connection(asyncio.Protocol):
         if answer is None:  # nobody has asked
             self.close()
             return
+        self._has_heard = True
         if not answer.status:
             self._num_head_bytes += len(data)
         try:
@@ -274,6 +295,7 @@ class _Connection(asyncio.Protocol):
         # an engine may answer before it has read everything
         if self._is_kept and not self.is_closing and not self._transport.get_write_buffer_size():
             self.used_at = self._loop.time()
+            self._was_kept = True
             self._connections.keep(self)
         else:
             self.close()
@@ -419,9 +441,22 @@ class HttpUpstream:
     async def send(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None
     ) -> _Answer:
-        """See `Upstream.send`; `path` may have a query."""
+        """See `Upstream.send`; `path` may have a query.
+
+        Engines end connections that nobody uses. Where that crosses a request, it is sent again on
+        a new one, once.
+        """
         head = request_head(self._origin, method, path, headers | self._credentials, body)
         connection = await self._connections.take(self._origin)
+        try:
+            return await self._ask(connection, head, body)
+        except UpstreamError:
+            if not connection.is_crossed:
+                raise
+        connection = await self._connections.take(self._origin, fresh=True)
+        return await self._ask(connection, head, body)
+
+    async def _ask(self, connection: _Connection, head: bytes, body: bytes | None) -> _Answer:
         answer = connection.request(head, body, most_silent_seconds=self._read_timeout_seconds)
         try:
             await answer.wait_for_head()

@@ -282,6 +282,38 @@ def test_what_comes_unasked_later_closes_the_connection() -> None:
     run(work())
 
 
+def test_a_request_that_crosses_the_end_of_its_connection_is_sent_again() -> None:
+    """Once, on a new connection; an engine that ends this one too has failed."""
+
+    async def work() -> None:
+        answers = iter((writing(WHOLE), closing(), writing(WHOLE), closing(), closing()))
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await next(answers)(reader, writer)
+
+        async with serving(answer) as (way, engine):
+            assert await asked(way) == (200, b"hello")
+            assert await asked(way) == (200, b"hello")
+            assert (len(engine.heads), engine.num_connections) == (3, 2)
+            with pytest.raises(UpstreamError, match="it closed the connection"):
+                await asked(way)
+            assert (len(engine.heads), engine.num_connections) == (5, 3)
+
+    run(work())
+
+
+def test_a_new_connection_that_is_ended_is_not_tried_again() -> None:
+    """The engine has taken the request, whatever it did with it."""
+
+    async def work() -> None:
+        async with serving(closing()) as (way, engine):
+            with pytest.raises(UpstreamError, match="it closed the connection"):
+                await asked(way)
+            assert len(engine.heads) == 1
+
+    run(work())
+
+
 @pytest.mark.parametrize("how", ["closed", "said so"])
 def test_a_connection_that_the_engine_ends_is_not_used_again(how: str) -> None:
     """Whether it announced that, or closed it while nothing was asked."""
