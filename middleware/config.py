@@ -6,6 +6,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -72,6 +73,13 @@ class UpstreamConfig(BaseModel):
     @classmethod
     def _without_slash(cls, url: object) -> object:
         return url.rstrip("/") if isinstance(url, str) else url
+
+    @field_validator("url", "decisions_url")
+    @classmethod
+    def _check_address(cls, url: str | None) -> str | None:
+        if url is not None:
+            _require_address(url)
+        return url
 
 
 class CaptureConfig(BaseModel):
@@ -211,6 +219,12 @@ class DashboardConfig(BaseModel):
 
     url: Annotated[str, Field(pattern=r"^http://[^/]+$")]
 
+    @field_validator("url")
+    @classmethod
+    def _check_address(cls, url: str) -> str:
+        _require_address(url)
+        return url
+
 
 class ProxyConfig(BaseModel):
     """The whole configuration file.
@@ -346,6 +360,23 @@ def read_config(path: Path) -> ProxyConfig:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:
         raise ConfigError(describe(error, name=str(path))) from error
+
+
+def _require_address(url: str) -> None:
+    """Check that a URL names a host, and no port that there cannot be.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        parts = urlsplit(url)
+        is_complete = bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except ValueError:
+        is_complete = False
+    if not is_complete:
+        raise ValueError(
+            f"{url!r} names no host, or no port from 1 to 65535; write it as http://HOST:PORT"
+        )
 
 
 def make_config(**values: object) -> ProxyConfig:

@@ -313,17 +313,16 @@ class _Answer:
     """See `UpstreamResponse`; what of it has come waits here until it is taken."""
 
     __slots__ = (
-        *(
-            "status",
-            "headers",
-            "fields",
-            "_connection",
-            "_silence",
-            "_parts",
-            "_num_bytes",
-            "_waiter",
-        ),
-        *("_is_over", "_failure"),
+        "_connection",
+        "_failure",
+        "_is_over",
+        "_num_bytes",
+        "_parts",
+        "_silence",
+        "_waiter",
+        "fields",
+        "headers",
+        "status",
     )
 
     def __init__(self, connection: _Connection, most_silent_seconds: float) -> None:

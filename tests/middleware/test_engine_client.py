@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from paceline.errors import ConfigError
+from paceline.middleware.config import make_config
 from paceline.middleware.engine_client import (
     KEEP_SECONDS,
     MAX_HEAD_BYTES,
@@ -557,3 +559,17 @@ def test_an_engine_is_told_its_own_name(url: str, host: bytes, authorization: st
     origin = Origin(url)
     assert b"\r\nhost: %b\r\n" % host in request_head(origin, "GET", "/", {}, None)
     assert origin.credentials.get("authorization") == authorization
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://engine:port", "http://engine:70000", "http://engine:0", "http://:80", "http://a..b"],
+)
+def test_an_address_that_is_none_is_refused_with_the_configuration(url: str) -> None:
+    """Not when the first request comes, nor in a proxy that takes over a changed file."""
+    sound = [{"name": "e", "url": "http://[::1]:8000"}]
+    make_config(upstreams=sound)
+    with pytest.raises(ConfigError, match="names no host, or no port"):
+        make_config(upstreams=[{"name": "e", "url": url}])
+    with pytest.raises(ConfigError, match="names no host, or no port"):
+        make_config(upstreams=sound, dashboard={"url": url})
