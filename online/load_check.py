@@ -78,7 +78,8 @@ def check_alone(folder: Path, *, checksum: str | None = None) -> None:
 def made_up_prompts(vocab_size: int) -> list[list[int]]:
     """Token ids from all over a vocabulary of at least two, the same every time."""
     rng = np.random.default_rng(0)
-    return rng.integers(0, vocab_size, (MADE_UP_PROMPTS, MADE_UP_TOKENS)).tolist()
+    found: list[list[int]] = rng.integers(0, vocab_size, (MADE_UP_PROMPTS, MADE_UP_TOKENS)).tolist()
+    return found
 
 
 def _config(folder: Path) -> Any:
