@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from paceline.adapters.drafter_settings import FollowSettings
 from paceline.adapters.drafter_swap import DrafterHost
@@ -16,6 +17,9 @@ from paceline.caches.drafter_registry import DrafterRegistry
 from paceline.caches.journal_client import RedisAddress
 from paceline.caches.journal_store import JournalStore
 from paceline.caches.keys import JournalKeys, namespace_of
+
+NEWS: Final = "paceline.drafter"
+"""Name of the logger of versions that are tried, kept, taken back and drafted with."""
 
 
 def follow_drafters(
@@ -40,6 +44,7 @@ def follow_drafters(
     Raises:
         JournalError: the URL cannot be understood.
     """
+    show_news()
     watch = DrafterWatch(
         _opener(settings, fingerprint),
         host,
@@ -60,3 +65,18 @@ def _opener(
     keys = JournalKeys(namespace_of(fingerprint))
     place = Path(settings.folder)
     return lambda: DrafterRegistry(JournalStore(address.connect(), keys), place)
+
+
+def show_news() -> None:
+    """Have what becomes of versions written to standard error, unless somebody has set up logging.
+
+    Engines set up only their own loggers: of all others what is less than a warning is lost, and
+    nobody would see which engine tries a version. These lines are few.
+    """
+    logger = logging.getLogger(NEWS)
+    if logger.hasHandlers():
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(name)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)

@@ -333,6 +333,14 @@ class DrafterWatch:
         if not registry.begin_canary(self._group, newest.version, self._replica):
             return
         self.counts.canaries += 1
+        logger.info(
+            "version %d of %s is tried on %s, beside version %d%s",
+            newest.version,
+            self._group,
+            self._replica,
+            self.version,
+            f" ({newest.reason})" if newest.reason else "",
+        )
         try:
             model = self._load(newest)
         except Exception as error:  # noqa: BLE001  counted: the version is taken back
@@ -370,7 +378,13 @@ class DrafterWatch:
 
     def _keep(self, canary: _Canary, reason: str) -> None:
         """The canary is as good as the version before: everybody may have it."""
-        logger.info("version %d of %s is kept: %s", canary.version, self._group, reason)
+        logger.info(
+            "version %d of %s is kept by %s: %s",
+            canary.version,
+            self._group,
+            self._replica,
+            reason,
+        )
         self.counts.promotions += 1
         self._stop_judging()
         group, version = self._group, canary.version
@@ -387,7 +401,9 @@ class DrafterWatch:
             self._offer(canary.before)
 
     def _take_back(self, version: int, reason: str) -> None:
-        logger.warning("version %d of %s is rolled back: %s", version, self._group, reason)
+        logger.warning(
+            "version %d of %s is rolled back by %s: %s", version, self._group, self._replica, reason
+        )
         self.counts.rollbacks += 1
         group = self._group
         self._owed.append(
@@ -402,7 +418,12 @@ class DrafterWatch:
         """Leave a canary that is not ours any more: somebody promoted, took back or claimed."""
         if (state.canary, state.canary_replica) == (canary.version, self._replica):
             return
-        logger.info("version %d of %s is not tried here any more", canary.version, self._group)
+        logger.info(
+            "version %d of %s is not tried on %s any more",
+            canary.version,
+            self._group,
+            self._replica,
+        )
         if state.current == canary.version:
             self._stop_judging()
         else:

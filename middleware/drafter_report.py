@@ -69,6 +69,16 @@ def state_line(group: str, state: GroupState) -> str:
     return f"{group}: {', '.join(parts)}"
 
 
+def canary_line(report: GroupReport, *, now: float) -> str | None:
+    """Which version is tried where, and when that replica was last heard of; None if none is."""
+    state = report.state
+    if not state.canary:
+        return None
+    heard = [it.updated_at for it in report.live if it.replica == state.canary_replica]
+    told = f"heard of {age(now - max(heard))} ago" if heard else "not heard of lately"
+    return f"canary     version {state.canary} is tried on {state.canary_replica}, {told}"
+
+
 def details(version: DrafterVersion, live: Sequence[LiveFigures], *, now: float) -> list[str]:
     """All that is known of a version, a line each."""
     made = datetime.fromtimestamp(version.created_at, UTC)

@@ -54,8 +54,8 @@ class Place:
     tokenizer: str | None
 
     @contextmanager
-    def open(self, *, makes: bool = False) -> Iterator[tuple[str, DrafterRegistry]]:
-        """The name of the model and the registry of its drafters.
+    def open(self, *, makes: bool = False) -> Iterator[tuple[ModelFingerprint, DrafterRegistry]]:
+        """The model and the registry of its drafters.
 
         Args:
             makes: whether files are written or removed: the folder has to be named then, and a
@@ -80,7 +80,7 @@ class Place:
             if makes and not is_known:
                 store.register(fingerprint)
             # the other commands go by the folders that are recorded
-            yield fingerprint.model, DrafterRegistry(store, self.registry or Path())
+            yield fingerprint, DrafterRegistry(store, self.registry or Path())
 
     def _model(self, client: Client) -> tuple[ModelFingerprint, bool]:
         """Whose drafters, and whether Redis knows the model."""
@@ -159,7 +159,8 @@ def list_versions(place: Place, group: str | None, as_json: bool) -> None:
     """List versions of the drafter, how they were judged and how they do."""
     from paceline.middleware.drafter_report import GroupReport, as_text, encoded
 
-    with place.open() as (model, registry):
+    with place.open() as (fingerprint, registry):
+        model = fingerprint.model
         groups = registry.groups() if group is None else [group]
         found = [GroupReport.read(registry, each) for each in groups]
         num_skipped = registry.num_skipped_newer + registry.num_skipped_malformed
@@ -180,12 +181,21 @@ def list_versions(place: Place, group: str | None, as_json: bool) -> None:
 @_json
 @_placed
 def show_version(place: Place, version: int | None, group: str, as_json: bool) -> None:
-    """Show all that is known of VERSION, the current one by default."""
-    from paceline.middleware.drafter_report import GroupReport, details, encoded_version
+    """Show all that is known of VERSION, and what is tried where.
+
+    By default of the current version, or where there is none of the one that is tried.
+    """
+    from paceline.middleware.drafter_report import (
+        GroupReport,
+        canary_line,
+        details,
+        encoded_version,
+    )
 
     with place.open() as (_, registry):
         report = GroupReport.read(registry, group)
-        number = report.state.current if version is None else version
+        state = report.state
+        number = state.current or state.canary if version is None else version
         if not number:
             raise ConfigError(f"{group} has no current version; name one: show VERSION")
         shown = registry.version(group, number)
@@ -194,6 +204,8 @@ def show_version(place: Place, version: int | None, group: str, as_json: bool) -
         click.echo(encoded_version(shown, live))
         return
     click.echo("\n".join(details(shown, live, now=time.time())))
+    if (line := canary_line(report, now=time.time())) is not None:
+        click.echo(line)
 
 
 @click.command()
@@ -254,17 +266,30 @@ def export(place: Place, version: int, out: Path, group: str) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--promote", "is_promoted", is_flag=True, help="Have all engines run it at once.")
+@click.option(
+    "--check/--no-check",
+    "is_checked",
+    default=True,
+    show_default=True,
+    help="Load it and let it draft a little first, as the learner does; needs torch.",
+)
 @_reason
 @_group
 @_placed
-def publish(place: Place, folder: Path, is_promoted: bool, reason: str, group: str) -> None:
+def publish(
+    place: Place, folder: Path, is_promoted: bool, is_checked: bool, reason: str, group: str
+) -> None:
     """Bring a drafter's FOLDER in as a version, as `paceline drafter distil` writes it.
 
     It is a candidate that one engine tries first. The folder is copied.
     """
+    from paceline.middleware.drafter_check import check_folder
+
     record = read_record(folder)
     distilled = None if record is None else record.distilled
-    with place.open(makes=True) as (_, registry):
+    with place.open(makes=True) as (fingerprint, registry):
+        if is_checked:
+            check_folder(folder, fingerprint)
         version = registry.publish(
             group,
             folder,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -96,7 +98,8 @@ class FileFollower(Generic[T]):
             return False
         self._known = stamp
         try:
-            value = self._read(self._path)
+            with uncollected():
+                value = self._read(self._path)
         except ConfigError as error:
             self._reloads.labels("refused").inc()
             logger.error("the %s stays as it was: %s", self._subject, error)
@@ -127,3 +130,20 @@ def _stamp(path: Path) -> _Stamp:
     except OSError:
         return _Stamp()
     return _Stamp(found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected in the body.
+
+    Reading a long text makes many objects that live for a moment. They set off full collections,
+    each of which keeps the interpreter from all threads while it looks at every object there is;
+    and what was made goes without one, as nothing of it refers to itself.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -18,7 +18,7 @@ import msgspec
 from paceline.drafter_folder import Distilled, DrafterRecord, HeldOut
 from paceline.errors import ConfigError, PacelineError
 from paceline.online.learner_settings import checked, read_settings
-from paceline.online.settings import DistilSettings, InitSettings
+from paceline.online.settings import CheckSettings, DistilSettings, InitSettings
 
 
 @click.group()
@@ -41,6 +41,22 @@ def init(settings: str) -> None:
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{told.out}: {described(record, told)}")
+
+
+@main.command()
+@click.argument("settings")
+def check(settings: str) -> None:
+    """Say whether a drafter can be loaded and drafts."""
+    try:
+        told = msgspec.json.decode(settings, type=CheckSettings)
+        from paceline.online.load_check import check_alone
+
+        hush_loading()
+        check_alone(Path(told.folder), checksum=told.checksum)
+    except ImportError as error:
+        raise click.ClickException(missing(error)) from error
+    except PacelineError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command()

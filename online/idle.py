@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
@@ -87,30 +88,51 @@ class ServedLoad:
 class GpuLoad:
     """How much of the time a GPU has computed lately, by NVML. What learns on it counts as well.
 
+    After an error NVML is begun anew at the next look, for a GPU that was lost or a driver that was
+    reloaded; until then its load is unknown.
+
     Args:
-        index: which GPU.
+        index: which GPU, in NVML's order (by PCI bus), whatever CUDA may see of them.
         nvml: the module `pynvml`; imported if None.
 
     Raises:
-        ConfigError: NVML, its Python binding or that GPU is missing.
+        ConfigError: NVML, its Python binding or that GPU is missing, or it does not tell (as where
+            it is divided into instances).
     """
 
     def __init__(self, index: int = 0, *, nvml: Any = None) -> None:
         self.name = f"GPU {index}"
+        self._index = index
+        self._handle: Any = None
+        self._is_begun = False
         try:
-            nvml = import_module("pynvml") if nvml is None else nvml
-            nvml.nvmlInit()
-            self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            self._nvml = import_module("pynvml") if nvml is None else nvml
+            self.load()
         except Exception as error:  # whatever NVML raises: there is nothing to ask
             raise ConfigError(
                 f"the load of GPU {index} cannot be read ({error}); install nvidia-ml-py, or leave "
                 "it to the engines' requests"
             ) from error
-        self._nvml = nvml
 
     def load(self) -> float | None:
         """See `LoadSource`."""
-        return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
+        nvml = self._nvml
+        try:
+            if self._handle is None:
+                nvml.nvmlInit()
+                self._is_begun = True
+                self._handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
+            return float(nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
+        except Exception:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        self._handle = None
+        if self._is_begun:
+            self._is_begun = False
+            with suppress(Exception):  # as broken as what brought us here
+                self._nvml.nvmlShutdown()
 
 
 class LoadAverage:

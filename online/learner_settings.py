@@ -100,7 +100,7 @@ class CycleSettings(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int = 3
     batch: int = 4
     learning_rate: float = 5e-4
-    objective: Objective = "forward_kl"
+    objective: Objective = "greedy"
     read_weight: float = READ_WEIGHT
     error_emphasis: float = EMPHASIS
     checkpoint_steps: int = 20

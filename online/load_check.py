@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from paceline.caches.drafter_registry import folder_checksum
@@ -20,6 +21,8 @@ from paceline.models import load_model
 
 CHAIN_TOKENS: Final = 4
 PROMPT_TOKENS: Final = 64
+MADE_UP_PROMPTS: Final = 4
+MADE_UP_TOKENS: Final = 16
 ONE_TOKEN: Final = 0.9
 """Mean probability from which on one and the same token everywhere is no drafting."""
 UNIFORM: Final = 1e-4
@@ -52,6 +55,31 @@ def check_drafter(
     _check_vocabulary(folder, int(config.vocab_size), vocab_size)
     _check_tensors(folder, config)
     _check_drafts(folder, vocab_size, prompts)
+
+
+def check_alone(folder: Path, *, checksum: str | None = None) -> None:
+    """`check_drafter` where neither the target nor a request of it is at hand.
+
+    Its vocabulary has to be the one that its `paceline.json` names; it drafts behind made-up texts.
+
+    Args:
+        folder: of the drafter.
+        checksum: as for `check_drafter`.
+
+    Raises:
+        ConfigError: it is refused; the message has the reason.
+    """
+    vocab_size = int(_config(folder).vocab_size)
+    check_drafter(
+        folder, vocab_size=vocab_size, prompts=made_up_prompts(vocab_size), checksum=checksum
+    )
+
+
+def made_up_prompts(vocab_size: int) -> list[list[int]]:
+    """Token ids from all over a vocabulary of at least two, the same every time."""
+    rng = np.random.default_rng(0)
+    found: list[list[int]] = rng.integers(0, vocab_size, (MADE_UP_PROMPTS, MADE_UP_TOKENS)).tolist()
+    return found
 
 
 def _config(folder: Path) -> Any:

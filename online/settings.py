@@ -57,6 +57,18 @@ class InitSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--token-counts needs --head-tokens N, how many tokens to keep")
 
 
+class CheckSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a drafter can be loaded and drafts, as `paceline drafter publish` wants to know.
+
+    Attributes:
+        folder: of the drafter.
+        checksum: `folder_checksum` of it.
+    """
+
+    folder: str
+    checksum: str
+
+
 class DistilSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`paceline drafter distil`.
 

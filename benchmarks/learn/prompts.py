@@ -30,9 +30,23 @@ class Prompts:
 
 
 def read_prompts(
-    traces: Path, workload: Workload, renderer: Renderer, context_tokens: int, num_held_out: int
+    traces: Path,
+    workload: Workload,
+    renderer: Renderer,
+    context_tokens: int,
+    num_held_out: int,
+    *,
+    held_out_turns: int = TURNS,
 ) -> Prompts:
-    """Prompts of a workload; those of its last sessions are held out.
+    """Prompts of a workload; those of its last tasks are held out.
+
+    Args:
+        traces: folder of recorded traces.
+        workload: which of them.
+        renderer: how they become tokens.
+        context_tokens: longest prompt.
+        num_held_out: prompts to measure by.
+        held_out_turns: most of them from one task, all of its first try.
 
     Raises:
         ConfigError: there are too few.
@@ -56,7 +70,8 @@ def read_prompts(
     sessions = list(found.values())
     held_out: list[Asked] = []
     while sessions and len(held_out) < num_held_out:
-        held_out += sessions.pop()[:TURNS]
+        task = sessions.pop()
+        held_out += [it for it in task if it.session == task[0].session][:held_out_turns]
     asked = [prompt for session in sessions for prompt in session]
     if not asked or len(held_out) < num_held_out:
         raise ConfigError(

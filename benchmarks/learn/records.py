@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from paceline.online.greedy_replay import ReplayCounts
+from paceline.online.learner_settings import CycleSettings
+
 
 class Workload(msgspec.Struct, frozen=True):
     """Recorded tasks whose prompts are asked.
@@ -144,4 +147,75 @@ class Speed(msgspec.Struct, frozen=True):
     digest: str
 
 
-Work = AnswerWork | ExamineWork | SpeedWork
+class TeachWork(msgspec.Struct, frozen=True, tag="teach"):
+    """Have the target answer prompts, greedily, and read all of what it then knows.
+
+    Lessons as a learner has them: all but a text's first token is the reply, and what the target
+    only read has no weight yet.
+
+    Attributes:
+        target: as in `AnswerWork`.
+        prompts: what is asked.
+        output_tokens: longest reply.
+        top_k: likeliest tokens noted at each place.
+        out: folder for the lessons; what stands there is gone on with.
+    """
+
+    target: str
+    prompts: tuple[Asked, ...]
+    output_tokens: int
+    top_k: int
+    out: str
+
+
+class TrainWork(msgspec.Struct, frozen=True, tag="train"):
+    """Train a drafter for one cycle, and replay it on lessons of other sessions.
+
+    Attributes:
+        drafter: folder; it is not changed.
+        lessons: folder that `TeachWork` has filled, to learn from.
+        held_out: another one, to measure by.
+        cycle: how is learned: objective, weights, rate, steps.
+        seed: of the order of lessons; None trains nothing.
+        chain_tokens: longest chain.
+        out: file for what comes of it, a list of `Replayed` as JSON; written whole or not at all.
+    """
+
+    drafter: str
+    lessons: str
+    held_out: str
+    cycle: CycleSettings
+    seed: int | None
+    chain_tokens: int
+    out: str
+
+
+class InTurnWork(msgspec.Struct, frozen=True, tag="in-turn"):
+    """Several of these one after the other, in one process.
+
+    Attributes:
+        works: what is done.
+    """
+
+    works: tuple[TeachWork | TrainWork, ...]
+
+    @property
+    def core(self) -> int | None:
+        """None: whichever is free."""
+        return None
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """A drafter on one held-out reply.
+
+    Attributes:
+        counts: of a target that says its likeliest token.
+        sampled: tokens of the drafter's that a target which samples would accept, one at a time:
+            the sum of its probabilities of them, as far as they are among those noted.
+    """
+
+    counts: ReplayCounts
+    sampled: float
+
+
+Work = AnswerWork | ExamineWork | SpeedWork | InTurnWork

@@ -31,6 +31,7 @@ from paceline.processes import ChildProcess, answers, free_port
 MODEL: Final = "bench"
 START_SECONDS: Final = 300.0
 REQUEST_SECONDS: Final = 600.0
+WORKER_SECONDS: Final = 7200.0
 POLL_SECONDS: Final = 0.5
 SETTLED_POLLS: Final = 8
 """Looks in a row at which the learner has nothing to do."""
@@ -41,8 +42,13 @@ def pinned(core: int, module: str, *arguments: str) -> list[str]:
     return ["taskset", "-c", str(core), sys.executable, "-m", module, *arguments]
 
 
-def run_worker(work: Work, folder: Path) -> Any:
+def run_worker(work: Work, folder: Path, *, timeout_seconds: float = WORKER_SECONDS) -> Any:
     """What a worker's process found.
+
+    Args:
+        work: what it does.
+        folder: for its log and what it is told.
+        timeout_seconds: how long it may take.
 
     Raises:
         ProcessError: it failed.
@@ -55,7 +61,7 @@ def run_worker(work: Work, folder: Path) -> Any:
     with ChildProcess(
         "a measurement", ["sh", "-c", command], env=environment, log=folder / "worker.log"
     ) as process:
-        process.wait_until(lambda: process.exit_code == 0, timeout_seconds=7200.0)
+        process.wait_until(lambda: process.exit_code == 0, timeout_seconds=timeout_seconds)
     return msgspec.json.decode(found.read_bytes())
 
 

@@ -8,21 +8,29 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from paceline.benchmarks.learn.records import (
     AnswerWork,
     Asked,
     Examined,
     ExamineWork,
+    InTurnWork,
+    Replayed,
     Speed,
     SpeedWork,
+    TeachWork,
+    TrainWork,
     Work,
 )
+from paceline.online.lessons import Lesson, LessonShards
 
 REPLY_BATCH = 8
 TOP_K = 4
@@ -32,7 +40,6 @@ READ_BATCH = 4
 def answer(work: AnswerWork) -> int:
     """How many replies were written."""
     from paceline.models import load_model, target_path
-    from paceline.online.lessons import LessonShards
     from paceline.online.teacher import Teacher
 
     target, _ = load_model(target_path(work.target))
@@ -47,7 +54,6 @@ def answer(work: AnswerWork) -> int:
 
 def examine(work: ExamineWork) -> list[list[Examined]]:
     """A list for each drafter, of what it comes to on each folder of lessons."""
-    from paceline.online.lessons import LessonShards
     from paceline.online.opened import open_drafter
     from paceline.online.student import examine as examined
 
@@ -112,8 +118,103 @@ def _requests(prompts: tuple[Asked, ...], work: SpeedWork, name: str) -> list[An
     ]
 
 
+def in_turn(work: InTurnWork) -> int:
+    """How many were done; each tells of itself on standard error."""
+    for each in work.works:
+        if isinstance(each, TeachWork):
+            teach(each)
+        else:
+            train(each)
+        print(f"{each.out}: done", file=sys.stderr, flush=True)
+    return len(work.works)
+
+
+def teach(work: TeachWork) -> None:
+    """Write the lessons that are not there yet."""
+    from paceline.models import load_model, target_path
+    from paceline.online.teacher import Teacher
+
+    target, _ = load_model(target_path(work.target))
+    teacher = Teacher(target, top_k=work.top_k, temperature=0.0)
+    shards = LessonShards(Path(work.out))
+    for first in range(shards.num_shards * REPLY_BATCH, len(work.prompts), REPLY_BATCH):
+        part = [list(asked.token_ids) for asked in work.prompts[first : first + REPLY_BATCH]]
+        replies = teacher.replies(part, max_tokens=work.output_tokens, seed=0)
+        read = teacher.readings([reply.token_ids.tolist() for reply in replies])
+        shards.add(
+            [_passage(*both) for both in zip(replies, read, strict=True)],
+            seconds=0.0,
+        )
+    shards.complete()
+
+
+def _passage(reply: Lesson, read: Lesson) -> Lesson:
+    """The whole text, in which what was said counts and what was read does not."""
+    weights = np.zeros(read.num_reply, np.float16)
+    weights[-reply.num_reply :] = 1
+    return replace(read, weights=weights)
+
+
+def train(work: TrainWork) -> None:
+    """Write what the trained drafter does on each held-out lesson."""
+    from paceline.online.opened import open_drafter
+    from paceline.online.training import Trainer, TrainingLimits
+
+    student = open_drafter(Path(work.drafter), target="").student
+    held_out, _ = LessonShards(Path(work.held_out)).read()
+    if work.seed is not None:
+        cycle = work.cycle
+        lessons = _weighted(student, LessonShards(Path(work.lessons)).read()[0], work)
+        limits = TrainingLimits(
+            steps=max(1, cycle.epochs * len(lessons) // cycle.batch),
+            seconds=None,
+            batch=cycle.batch,
+            learning_rate=cycle.learning_rate,
+            seed=work.seed,
+            objective=cycle.objective,
+        )
+        for _ in Trainer(student, lessons, limits, clock=time.monotonic).run():
+            pass
+    found = [_replayed(student, lesson, work.chain_tokens) for lesson in held_out]
+    out = Path(work.out)
+    beside = out.with_suffix(".new")
+    beside.write_bytes(msgspec.json.encode(found))
+    beside.rename(out)
+
+
+def _weighted(student: Any, lessons: Sequence[Lesson], work: TrainWork) -> list[Lesson]:
+    """Lessons weighted as a learner's are when a cycle begins."""
+    from paceline.online.errors_first import emphasised
+
+    found = []
+    for lesson in lessons:
+        is_said = np.asarray(lesson.weights) > 0
+        weights = np.where(is_said, 1.0, work.cycle.read_weight).astype(np.float16)
+        guesses = student.guesses([lesson]).numpy()
+        plain = replace(lesson, weights=weights)
+        found.append(emphasised(plain, guesses, emphasis=work.cycle.error_emphasis))
+    return found
+
+
+def _replayed(student: Any, lesson: Lesson, chain_tokens: int) -> Replayed:
+    from paceline.online.greedy_replay import count_replay
+
+    guesses = student.guesses([lesson]).numpy()
+    is_said = np.asarray(lesson.weights) > 0
+    counts = count_replay(
+        guesses,
+        lesson.token_ids[lesson.num_prompt :],
+        lesson.top_ids[:, 0],
+        is_said=is_said,
+        chain_tokens=chain_tokens,
+    )
+    is_guess = lesson.top_ids == guesses[:, None]
+    chances = np.where(is_guess, np.exp(lesson.top_logprobs.astype(np.float64)), 0.0).sum(-1)
+    return Replayed(counts, float(chances[is_said].sum()))
+
+
 def main(work: Work) -> None:
-    """Do it, on one core."""
+    """Do it, on one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -125,10 +226,13 @@ def main(work: Work) -> None:
             found = examine(work)
         case SpeedWork():
             found = speed(work)
+        case InTurnWork():
+            found = in_turn(work)
     print(msgspec.json.encode(found).decode())
 
 
 if __name__ == "__main__":
     told = msgspec.json.decode(sys.stdin.buffer.read(), type=Work)
-    os.sched_setaffinity(0, {told.core})
+    if told.core is not None:
+        os.sched_setaffinity(0, {told.core})
     main(told)

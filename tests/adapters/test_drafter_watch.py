@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import urllib.request
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from drafter_folders import (
 )
 from embedded_server import MODEL as MODEL_NAME
 from embedded_server import EmbeddedServer
+from paceline.adapters.drafter_following import NEWS
 from paceline.adapters.drafter_watch import RETRY_SECONDS, DrafterWatch
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
@@ -252,9 +254,16 @@ def test_a_drafter_of_another_vocabulary_is_refused(
 
 
 def test_two_engines_one_tries_the_other_follows(
-    registry: DrafterRegistry, replica: Callable[..., Replica], folders: dict[str, Path]
+    registry: DrafterRegistry,
+    replica: Callable[..., Replica],
+    folders: dict[str, Path],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """While one engine tries a version the other keeps its own, and has it once it is promoted."""
+    """While one engine tries a version the other keeps its own, and has it once it is promoted.
+
+    The log says which one tries, and which has kept it.
+    """
+    caplog.set_level(logging.INFO, NEWS)
     one, two = replica("one", "poor"), replica("two", "poor")
     one.serve(turns=2)
     version = publish(registry, folders["right"])
@@ -267,6 +276,9 @@ def test_two_engines_one_tries_the_other_follows(
     assert two.watch.version == version
     assert two.watch.counts.canaries == 0
     assert {figures.replica for figures in registry.live(SHARED_GROUP)} == {"one", "two"}
+    assert f"version {version} of shared is tried on one, beside version 0" in caplog.messages
+    assert any(f"version {version} of shared is kept by one: " in it for it in caplog.messages)
+    assert not any("tried on two" in message for message in caplog.messages)
 
 
 def test_engines_follow_a_rollback_by_hand(
@@ -351,6 +363,26 @@ def test_a_canary_is_judged_while_redis_is_away(
     assert one.watch.counts.unreachable > 1
 
 
+def test_a_canary_whose_replica_went_quiet_says_so_when_another_tries_it(
+    registry: DrafterRegistry,
+    replica: Callable[..., Replica],
+    folders: dict[str, Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log of the engine that takes it over names the one that was not heard of."""
+    caplog.set_level(logging.INFO, NEWS)
+    version = publish(registry, folders["right"])
+    assert registry.begin_canary(SHARED_GROUP, version, "gone")
+    one = replica("one", "poor")
+    one.serve()
+    assert registry.state(SHARED_GROUP).canary_replica == "gone"
+    registry._store.client.hset(registry._keys(SHARED_GROUP).state, "canary_seen", 1)
+    one.serve()
+    assert registry.state(SHARED_GROUP).canary_replica == "one"
+    (tried,) = (message for message in caplog.messages if "is tried on" in message)
+    assert tried.endswith("is tried on one, beside version 0 (its replica gone has gone quiet)")
+
+
 def test_an_engine_without_traffic_leaves_a_candidate_to_others(
     registry: DrafterRegistry, replica: Callable[..., Replica], folders: dict[str, Path]
 ) -> None:
@@ -424,5 +456,7 @@ def test_a_served_engine_follows_by_itself(
         wait_until(lambda: drafts_with(version), seconds=60)
         wait_until(lambda: server.metric("paceline_drafter_version") == version, seconds=60)
         wait_until(lambda: [each.version for each in registry.live(SHARED_GROUP)] == [version], 60)
+        log = (tmp_path / "engine.log").read_text(encoding="utf-8")
+        assert f"paceline.drafter drafting with version {version} of shared" in log
     finally:
         server.stop()

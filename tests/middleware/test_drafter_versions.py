@@ -148,7 +148,10 @@ def test_show_says_all_of_one(machine: Machine) -> None:
         machine.registry.version("shared", 2).checksum,
     ):
         assert line in shown
-    assert "replica-b" not in shown
+    assert "live       replica-b" not in shown
+    assert shown.splitlines()[-1] == (
+        "canary     version 4 is tried on replica-b, heard of 0 s ago"
+    )
     refused = machine.run("show", 3).stdout
     assert "version 3 of shared: rejected (no better than the one that runs)" in refused
     assert "gate       refused it" in refused
@@ -160,6 +163,16 @@ def test_show_says_all_of_one(machine: Machine) -> None:
     assert as_json["version"] == 4
     assert as_json["gate"]["slices"][0]["after"] == 2.25
     assert [each["replica"] for each in as_json["live"]] == ["replica-b"]
+
+
+def test_a_canary_whose_replica_is_quiet_is_told_apart(machine: Machine) -> None:
+    """It is claimed, but nothing has been heard of who has it; without a canary nothing is said."""
+    machine.publish()
+    assert "canary  " not in machine.run("show", 1).stdout
+    assert machine.registry.begin_canary("shared", 1, "replica-c")
+    shown = machine.run("show").stdout.splitlines()
+    assert shown[0] == "version 1 of shared: canary (on replica-c)"
+    assert shown[-1] == "canary     version 1 is tried on replica-c, not heard of lately"
 
 
 def test_promote_and_rollback_change_what_engines_run(machine: Machine) -> None:
@@ -228,13 +241,15 @@ def test_publish_brings_a_drafter_in(machine: Machine) -> None:
         machine.source,
         DrafterRecord(target="t", layers=(0, 1), vocab_size=97, distilled=distilled),
     )
-    done = machine.makes("publish", machine.source)
+    done = machine.makes("publish", machine.source, "--no-check")
     assert done.stdout == f"{machine.source} is version 1 of shared, a candidate\n"
     version = machine.registry.version("shared", 1)
     assert (version.num_tokens, version.parent, version.gate) == (777, 0, None)
     assert version.reason == "by hand"
     assert (Path(version.folder) / "paceline.json").is_file()
-    done = machine.makes("publish", machine.source, "--promote", "--reason", "bootstrap")
+    done = machine.makes(
+        *("publish", machine.source, "--promote", "--reason", "bootstrap", "--no-check")
+    )
     assert done.stdout.endswith("shared: version 2 is current\n")
     assert machine.registry.version("shared", 2).reason == "bootstrap"
     empty = machine.makes("publish", machine.folder / "none", code=1)
@@ -242,7 +257,32 @@ def test_publish_brings_a_drafter_in(machine: Machine) -> None:
     nowhere = machine.run("publish", machine.source, code=1)
     assert "give --registry FOLDER (or PACELINE_DRAFTER_REGISTRY)" in nowhere.output
     named = {"PACELINE_DRAFTER_REGISTRY": str(machine.folder / "drafters")}
-    assert "version 3" in machine.run("publish", machine.source, **named).stdout
+    assert "version 3" in machine.run("publish", machine.source, "--no-check", **named).stdout
+
+
+def test_publish_looks_at_what_it_brings_in(machine: Machine) -> None:
+    """What a learner's candidates are held to: sound weights of this model's tokenizer, or none."""
+    from drafter_folders import poison
+    from model_folders import save_model
+    from paceline.caches.tokenizer import TextTokenizer
+
+    source = machine.folder / "sound"
+    source.mkdir()
+    save_model(source)
+    other = machine.makes("publish", source, code=1)
+    assert f"Qwen3-8B one of {DIGEST}: its tokens mean something else" in other.output
+    tokenizer = TextTokenizer(str(source)).digest
+    named = ("--model", "small", "--tokenizer", tokenizer)
+    done = machine.makes("publish", source, *named)
+    assert done.stdout == f"{source} is version 1 of shared, a candidate\n"
+    poison(source)
+    refused = machine.makes("publish", source, *named, "--promote", code=1)
+    assert "has numbers in model.norm.weight that are infinite or none" in refused.output
+    assert "it is not published (--no-check publishes it without a look)" in refused.output
+    listed = json.loads(machine.run("list", "--json", "--model", "small").stdout)
+    (shared,) = listed["groups"]
+    assert [each["state"] for each in shared["versions"]] == ["candidate"]
+    assert shared["state"]["current"] == 0
 
 
 def test_retire_deletes_a_group(machine: Machine) -> None:
@@ -296,7 +336,8 @@ def test_the_first_drafter_may_come_before_the_first_engine(machine: Machine) ->
         "name one of those known: none" in machine.makes("publish", machine.source, code=1).output
     )
     tokenizer = save_tokenizer(machine.folder / "target")
-    machine.makes("publish", machine.source, "--model", "new", "--tokenizer", tokenizer)
+    named = ("--model", "new", "--tokenizer", tokenizer)
+    machine.makes("publish", machine.source, "--no-check", *named)
     fingerprint = ModelFingerprint(model="new", tokenizer=TextTokenizer(str(tokenizer)).digest)
     store = open_store(machine.url, fingerprint)
     with closing(store.client):

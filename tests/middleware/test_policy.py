@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import os
@@ -19,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from paceline.middleware.cli import cli
 from paceline.middleware.config import read_policy
 from paceline.middleware.policy_follower import PolicyFollower
-from paceline.policies.tenants import hash_key
+from paceline.policies.tenants import PolicyFile, hash_key
 from waiting import wait_until
 
 SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "policy.schema.json"
@@ -187,6 +188,34 @@ def test_a_file_that_is_being_written_is_waited_for(policy_file: Path) -> None:
     policy_file.write_text(POLICY + "  - name: last\n")
     assert [followed.look() for _ in range(2)] == [False, True]
     assert (count("taken"), count("refused")) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "text", [POLICY + "  - name: last\n", "tenants: ["], ids=["right", "wrong"]
+)
+def test_no_garbage_is_collected_while_a_file_is_read(policy_file: Path, text: str) -> None:
+    """A full collection holds up requests for longer than reading; it is on again afterwards."""
+    collections: list[int] = []
+
+    def num_collections() -> int:
+        return sum(generation["collections"] for generation in gc.get_stats())
+
+    def read(path: Path) -> PolicyFile:
+        before = num_collections()
+        _kept = [[[]] for _ in range(5000)]  # enough for the collector to begin
+        collections.append(num_collections() - before)
+        return read_policy(path)
+
+    followed, _ = follower(policy_file)
+    read(policy_file)
+    followed._read = read
+    policy_file.write_text(text)
+    for _ in range(2):
+        followed.look()
+    outside, inside = collections
+    assert outside > 0
+    assert inside == 0
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("damage", ["tenants: [", "tenants: []", None], ids=str)

@@ -11,7 +11,8 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ NUM_REQUESTS = 12
 MODEL_TOKENS = 3
 GROUP = "shared"
 SWAP_STEP = 12
+MOST_TURNS = 4
 
 
 def main(target: str, mode: str, *rest: str) -> dict[str, Any]:
@@ -64,6 +66,7 @@ def try_swaps(llm: Any, worker: Any, drafter: Path, copy: Path) -> dict[str, Any
     result["poor"] = [run_all(llm) for _ in range(2)]  # the second time memory knows much
     result["agreement_poor"] = proposer.tally.total(0).agreement
     result |= follow(llm, worker, copy)
+    result["regression"] = regress(llm, worker, drafter)
     poor, good = (watch._host.load(folder) for folder in (drafter, copy))
     result |= swap_in_mid_request(llm, proposer, poor, good)
     result |= put_bad_weights(llm, proposer, good)
@@ -75,15 +78,8 @@ def follow(llm: Any, worker: Any, copy: Path) -> dict[str, Any]:
     proposer, watch = worker._proposer, worker._watch
     registry = watch._opened()
     version = registry.publish(GROUP, copy, parent=0, num_tokens=1, gate=None).version
-    begin_step = proposer.begin_step
-
-    def looking(scheduler_output: Any) -> None:
-        assert watch.look()
-        begin_step(scheduler_output)
-
-    proposer.begin_step = looking
-    across = [run_all(llm) for _ in range(3)]
-    proposer.begin_step = begin_step
+    with looking(proposer, watch):
+        across = [run_all(llm) for _ in range(3)]
     seen = proposer.tally.total(version)
     return {
         "across": across,
@@ -94,6 +90,62 @@ def follow(llm: Any, worker: Any, copy: Path) -> dict[str, Any]:
         "counts": [watch.counts.swaps, watch.counts.promotions, watch.counts.rollbacks],
         "swap_seconds": metric_of(worker, "paceline_drafter_swap_seconds"),
     }
+
+
+def regress(llm: Any, worker: Any, poor: Path) -> dict[str, Any]:
+    """Poor weights of which a gate says that they are better, beside what `follow` has promoted."""
+    from paceline.caches.drafter_versions import GateResult
+
+    proposer, watch = worker._proposer, worker._watch
+    registry, good = watch._opened(), watch.version
+    passed = GateResult(
+        passed=True,
+        num_sessions=20,
+        num_rounds=400,
+        before=1.0,
+        after=1.5,
+        lower_bound=0.25,
+        agreement_before=0.5,
+        agreement_after=0.6,
+        slices=(),
+        reasons=(),
+    )
+    version = registry.publish(GROUP, poor, parent=good, num_tokens=1, gate=passed).version
+    outputs: list[list[list[int]]] = []
+    with looking(proposer, watch):
+        while not outputs or (watch.version != good and len(outputs) < MOST_TURNS):
+            outputs.append(run_all(llm))
+        before = proposer.tally.total(good).num_rounds
+        outputs.append(run_all(llm))
+    found = registry.version(GROUP, version)
+    return {
+        "outputs": outputs,
+        "state": found.state,
+        "reason": found.reason,
+        "current": registry.state(GROUP).current == good,
+        "agreement": proposer.tally.total(version).agreement,
+        "rounds": proposer.tally.total(version).num_rounds,
+        "rounds_after": proposer.tally.total(good).num_rounds - before,
+        "version": metric_of(worker, "paceline_drafter_version"),
+        "canary": metric_of(worker, "paceline_drafter_canary"),
+        "counts": [watch.counts.canaries, watch.counts.promotions, watch.counts.rollbacks],
+    }
+
+
+@contextmanager
+def looking(proposer: Any, watch: Any) -> Iterator[None]:
+    """The watch looks before every step."""
+    begin_step = proposer.begin_step
+
+    def begin(scheduler_output: Any) -> None:
+        assert watch.look()
+        begin_step(scheduler_output)
+
+    proposer.begin_step = begin
+    try:
+        yield
+    finally:
+        proposer.begin_step = begin_step
 
 
 def swap_in_mid_request(llm: Any, proposer: Any, poor: Any, good: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.redis, pytest.mark.timeout(1800)]
 SCRIPT = Path(__file__).with_name("offline_swap.py")
 TARGET_LAYERS = [0, 1, 2, 3, 28, 29]
 POOR_LAYERS = [0, 5, 10, 15, 20, 25]
+MOST_CANARY_ROUNDS = 200
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,25 @@ def test_a_published_drafter_is_tried_and_kept(swapped: dict[str, Any]) -> None:
     assert swapped["agreement_poor"] < 0.1
     assert swapped["agreement_good"] > 0.99
     assert swapped["rounds_good"] > 200
+
+
+def test_a_planted_regression_is_rolled_back_live(
+    off: list[list[int]], swapped: dict[str, Any]
+) -> None:
+    """Weights that know nothing, let pass by the gate, are tried, found worse and swapped out.
+
+    In the midst of requests, within 200 rounds, and no reply shows it. The one before drafts on.
+    """
+    found = swapped["regression"]
+    assert found["state"] == "rolled_back"
+    assert "its first token was right in" in found["reason"]
+    assert found["current"]
+    assert 0 < found["rounds"] <= MOST_CANARY_ROUNDS
+    assert found["agreement"] < 0.1
+    assert (found["version"], found["canary"]) == (swapped["version"], 0)
+    assert found["rounds_after"] > 100
+    assert found["counts"] == [2, 1, 1]
+    assert all(outputs == off for outputs in found["outputs"])
 
 
 def test_swapped_weights_draft_as_if_they_had_always_been_there(swapped: dict[str, Any]) -> None:
