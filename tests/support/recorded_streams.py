@@ -1,4 +1,4 @@
-"""What a real vLLM answered through each of its parsers: recorded bytes, and what they must hold."""
+"""What a real vLLM answered through each of its parsers: recorded bytes, and what they say."""
 
 from __future__ import annotations
 
@@ -142,6 +142,22 @@ def said_in_chat(recording: Recording) -> Said:
             ]
     told.calls = [(name, _decoded(arguments)) for name, arguments in calls.values()]
     return told
+
+
+def lacking(kind: Kind, said: Said) -> str:
+    """What a parser has not found in the text of its form, "" if nothing is missing.
+
+    Some of vLLM's parsers garble arguments while they stream; that is theirs to say.
+    """
+    if kind != "reasoning" and not any(
+        name == "weather" and "Ghent" in str(arguments) for name, arguments in said.calls
+    ):
+        return f"no call in {said}"
+    if kind != "tool" and "coat" not in said.reasoning:
+        return f"no thoughts in {said}"
+    if kind == "reasoning" and "it rains" not in said.content:
+        return f"no answer in {said}"
+    return ""
 
 
 def _decoded(arguments: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import threading
@@ -47,7 +48,7 @@ def in_one(chunks: list[bytes]) -> list[bytes]:
 
 def _cut(body: bytes, places: Iterable[int]) -> list[bytes]:
     edges = [0, *sorted(place for place in places if 0 < place < len(body)), len(body)]
-    return [body[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [body[a:b] for a, b in itertools.pairwise(edges)]
 
 
 class ReplayingServer:

@@ -1,4 +1,4 @@
-"""The recordings of tests/vllm/streams are of the vLLM that is installed, and of all its parsers."""
+"""The recordings of tests/vllm/streams are the installed vLLM's, and of all its parsers."""
 
 from __future__ import annotations
 
