@@ -120,17 +120,27 @@ class Said(msgspec.Struct):
     calls: list[tuple[str, Any]] = []
 
 
+def payloads_of(recording: Recording) -> list[dict[str, Any]]:
+    """A chat's chunks, decoded; what vLLM tells of an error of its own is one too."""
+    if not recording.asked.stream:
+        return [json.loads(recording.body)]
+    events = recording.body.decode().split("\n\n")
+    return [json.loads(event[len("data: ") :]) for event in events if event.startswith("data: {")]
+
+
+def ids_in_chat(recording: Recording) -> list[int]:
+    """The token ids of what was said, as far as an answer tells them."""
+    choices = [choice for each in payloads_of(recording) for choice in each.get("choices", ())]
+    return [token_id for choice in choices for token_id in choice.get("token_ids") or ()]
+
+
 def said_in_chat(recording: Recording) -> Said:
     """What a chat's answer says; arguments of its calls are decoded if they are JSON."""
-    if not recording.asked.stream:
-        choices = [json.loads(recording.body)["choices"][0]["message"]]
-    else:
-        events = recording.body.decode().split("\n\n")
-        payloads = [event.removeprefix("data: ") for event in events if event.startswith("data: {")]
-        choices = [c["delta"] for p in payloads for c in json.loads(p)["choices"]]
+    choices = [choice for each in payloads_of(recording) for choice in each.get("choices", ())]
     told = Said()
     calls: dict[int, list[str]] = {}
-    for delta in choices:
+    for choice in choices:
+        delta = choice["delta" if recording.asked.stream else "message"]
         told.content += delta.get("content") or ""
         told.reasoning += delta.get("reasoning") or ""
         for number, call in enumerate(delta.get("tool_calls") or ()):
@@ -144,11 +154,12 @@ def said_in_chat(recording: Recording) -> Said:
     return told
 
 
-def lacking(kind: Kind, said: Said) -> str:
+def lacking(recording: Recording) -> str:
     """What a parser has not found in the text of its form, "" if nothing is missing.
 
     Some of vLLM's parsers garble arguments while they stream; that is theirs to say.
     """
+    kind, said = recording.kind, said_in_chat(recording)
     if kind != "reasoning" and not any(
         name == "weather" and "Ghent" in str(arguments) for name, arguments in said.calls
     ):
