@@ -13,7 +13,7 @@ import pytest
 from paceline.processes import free_port
 from sdk_clients import ROOT, SdkClients
 
-pytestmark = [pytest.mark.sdks, pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sdks, pytest.mark.model, pytest.mark.redis, pytest.mark.timeout(300)]
 
 EXAMPLES = ROOT / "examples"
 MAX_LINES = 60
@@ -96,6 +96,16 @@ def test_offline_corpus() -> None:
     sources = re.findall(r"^drafted and right, by source: (.*)$", printed, re.MULTILINE)
     assert len(sources) == 2
     assert "corpus=" in sources[1]
+
+
+def test_two_replicas() -> None:
+    """Both serve, and each drafts what only the other has said before."""
+    printed = run_shell("two_replicas.sh")
+    served = re.findall(r"^(\w+day), engine (\d): (\S.*)$", printed, re.MULTILINE)
+    assert len(served) == 5
+    assert {engine for _, engine, _ in served} == {"1", "2"}
+    right = [sum(map(int, re.findall(r"=(\d+)/", sources))) for _, _, sources in served]
+    assert min(right[1:]) > 20 > right[0]
 
 
 def test_each_is_short_and_listed() -> None:
