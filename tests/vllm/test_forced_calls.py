@@ -72,6 +72,8 @@ def stack(target_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "calls",
         *("--drafter", str(drafter), "--drafter-registry", str(registry)),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", "4096"),
+        # else only tools with `strict: true` have their arguments held to their schema
+        *("--tool-strict-level", "parameter"),
     )
     with ExitStack() as exits:
         redis.start()
@@ -203,7 +205,7 @@ def test_a_learner_beside_it_learns(stack: Stack) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "served 12 conversations" in done.stdout

@@ -1,6 +1,7 @@
-"""LlamaIndex: required calls, whole and streamed, the tool that is run, and the reply to it."""
+"""LlamaIndex: required calls, whole and streamed, the tool that is run, and the reply to it.
 
-from __future__ import annotations
+LlamaIndex reads the tool's annotations as they are: they must not be strings.
+"""
 
 from typing import Any
 
