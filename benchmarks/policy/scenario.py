@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,31 @@ class Scenario:
     requests: tuple[Request, ...]
     segments: tuple[int, ...]
     expected: Seconds | None = None
+
+    def told_as_by_engines(self) -> Scenario:
+        """The same, where a model's draft also tells what memory alone would have brought.
+
+        Memory is asked in any case; what of its draft would have been right is known afterwards.
+        """
+        number = {arm: i for i, arm in enumerate(self.arms)}
+        beside = {
+            arm: memory
+            for arm in self.arms
+            if arm.sources == "both" and (memory := Arm("memory", arm.max_tokens)) in number
+        }
+        requests = tuple(
+            replace(
+                each,
+                aside={
+                    arm: told
+                    if (memory := beside.get(arm)) is None
+                    else {memory: each.outcomes[number[memory]], **each.aside[memory], **told}
+                    for arm, told in each.aside.items()
+                },
+            )
+            for each in self.requests
+        )
+        return replace(self, requests=requests)
 
     def seconds(self) -> Seconds:
         """Seconds that each request takes with each arm, (requests, arms)."""
