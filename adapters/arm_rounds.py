@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -14,7 +15,7 @@ from paceline.policies.bandits import Arm, Outcome
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-EVERYTHING = slice(None)
+EVERYTHING: Final = slice(None)
 Sums = list[list[list[float]]]
 """By place and cap: tokens, seconds and rounds."""
 
@@ -156,9 +157,8 @@ class ArmRounds:
         by_memory = committed
         if any(each.memory_committed is not each.committed for each in rounds):
             by_memory = _joined([each.memory_committed for each in rounds])
-        kept = (places >= 0) & (committed > 0)
-        if kept.all():
-            kept = EVERYTHING
+        is_kept = (places >= 0) & (committed > 0)
+        kept = EVERYTHING if is_kept.all() else is_kept
         places = places[kept]
         base = np.repeat([each.base_seconds for each in rounds], sizes)[kept]
         token = np.repeat([each.token_seconds for each in rounds], sizes)[kept]

@@ -54,21 +54,15 @@ class Scenario:
         Memory is asked in any case; what of its draft would have been right is known afterwards.
         """
         number = {arm: i for i, arm in enumerate(self.arms)}
-        beside = {
-            arm: memory
-            for arm in self.arms
-            if arm.sources == "both" and (memory := Arm("memory", arm.max_tokens)) in number
-        }
+
+        def told(request: Request, arm: Arm) -> dict[Arm, Outcome]:
+            found, memory = request.aside.get(arm, {}), Arm("memory", max(arm.max_tokens, 1))
+            if arm.sources != "both" or memory not in number:
+                return found
+            return {memory: request.outcomes[number[memory]], **told(request, memory), **found}
+
         requests = tuple(
-            replace(
-                each,
-                aside={
-                    arm: told
-                    if (memory := beside.get(arm)) is None
-                    else {memory: each.outcomes[number[memory]], **each.aside[memory], **told}
-                    for arm, told in each.aside.items()
-                },
-            )
+            replace(each, aside={arm: told(each, arm) for arm in self.arms})
             for each in self.requests
         )
         return replace(self, requests=requests)

@@ -232,7 +232,7 @@ class SimulatedEngine:
                     max_tokens=reply_tokens,
                     sampling=SamplingParams(temperature=0.0),
                 )
-                self.engine._admit(Job(request, said[-1].append))
+                self.engine.admit(Job(request, said[-1].append))
             while self.engine.sizes()["running"]:
                 self.engine.step()
         tokens = [[token for step in steps for token in step.token_ids] for steps in said]
@@ -251,7 +251,7 @@ class SimulatedEngine:
             self._clock.now += time.seconds(len(rows), num_tokens, self._rng)
             return forward(rows)
 
-        target.forward = timed  # type: ignore[method-assign]
+        target.forward = timed
         return target
 
 

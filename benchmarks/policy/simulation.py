@@ -6,7 +6,7 @@ move. The same seed gives the same figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -154,18 +154,3 @@ def _seconds(
     if simulated.failures():
         raise PacelineError(f"{case.title}: {simulated.failures()} errors of drafting, {way}")
     return (first, second), said + rest
-
-
-def simulation_rows(figures: Mapping[str, float]) -> Sequence[Sequence[str]]:
-    """A row of the page for each case among some figures, ``CASE/WAY`` to a number."""
-    return [
-        [
-            case.title,
-            *(
-                f"{figures[f'{name}/{way}']:.2f} ({figures[f'{name}/{way}_second_half']:.2f})"
-                for way in WAYS
-            ),
-        ]
-        for name, case in CASES.items()
-        if f"{name}/bandit" in figures
-    ]
