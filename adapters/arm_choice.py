@@ -25,7 +25,6 @@ from paceline.adapters.arm_menu import (
     Menu,
     Menus,
     SharedArms,
-    caps_of,
 )
 from paceline.adapters.arm_rounds import ArmSums, Ints, told_aside
 from paceline.adapters.failures import FailureLog
@@ -305,7 +304,7 @@ class ArmChoice:
         opened = self._open.get(request_id)
         if opened is None:
             return ""
-        return FREE if opened.cell is None else opened.cell.arm.name
+        return FREE if opened.cell is None else opened.cell.name
 
     def figures(self) -> dict[str, int]:
         """Counters since the start, by kind; pulls are those for requests that nobody narrows."""
@@ -362,8 +361,8 @@ class ArmChoice:
                 cell.place = len(self._held)
                 self._held.append((cell, cell.arm))
             places.append(cell.place)
-            caps.append(caps_of(cell.arm))
-            names.append(cell.arm.name)
+            caps.append(cell.caps)
+            names.append(cell.name)
         self._ledger.shadows.watch(self._untold(request_ids) if self._is_watching else ())
         self._ids, self._places, self._caps = request_ids, np.array(places, np.int64), caps
         self._counted, self._is_stale = list(Counter(names).items()), False
@@ -386,7 +385,7 @@ class ArmChoice:
         sums = self._ledger.take(len(self._held), self._menus.caps)
         for place, (cell, arm) in enumerate(self._held):
             cell.place = NOWHERE
-            if sums is not None and sums.memory[2, 0, place] > 0.0:
+            if sums is not None and sums.has_rounds(place):
                 self._due.append((cell, arm, sums, place))
         self._num_contexts, self._held = len(self._held), []
         num_rounds = HOLD_ROUNDS * (2 if self._num_contexts > MANY_CONTEXTS else 1)
@@ -410,7 +409,8 @@ class ArmChoice:
             chosen = policy.pull(cell.context)
             if chosen != cell.arm:
                 self._events["arms_changed"] += 1
-                cell.arm, cell.place, self._is_stale = chosen, NOWHERE, True
+                cell.hold(chosen)
+                self._is_stale = True
 
     def _suppose(
         self, speculator: Speculator, request_ids: list[str], num_tokens: Mapping[str, int]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import sub
+
+import msgspec
 
 from paceline.adapters.arm_menu import NOWHERE
 from paceline.adapters.arm_rounds import ArmRounds, ArmSums, Ints, RoundRows, Supposed
@@ -15,8 +16,7 @@ News = Callable[[], Mapping[str, Sequence[int]]]
 """Gives the tokens that requests got, where somebody wants to know them."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Issued:
+class Issued(msgspec.Struct, frozen=True, eq=False):
     """What a round's requests were handed.
 
     Attributes:
@@ -36,8 +36,7 @@ class Issued:
     model_seconds: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Closed:
+class _Closed(msgspec.Struct, frozen=True, eq=False):
     """What came of it, until it is known how long it took."""
 
     issued: Issued

@@ -40,9 +40,11 @@ class Cell:
     Attributes:
         context: where.
         menu: whose.
-        arm: that is held.
+        arm: that is held; `hold` another.
         place: where its rounds are summed up.
         is_dropped: nothing more is learned for it.
+        caps: its arm as limits.
+        name: its arm's.
     """
 
     context: PolicyContext
@@ -50,6 +52,16 @@ class Cell:
     arm: Arm
     place: int = NOWHERE
     is_dropped: bool = False
+    caps: ArmCaps = field(init=False)
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hold(self.arm)
+
+    def hold(self, arm: Arm) -> None:
+        """Draft with another arm from now on; its rounds have no place yet."""
+        self.arm, self.place = arm, NOWHERE
+        self.caps, self.name = caps_of(arm), arm.name
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +101,7 @@ class Menu:
         """Another model drafts: every context chooses anew. O(contexts)."""
         self.policy.reset(drafter)
         for cell in self.cells.values():
-            cell.arm, cell.place = self.policy.pull(cell.context), NOWHERE
+            cell.hold(self.policy.pull(cell.context))
 
 
 class Menus:

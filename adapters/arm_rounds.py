@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -13,10 +15,12 @@ from paceline.policies.bandits import Arm, Outcome
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+EVERYTHING: Final = slice(None)
+Sums = list[list[list[float]]]
+"""By place and cap: tokens, seconds and rounds."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RoundRows:
+class RoundRows(msgspec.Struct, frozen=True, eq=False):
     """One round's requests; each sequence has an entry for each.
 
     Lists, and arrays only when rounds are summed up: a round has few entries, and many rounds many.
@@ -26,7 +30,8 @@ class RoundRows:
         drafted: drafted tokens that were verified.
         committed: tokens that came of the round; nobody learns from less than 1.
         memory_drafted: tokens that memory alone would have had verified.
-        memory_committed: tokens that would have come of that.
+        memory_committed: tokens that would have come of that; `committed` itself where memory
+            drafted alone.
         base_seconds: of the round without drafts.
         token_seconds: what a drafted token of one request took, times the requests of the round.
         model_seconds: what the model's drafting took, likewise; None for none.
@@ -66,16 +71,24 @@ class ArmSums:
     """Sums over rounds, as outcomes of arms.
 
     Attributes:
-        caps: in the order of the first axis of what follows, rising, 0 first.
-        memory: float64, (3, caps, places). Tokens, seconds and rounds with memory alone.
-        fused: float64, (3, caps, places). The same with whoever drafted.
-        supposed: float64, (3, caps, places). Of drafts that nobody verified.
+        caps: rising, 0 first.
+        memory: by place and cap: tokens, seconds and rounds with memory alone.
+        fused: the same with whoever drafted.
+        supposed: the same of drafts that nobody verified; none where there were none.
     """
 
     caps: Sequence[int]
-    memory: Floats
-    fused: Floats
-    supposed: Floats
+    memory: Sums
+    fused: Sums
+    supposed: Sums
+
+    def has_rounds(self, place: int) -> bool:
+        """Whether anything was seen in a place."""
+        return self.memory[place][0][2] > 0.0
+
+    def has_supposed(self, place: int) -> bool:
+        """Whether drafts were supposed in a place."""
+        return bool(self.supposed) and self.supposed[place][0][2] > 0.0
 
     def outcome(self, arm: Arm, place: int) -> Outcome:
         """What came of an arm in one place; only for arms that what was pulled there reveals."""
@@ -91,9 +104,8 @@ class ArmSums:
         share = found.num_tokens / found.num_rounds if found.num_rounds else 1.0
         return Outcome(found.num_tokens * share, found.seconds * share, found.num_tokens)
 
-    def _read(self, sums: Floats, arm: Arm, place: int) -> Outcome:
-        tokens, seconds, rounds = sums[:, self.caps.index(arm.max_tokens), place].tolist()
-        return Outcome(tokens, seconds, rounds)
+    def _read(self, sums: Sums, arm: Arm, place: int) -> Outcome:
+        return Outcome(*sums[place][self.caps.index(arm.max_tokens)])
 
 
 def reveals(pulled: Arm, other: Arm) -> bool:
@@ -140,30 +152,33 @@ class ArmRounds:
         supposed, self._supposed = self._supposed, []
         sizes = [len(each.places) for each in rounds]
         places = np.concatenate([each.places for each in rounds])
-        committed = _joined(each.committed for each in rounds)
-        kept = (places >= 0) & (committed > 0)
+        committed = _joined([each.committed for each in rounds])
+        has_model = any(each.model_seconds is not None for each in rounds)
+        by_memory = committed
+        if any(each.memory_committed is not each.committed for each in rounds):
+            by_memory = _joined([each.memory_committed for each in rounds])
+        is_kept = (places >= 0) & (committed > 0)
+        kept = EVERYTHING if is_kept.all() else is_kept
         places = places[kept]
         base = np.repeat([each.base_seconds for each in rounds], sizes)[kept]
         token = np.repeat([each.token_seconds for each in rounds], sizes)[kept]
         rows = _Rows(
             places,
-            _joined(each.memory_drafted for each in rounds)[kept],
-            _joined(each.memory_committed for each in rounds)[kept],
+            _joined([each.memory_drafted for each in rounds])[kept],
+            by_memory[kept],
             base,
             token,
         )
         memory = fused = _summed(rows, num_places, caps)
-        if any(each.model_seconds is not None for each in rounds):
+        if has_model:
             model = np.concatenate([
                 np.zeros(len(each.places)) if each.model_seconds is None else each.model_seconds
                 for each in rounds
             ])[kept]  # fmt: skip
-            drafted = _joined(each.drafted for each in rounds)[kept]
+            drafted = _joined([each.drafted for each in rounds])[kept]
             rows = _Rows(places, drafted, committed[kept], base + model, token)
             fused = _summed(rows, num_places, caps)
-        not_verified = np.zeros((3, len(caps), num_places))
-        if supposed:
-            not_verified = _summed(_Rows.of(supposed), num_places, caps)
+        not_verified = _summed(_Rows.of(supposed), num_places, caps) if supposed else []
         return ArmSums(caps, memory, fused, not_verified)
 
 
@@ -188,21 +203,23 @@ class _Rows:
         )
 
 
-def _summed(rows: _Rows, num_places: int, caps: Sequence[int]) -> Floats:
-    """Tokens, seconds and rounds of each cap in each place."""
+def _summed(rows: _Rows, num_places: int, caps: Sequence[int]) -> Sums:
+    """Tokens, seconds and rounds by place and cap."""
     num_rounds, num_drafted = shorter_drafts(rows.drafted, rows.committed, caps)
     seconds = num_rounds * rows.base_seconds + num_drafted * rows.token_seconds
-    tokens = np.broadcast_to(rows.committed, num_rounds.shape)
-    at = (rows.places + num_places * np.arange(len(caps))[:, np.newaxis]).ravel()
-    sums = [
-        np.bincount(at, values.ravel(), len(caps) * num_places).astype(np.float64)
-        for values in (tokens, seconds, num_rounds)
-    ]
-    return np.stack(sums).reshape(3, len(caps), num_places)
+    num_caps, size = len(caps), len(caps) * num_places
+    at = (num_caps * rows.places + np.arange(num_caps)[:, np.newaxis]).ravel()
+    sums = np.empty((size, 3))
+    # whatever a cap, as many tokens come
+    sums[:, 0] = np.bincount(rows.places, rows.committed, num_places).repeat(num_caps)
+    sums[:, 1] = np.bincount(at, seconds.ravel(), size)
+    sums[:, 2] = np.bincount(at, num_rounds.ravel(), size)
+    found: Sums = sums.reshape(num_places, num_caps, 3).tolist()
+    return found
 
 
-def _joined(rows: Iterable[Sequence[int]]) -> Ints:
-    return np.fromiter(chain.from_iterable(rows), np.int64)
+def _joined(rows: Sequence[Sequence[int]]) -> Ints:
+    return np.array(list(chain.from_iterable(rows)), np.int64)
 
 
 def shorter_drafts(drafted: Ints, committed: Ints, caps: Sequence[int]) -> tuple[Ints, Ints]:
@@ -210,7 +227,7 @@ def shorter_drafts(drafted: Ints, committed: Ints, caps: Sequence[int]) -> tuple
     most = np.array(caps, np.int64)[:, np.newaxis]
     num_rounds = -(-committed // (most + 1))
     before = num_rounds - 1
-    left = np.clip(drafted - before * (most + 1), 0, most)
+    left = np.minimum(np.maximum(drafted - before * (most + 1), 0), most)
     return num_rounds, before * most + left
 
 
@@ -220,7 +237,7 @@ def told_aside(sums: ArmSums, arms: Sequence[Arm], pulled: Arm, place: int) -> d
     What longer drafts of memory's would have given is among them where they were supposed.
     """
     told = {}
-    if not pulled.has_model and sums.supposed[2, 0, place]:
+    if not pulled.has_model and sums.has_supposed(place):
         told = {
             arm: sums.as_supposed(arm, place)
             for arm in arms

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 DISCOUNT: Final = 0.98
 """What a pass still counts for after the next one."""
@@ -30,14 +29,20 @@ SOLVE_INTERVAL: Final = 5
 """Passes after which slopes are found anew, once there are so many: it takes longer than sums."""
 PARTS: Final = ("request", "token", "context", "prompt")
 """What a pass's time is made of, beside a fixed part; the order of the arrays below."""
-RIDGES: Final = np.array([RIDGE, RIDGE, CONTEXT_RIDGE, PROMPT_RIDGE])
+RIDGE_OF_ALL: Final = np.diag([RIDGE, RIDGE, CONTEXT_RIDGE, PROMPT_RIDGE])
+AGES: Final = DISCOUNT ** np.arange(SOLVE_INTERVAL - 1, -1, -1)
+"""What each of the last passes counts for when slopes are found, the last one all."""
 
-Parts = npt.NDArray[np.float64]
-"""(4,): requests, tokens, context and prompt of a pass, or seconds of one of each."""
+Parts = tuple[float, float, float, float]
+"""Requests, tokens, context and prompt of a pass, or seconds of one of each."""
+NO_PARTS: Final[Parts] = (0.0, 0.0, 0.0, 0.0)
 
 
 class _Plane:
     """Discounted means and moments about them, and the plane of least squares through them.
+
+    Means are plain numbers: arrays of four take longer to make than to add. Moments are only of use
+    where slopes are found, and are summed up then.
 
     Attributes:
         num_passes: that it goes through, discounted ones too.
@@ -48,49 +53,80 @@ class _Plane:
     def __init__(self) -> None:
         self.num_passes = 0
         self.num_with_prompts = 0
-        self.slopes: Parts = np.zeros(len(PARTS))
+        self.slopes: Parts = NO_PARTS
         self._weight = 0.0
-        self._means: Parts = np.zeros(len(PARTS))
+        self._means: Parts = NO_PARTS
         self._seconds = 0.0
-        self._moments = np.zeros((len(PARTS), len(PARTS)))
-        self._with_time: Parts = np.zeros(len(PARTS))
+        self._moments = np.zeros((len(PARTS), len(PARTS) + 1))
+        """Of parts with parts, and in the last column with seconds."""
+        self._rows: list[tuple[float, ...]] = []
+        """Passes that are not in the moments yet: parts and seconds off the means, and weight."""
 
     def add(self, parts: Parts, seconds: float, weight: float) -> None:
         self.num_passes += 1
-        self.num_with_prompts += bool(parts[-1])
+        self.num_with_prompts += bool(parts[3])
         held = DISCOUNT * self._weight
         self._weight = held + weight
         share = weight / self._weight
-        off, time = parts - self._means, seconds - self._seconds
-        self._means += share * off
+        means, time = self._means, seconds - self._seconds
+        off = (
+            parts[0] - means[0],
+            parts[1] - means[1],
+            parts[2] - means[2],
+            parts[3] - means[3],
+        )
+        self._means = (
+            means[0] + share * off[0],
+            means[1] + share * off[1],
+            means[2] + share * off[2],
+            means[3] + share * off[3],
+        )
         self._seconds += share * time
-        part = held * share  # West 1979, with discounts
-        self._moments *= DISCOUNT
-        self._moments += np.multiply.outer(part * off, off)
-        self._with_time *= DISCOUNT
-        self._with_time += (part * time) * off
+        self._rows.append((*off, time, held * share))
         if self.num_passes < EAGER_PASSES or not self.num_passes % SOLVE_INTERVAL:
+            self._sum_up()
             self.slopes = self._solved()
 
     def at(self, parts: Parts) -> float:
-        expected = self._seconds + float(self.slopes @ (parts - self._means))
+        slopes, means = self.slopes, self._means
+        expected = (
+            self._seconds
+            + slopes[0] * (parts[0] - means[0])
+            + slopes[1] * (parts[1] - means[1])
+            + slopes[2] * (parts[2] - means[2])
+            + slopes[3] * (parts[3] - means[3])
+        )
         return max(expected, LEAST_SHARE * self._seconds)
+
+    def _sum_up(self) -> None:
+        """Take the passes since the last time into the moments (West 1979, with discounts)."""
+        rows = np.array(self._rows)
+        off = rows[:, :-1]
+        weights = rows[:, -1] * AGES[-len(rows) :]
+        self._moments *= DISCOUNT ** len(rows)
+        self._moments += (off[:, : len(PARTS)].T * weights) @ off
+        self._rows.clear()
 
     def _solved(self) -> Parts:
         """Least squares without negative slopes: the part that would be most negative goes first.
 
         The ridge keeps every determinant positive.
         """
-        square = self._moments + np.diag(RIDGES)
-        slopes = np.linalg.solve(square, self._with_time)
+        square, with_time = self._moments[:, :-1] + RIDGE_OF_ALL, self._moments[:, -1]
+        slopes = np.linalg.solve(square, with_time)
+        if slopes.min() >= 0.0:
+            a, b, c, d = slopes.tolist()
+            return a, b, c, d
         left = np.arange(len(PARTS))
         while slopes.size and slopes.min() < 0.0:
             scales = np.sqrt(square[left, left])
             left = np.delete(left, int((slopes * scales).argmin()))
-            slopes = np.linalg.solve(square[np.ix_(left, left)], self._with_time[left])
-        found: Parts = np.zeros(len(PARTS))
-        found[left] = slopes
-        return found
+            slopes = np.linalg.solve(square[np.ix_(left, left)], with_time[left])
+        found = [0.0] * len(PARTS)
+        for part, slope in zip(left.tolist(), slopes.tolist(), strict=True):
+            found[part] = slope
+        a, b, c, d = found
+        return a, b, c, d
 
 
 class RoundCost:
@@ -164,7 +200,7 @@ class RoundCost:
         """
         if not self.is_known:
             return 0.0
-        return self._plane.at(np.array((num_requests, num_tokens, num_context, num_prompt), float))
+        return self._plane.at((num_requests, num_tokens, num_context, num_prompt))
 
     def learn(
         self,
@@ -182,7 +218,7 @@ class RoundCost:
         if not self._has_begun:
             self._has_begun = True
             return
-        parts = np.array((num_requests, num_tokens, num_context, num_prompt), float)
+        parts = (num_requests, num_tokens, num_context, num_prompt)
         if self._is_odd(parts, seconds):
             self._num_odd += 1
             if self._num_odd < MOST_OUTLIERS:
@@ -192,7 +228,7 @@ class RoundCost:
         self._plane.add(parts, seconds, num_tokens / (num_tokens + num_prompt))
 
     def _slope(self, part: int) -> float:
-        return float(self._plane.slopes[part]) if self.is_known else 0.0
+        return self._plane.slopes[part] if self.is_known else 0.0
 
     def _is_odd(self, parts: Parts, seconds: float) -> bool:
         """Out of all proportion; what prompts take must be known to say it of a pass with some."""

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from paceline.policies.bandits import batch_bucket
 
 DISCOUNT: Final = 0.98
@@ -28,8 +30,7 @@ REFRESH: Final = 8
 UNDRAFTED: Final = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RoundTime:
+class RoundTime(msgspec.Struct, frozen=True):
     """What a round took.
 
     Attributes:
@@ -43,8 +44,7 @@ class RoundTime:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class SplitTime:
+class SplitTime(msgspec.Struct, frozen=True):
     """The two parts of a round's seconds; together they are what was measured.
 
     Attributes:

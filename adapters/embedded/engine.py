@@ -202,7 +202,7 @@ class EmbeddedEngine:
         """
         steps: deque[Progress] = deque()
         job = Job(request, steps.append)
-        self._admit(job)
+        self.admit(job)
         try:
             while True:
                 self.step()
@@ -289,11 +289,12 @@ class EmbeddedEngine:
 
     def _admit_or_fail(self, job: Job) -> None:
         try:
-            self._admit(job)
+            self.admit(job)
         except Exception as error:  # noqa: BLE001  logged: it must not end the other requests
             self._failed(job, error)
 
-    def _admit(self, job: Job) -> None:
+    def admit(self, job: Job) -> None:
+        """Take a job in at once: for the engine's thread, or while it is not started."""
         request = job.request
         self.counts.requests += 1
         if job.submitted_at:

@@ -35,6 +35,8 @@ PROMPTS_EACH: Final = {1: 16, 4: 12, 16: 6, 32: 5}
 WARM_SHARE: Final = 0.25
 NUM_ENGINES: Final = 2
 """Beside each other."""
+WITH_BANDIT: Final = ("memory", "fused")
+"""Ways that choose by time, so that a bandit can stand above them."""
 WITH_DRAFTER: Final = ("drafter", "fused", f"fused{BANDIT}")
 
 
@@ -135,13 +137,27 @@ def make_cells(
     return tuple(cells)
 
 
+def chosen_ways(ways: Sequence[str], *, has_drafter: bool, bandit: bool) -> list[str]:
+    """The ways to run, each once.
+
+    Args:
+        ways: that are named; without any `WAYS`, and fused where there is a drafter.
+        has_drafter: whether one is given.
+        bandit: whether each that chooses by time is also run with the bandit above it.
+    """
+    chosen = list(ways) or [*WAYS, *(["fused"] if has_drafter else [])]
+    if bandit:
+        chosen += [f"{way}{BANDIT}" for way in chosen if way in WITH_BANDIT]
+    return list(dict.fromkeys(chosen))
+
+
 def check_ways(ways: Sequence[str], drafter: Path | None) -> None:
     """Raises ConfigError where one is unknown, or wants a drafter that is not there."""
     for way in ways:
         number = way.removeprefix(FIXED)
         if way.startswith(FIXED) and number.isdigit() and 1 <= int(number) <= MAX_FIXED:
             continue
-        if way not in ("memory", f"memory{BANDIT}", *WITH_DRAFTER):
+        if way not in ("drafter", *WITH_BANDIT, *(f"{each}{BANDIT}" for each in WITH_BANDIT)):
             raise ConfigError(
                 f"--way is {way!r}; give memory, fused, drafter, or fixed-K with K from 1 to "
                 f"{MAX_FIXED}; the first two also with {BANDIT} behind"
@@ -153,8 +169,12 @@ def check_ways(ways: Sequence[str], drafter: Path | None) -> None:
 @click.command()
 @click.argument("traces", type=click.Path(path_type=Path))
 @click.option(
-    "--way", "ways", multiple=True, help=f"May be repeated.  [default: {', '.join(WAYS)}]"
+    "--way",
+    "ways",
+    multiple=True,
+    help=f"May be repeated.  [default: {', '.join(WAYS)}; with --drafter also fused]",
 )
+@click.option("--bandit", is_flag=True, help="Run memory and fused also with the bandit above.")
 @click.option("--model", type=click.Path(path_type=Path), help="[default: SmolLM2-135M]")
 @click.option("--drafter", type=click.Path(path_type=Path), help="For drafter and fused.")
 @click.option("--source", "sources", multiple=True, help=f"[default: {AGENT}, {CONTROL}]")
@@ -173,6 +193,7 @@ def check_ways(ways: Sequence[str], drafter: Path | None) -> None:
 def cells(
     traces: Path,
     ways: tuple[str, ...],
+    bandit: bool,
     model: Path | None,
     drafter: Path | None,
     sources: tuple[str, ...],
@@ -187,17 +208,17 @@ def cells(
     Each way runs beside one that is off, a core each, in the same cell at the same time. Needs two
     cores that nobody else uses.
     """
-    ways = ways or WAYS
-    check_ways(ways, drafter)
+    chosen = chosen_ways(ways, has_drafter=drafter is not None, bandit=bandit)
+    check_ways(chosen, drafter)
     cores = sorted(os.sched_getaffinity(0))[:NUM_ENGINES]
     if len(cores) < NUM_ENGINES:
         raise ConfigError("one core is allowed; two are needed, one for each engine")
     wanted = make_cells(sources or (AGENT, CONTROL), in_flight or IN_FLIGHT, prompts_factor)
-    results: dict[str, list[list[dict[str, CellResult]]]] = {way: [] for way in ways}
+    results: dict[str, list[list[dict[str, CellResult]]]] = {way: [] for way in chosen}
     with tempfile.TemporaryDirectory(prefix="paceline-cells-") as scratch:
         target = model or _exported(Path(scratch))
         for repeat in range(repeats):
-            for way in ways:
+            for way in chosen:
                 pair = [
                     CellsSettings(
                         traces=str(traces.absolute()),
@@ -212,9 +233,9 @@ def cells(
                 ]
                 results[way].append(measure(pair, Path(scratch)))
     found = figures(results)
-    click.echo(_table(found, list(ways), [cell.name for cell in wanted]))
+    click.echo(_table(found, chosen, [cell.name for cell in wanted]))
     settings = {
-        "ways": list(ways),
+        "ways": chosen,
         "repeats": repeats,
         "output_tokens": output_tokens,
         "drafter": drafter.name if drafter else "",

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 import numpy as np
 
-from paceline.benchmarks.policy.contest import CONTESTANTS, Score, contest, round_us
+from paceline.benchmarks.policy.contest import CONTESTANTS, ENGINE, Score, contest, round_us
 from paceline.benchmarks.policy.recording import RoundTime, record_scope
 from paceline.benchmarks.policy.rewards import (
     HALVES,
@@ -97,6 +97,7 @@ def run_policy_bench(settings: PolicyBenchSettings) -> Report:
                 runs,
                 in_flight=settings.in_flight,
                 with_aside=settings.aside,
+                as_engine=policy == ENGINE,
             )
             figures |= {f"{name}/{policy}/{what}": v for what, v in summary(scores).items()}
     for policy in settings.policies if settings.timed_rounds else ():

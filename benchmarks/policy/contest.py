@@ -31,8 +31,11 @@ from paceline.policies.bandits import (
 Shares = npt.NDArray[np.float64]
 Maker = Callable[[tuple[Arm, ...], random.Random], Policy]
 
+ENGINE: Final = "engine"
+"""The default as engines run it: it is always told aside, of memory beside a model's drafts too."""
 CONTESTANTS: Final[dict[str, Maker]] = {
     "default": lambda arms, rng: default_policy(arms, rng=rng),
+    ENGINE: lambda arms, rng: default_policy(arms, rng=rng, is_told_aside=True),
     "ucb-no-change": lambda arms, rng: Steady(
         DiscountedUCB(arms, rng=rng, change_threshold=math.inf)
     ),
@@ -209,11 +212,21 @@ def contest(
     *,
     in_flight: int = 1,
     with_aside: bool = True,
+    as_engine: bool = False,
 ) -> list[Score]:
-    """A fresh policy on each scenario; scenario i is played with seed i."""
+    """A fresh policy on each scenario; scenario i is played with seed i.
+
+    Args:
+        make: makes it.
+        scenarios: what is played.
+        in_flight: see `play`, as the next.
+        with_aside: as there.
+        as_engine: told as engines tell it, which is always aside.
+    """
     scores = []
     for seed, scenario in enumerate(scenarios):
         policy = make(scenario.arms, random.Random(seed))  # noqa: S311  not a secret
-        played = play(policy, scenario, in_flight=in_flight, with_aside=with_aside)
+        told = scenario.told_as_by_engines() if as_engine else scenario
+        played = play(policy, told, in_flight=in_flight, with_aside=with_aside or as_engine)
         scores.append(score(scenario, played))
     return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,25 @@ class Scenario:
     requests: tuple[Request, ...]
     segments: tuple[int, ...]
     expected: Seconds | None = None
+
+    def told_as_by_engines(self) -> Scenario:
+        """The same, where a model's draft also tells what memory alone would have brought.
+
+        Memory is asked in any case; what of its draft would have been right is known afterwards.
+        """
+        number = {arm: i for i, arm in enumerate(self.arms)}
+
+        def told(request: Request, arm: Arm) -> dict[Arm, Outcome]:
+            found, memory = request.aside.get(arm, {}), Arm("memory", max(arm.max_tokens, 1))
+            if arm.sources != "both" or memory not in number:
+                return found
+            return {memory: request.outcomes[number[memory]], **told(request, memory), **found}
+
+        requests = tuple(
+            replace(each, aside={arm: told(each, arm) for arm in self.arms})
+            for each in self.requests
+        )
+        return replace(self, requests=requests)
 
     def seconds(self) -> Seconds:
         """Seconds that each request takes with each arm, (requests, arms)."""

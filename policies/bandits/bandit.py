@@ -21,6 +21,8 @@ from paceline.policies.bandits.state import (
 )
 
 DISCOUNT: Final = 0.985
+Seen = tuple[float, float]
+"""A reward, and what it counts for."""
 
 
 class Bandit(ABC):
@@ -78,12 +80,13 @@ class Bandit(ABC):
         """The arm to draft with. O(arms)."""
         return self.choose(context)
 
-    def choose(
-        self, context: PolicyContext, current: Arm | None = None, margin: float = 0.0
-    ) -> Arm:
-        """The arm to draft with, and `current` unless another is better by `margin`. O(arms)."""
-        staying = self._number.get(current) if current is not None else None
-        return self._arms[self._chosen(self._evidence.cell(context), staying, margin)]
+    def choose(self, context: PolicyContext, *staying: Arm | None, margin: float = 0.0) -> Arm:
+        """The arm to draft with: the first of `staying` that none is better than by `margin`.
+
+        The best one if all of them are beaten. O(arms).
+        """
+        numbers = [self._number[arm] for arm in staying if arm in self._number]
+        return self._arms[self._chosen(self._evidence.cell(context), numbers, margin)]
 
     def loss(self, context: PolicyContext, arm: Arm) -> float:
         """How much longer an arm is taken to be than the best one for the same tokens, >= 0.
@@ -116,11 +119,11 @@ class Bandit(ABC):
             cell.baseline.learn(base)
         self._age(cell, outcome.weight)
         rate = cell.base_rate
-        self._learn(context, cell, pulled, outcome.reward(arm, rate), outcome.weight)
+        told = {}
         for other, seen in (aside or {}).items():
             if other != arm and seen.is_usable:
-                number = self._numbered(other)
-                self._learn_aside(context, cell, number, seen.reward(other, rate), seen.weight)
+                told[self._numbered(other)] = seen.reward(other, rate), seen.weight
+        self._learn(context, cell, pulled, (outcome.reward(arm, rate), outcome.weight), told)
 
     def state(self) -> bytes:
         """See `Policy.state`. O(tables)."""
@@ -181,25 +184,23 @@ class Bandit(ABC):
         return ((context.workload, context.batch_bucket, context.context_bucket),)
 
     @abstractmethod
-    def _chosen(self, cell: Cell, staying: int | None, margin: float) -> int:
-        """Number of the arm to pull."""
+    def _chosen(self, cell: Cell, staying: Sequence[int], margin: float) -> int:
+        """Number of the arm to pull; see `choose`."""
 
     @abstractmethod
     def _learn(
-        self, context: PolicyContext, cell: Cell, arm: int, reward: float, weight: float
+        self, context: PolicyContext, cell: Cell, arm: int, seen: Seen, aside: Mapping[int, Seen]
     ) -> None:
-        """A pulled arm's reward; the tables have been aged."""
-
-    def _learn_aside(
-        self, context: PolicyContext, cell: Cell, arm: int, reward: float, weight: float
-    ) -> None:
-        """What an arm that was not pulled would have given."""
-        self._learn(context, cell, arm, reward, weight)
+        """A pulled arm's reward, and what others would have had; the tables have been aged."""
 
 
-def best(scores: Sequence[float], staying: int | None, margin: float) -> int:
-    """Number of the highest score, the first of equals; `staying` unless it is beaten by margin."""
-    chosen = max(range(len(scores)), key=scores.__getitem__)
-    if staying is not None and scores[chosen] <= scores[staying] + margin:
-        return staying
-    return chosen
+def best(scores: Sequence[float], staying: Sequence[int], margin: float) -> int:
+    """Number of the highest score, or the first of `staying` that it does not beat by `margin`.
+
+    Of equals the first.
+    """
+    most = max(scores)
+    for number in staying:
+        if most <= scores[number] + margin:
+            return number
+    return scores.index(most)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from paceline.policies.bandits.change import ChangeWatch
 from paceline.policies.bandits.context import PolicyContext
 from paceline.policies.bandits.outcome import Baseline
 from paceline.policies.bandits.state import (
@@ -112,11 +113,14 @@ class Cell:
         baseline: rate of the target alone, this replica's own.
         borrowed: others' mean baseline, for as long as there is none of its own.
         notes: what the kind of policy keeps beside, not part of the state.
-        expected: likewise, what it expected of each arm when it chose last.
-        num_changes: times that its rewards were found to be others than they had been.
+        watch: likewise, what looks for changes of its rewards.
+        num_changes: times that these were found to be others than they had been.
+        is_alone: since then, so that what wider tables have learned is of no use to it.
     """
 
-    __slots__ = ("baseline", "borrowed", "expected", "name", "notes", "num_changes", "tables")
+    __slots__ = (
+        *("baseline", "borrowed", "is_alone", "name", "notes", "num_changes", "tables", "watch"),
+    )
 
     def __init__(
         self, name: TableName, tables: tuple[Table, ...], baseline: Baseline, borrowed: float
@@ -126,8 +130,9 @@ class Cell:
         self.baseline = baseline
         self.borrowed = borrowed
         self.notes: dict[str, list[float]] = {}
-        self.expected: Sequence[tuple[float, float, float, float]] | None = None
+        self.watch: ChangeWatch | None = None
         self.num_changes = 0
+        self.is_alone = False
 
     @property
     def base_rate(self) -> float:
@@ -168,22 +173,29 @@ class Evidence:
         self._width = width
         self._levels = levels
         self._keys: dict[int | str, _Key] = {}
+        self._last: tuple[PolicyContext, Cell] | None = None
+        """What was asked for last, which is the most recently used."""
 
     def __len__(self) -> int:
         return sum(len(key.cells) for key in self._keys.values())
 
     def cell(self, context: PolicyContext) -> Cell:
         """The context's cell, made where it is new. O(1) amortised."""
+        last = self._last
+        if last is not None and last[0] is context:
+            return last[1]
         key = self._touched(context.key)
         name = (context.workload, context.batch_bucket, context.context_bucket)
         cell = key.cells.pop(name, None) or self._made(key, name, self._levels(context))
         key.cells[name] = cell
         if len(key.cells) > MAX_CELLS:
             self._drop_oldest(key)
+        self._last = context, cell
         return cell
 
     def forget(self, key: int | str) -> None:
         """Drop a key."""
+        self._last = None
         self._keys.pop(key, None)
 
     def clear(self, arms: Collection[int]) -> None:
@@ -196,7 +208,7 @@ class Evidence:
                     each.rows = self._without(each.rows, arms)
             for cell in key.cells.values():
                 cell.notes.clear()
-                cell.expected = None
+                cell.watch = None
 
     def export(self) -> list[KeyState]:
         """Its own evidence. O(tables)."""
@@ -218,6 +230,7 @@ class Evidence:
 
     def load(self, keys: Sequence[KeyState], without: Collection[int] = ()) -> None:
         """Add to its own evidence, but for some arms. O(tables)."""
+        self._last = None
         for state in keys[-MAX_KEYS:]:
             key = self._touched(state.key)
             for each in state.tables[: TABLES_PER_CELL * MAX_CELLS]:
@@ -240,6 +253,7 @@ class Evidence:
             others: replica to its evidence.
             without: replica to the arms that are left out.
         """
+        self._last = None
         by_key: dict[int | str, dict[str, KeyState]] = {}
         for replica, keys in others.items():
             for state in keys[-MAX_KEYS:]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from paceline.errors import ConfigError
 from paceline.policies.bandits.arms import Arm
-from paceline.policies.bandits.bandit import Bandit
+from paceline.policies.bandits.bandit import Bandit, Seen
 from paceline.policies.bandits.context import PolicyContext
 from paceline.policies.bandits.evidence import Cell
 from paceline.policies.bandits.state import Row
@@ -67,7 +67,7 @@ class Exp3S(Bandit):
         self._share = share
         self._learning_rate = learning_rate
 
-    def _chosen(self, cell: Cell, staying: int | None, margin: float) -> int:
+    def _chosen(self, cell: Cell, staying: Sequence[int], margin: float) -> int:
         """A draw; a margin would make its probability another."""
         probabilities = self._probabilities(cell)
         drawn, point = len(probabilities) - 1, self._rng.random()
@@ -80,8 +80,10 @@ class Exp3S(Bandit):
         return drawn
 
     def _learn(
-        self, context: PolicyContext, cell: Cell, arm: int, reward: float, weight: float
+        self, context: PolicyContext, cell: Cell, arm: int, seen: Seen, aside: Mapping[int, Seen]
     ) -> None:
+        """Of the pulled arm alone: the others were not drawn."""
+        reward, weight = seen
         drawn = cell.notes.get("drawn")
         probability = (drawn[arm] if drawn else 0.0) or self._probabilities(cell)[arm]
         estimate = weight * min(reward, REWARD_RANGE) / REWARD_RANGE / probability
@@ -91,11 +93,6 @@ class Exp3S(Bandit):
         rows[arm][1] += min(self._learning_rate * estimate, MOST_STEP)
         self._share_weights(rows, weight)
         table.set_own(rows)
-
-    def _learn_aside(
-        self, context: PolicyContext, cell: Cell, arm: int, reward: float, weight: float
-    ) -> None:
-        """Nothing: it was not drawn."""
 
     def _share_weights(self, rows: Sequence[Row], weight: float) -> None:
         """Each arm gets its part of all weights; the largest logarithm becomes 0."""

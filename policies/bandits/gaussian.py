@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Final
 
 from paceline.errors import ConfigError
 from paceline.policies.bandits.arms import Arm
-from paceline.policies.bandits.bandit import DISCOUNT, Bandit, best
+from paceline.policies.bandits.bandit import DISCOUNT, Bandit, Seen, best
+from paceline.policies.bandits.change import (
+    LEAST_VARIANCE,
+    PRIOR_COUNT,
+    PRIOR_VARIANCE,
+    ChangeWatch,
+)
 from paceline.policies.bandits.context import PolicyContext
 from paceline.policies.bandits.evidence import Cell
 from paceline.policies.bandits.state import TableName
@@ -18,18 +24,12 @@ from paceline.policies.bandits.state import TableName
 PRIOR_REWARD: Final = 1.0
 """An arm of which nothing is known is as good as none."""
 PRIOR_WEIGHT: Final = 0.5
-PRIOR_VARIANCE: Final = 0.1
-"""Of rewards of about 1; that of larger ones grows with their square."""
-PRIOR_COUNT: Final = 2.0
-LEAST_VARIANCE: Final = 1e-4
 LENT_WEIGHT: Final = 3.0
 """What all that wider tables know counts for, at most, in a narrower one."""
 REFRESH: Final = 8
 """Choices of a context after which it asks its wider tables again."""
-CHANGE_SLACK: Final = 0.5
-CHANGE_CLIP: Final = 3.0
-LEAST_FOR_CHANGE: Final = 2.0
-"""Evidence on an arm, in outcomes of full weight, before its rewards can be found to change."""
+RATIO_WEIGHT: Final = 1.0
+"""Rewards, seen beside a shorter draft's, that speak for being as good as it."""
 SLOWER: Final = 8.0
 """Wider tables forget so many times as slowly: what was bad for long is not tried anew at once."""
 TRIAL_SHARE: Final = 0.01
@@ -40,24 +40,40 @@ MOST_SAVED: Final = 8.0
 """Time saved for trials, in holds of an arm; what costs more is not tried again."""
 LEAST_REWARD: Final = 1e-3
 SEEN_OF_LATE: Final = 1.0
+LITTLE_SEEN: Final = 6.0
+"""Evidence up to which an arm that is better than it was is tried again at once."""
 CHANGE_THRESHOLD: Final = 10.0
-LEFT_AFTER_CHANGE: Final = 0.02
-"""What evidence counts for when rewards have been found to be others than they were."""
+LEFT_IN_WIDER: Final = 0.02
+"""What evidence counts for, in wider tables, when rewards are found to be others than they were."""
+LEFT_HERE: Final = 0.05
+"""What that is worth in the context itself."""
+FURTHER: Final = 2.0
+"""Standard deviations that are looked further after a change, at first."""
+FURTHER_CHOICES: Final = 40.0
+"""Choices over which that comes to nothing."""
+CALM: Final = 64.0
+"""Choices since the last change, below which it is looked less far after the next."""
 
 Estimate = tuple[float, float, float, float]
 """An arm's mean reward, the weight that it rests on, its variance, and the weight seen here."""
+UNKNOWN: Final[Estimate] = (PRIOR_REWARD, PRIOR_WEIGHT, PRIOR_VARIANCE, 0.0)
 
 
 class GaussianBandit(Bandit):
-    """Means and variances of each arm: a row is weight, sum, sum of squares and count.
+    """Means and variances of each arm.
+
+    A row is weight, sum, sum of squares and count of its rewards; and of those that were seen
+    beside the next shorter draft's of the same sources, their sum and the sum of that one's. A mean
+    is that one's times the ratio of the two, so that an arm that was seen in lucky rounds only is
+    not taken for better (a ratio estimator: Cochran 1977, chapter 6).
 
     A context's means start from those of the same workload at the same load, and these from those
     of the key at that load (empirical Bayes), so that a new context is not explored from nothing.
 
-    Where `change_threshold` is finite, a two-sided CUSUM (Page 1954) over the pulled arms' rewards
-    looks for abrupt changes (CUSUM-UCB: Liu, Lee, Shroff, AAAI 2018), and then the context's
-    evidence counts for next to nothing. Arms that have not been seen of late are tried for a share
-    of the time, whatever they were: what they cost is saved for first.
+    Where `change_threshold` is finite, abrupt changes are looked for (`ChangeWatch`), and then the
+    context begins from nothing and looks further beyond its means for a while. Arms that have not
+    been seen of late are tried for a share of the time, whatever they were: what they cost is saved
+    for first.
 
     Args:
         arms: see `Bandit`.
@@ -73,7 +89,7 @@ class GaussianBandit(Bandit):
         ConfigError: a setting is outside its range.
     """
 
-    width = 4
+    width = 6
     default_explore: ClassVar[float]
 
     def __init__(
@@ -99,6 +115,9 @@ class GaussianBandit(Bandit):
         self._change_threshold = change_threshold
         self._trial_share = trial_share
         self._slow_discount = 1.0 - (1.0 - discount) / SLOWER
+        self._parents = [_parent_of(arm, self._arms) for arm in self._arms]
+        in_order = sorted(range(len(self._arms)), key=lambda i: _order(self._arms[i]))
+        self._in_order = [(i, self._parents[i]) for i in in_order]
 
     def evidence(self, context: PolicyContext, arm: Arm) -> float:
         """How much is known of an arm, what wider tables lend included. O(1)."""
@@ -124,10 +143,12 @@ class GaussianBandit(Bandit):
             table.num_updates += 1
             factor = self._slow_discount**weight
 
-    def _chosen(self, cell: Cell, staying: int | None, margin: float) -> int:
-        cell.expected = estimates = self._estimates(cell)
+    def _chosen(self, cell: Cell, staying: Sequence[int], margin: float) -> int:
+        estimates = self._estimates(cell)
         trial = self._trial(cell, estimates) if self._trial_share > 0.0 else None
-        return best(self._scores(estimates), staying, margin) if trial is None else trial
+        if trial is not None:
+            return trial
+        return best(self._scores(estimates, self._further(cell)), staying, margin)
 
     def _trial(self, cell: Cell, estimates: Sequence[Estimate]) -> int | None:
         """An arm that has not been seen of late, if the time saved for that pays for it.
@@ -136,6 +157,9 @@ class GaussianBandit(Bandit):
         """
         saved = cell.notes.setdefault("saved", [0.0])
         saved[0] = min(saved[0] + self._trial_share, MOST_SAVED)
+        for arm in cell.watch.rising() if cell.watch is not None else ():
+            if estimates[arm][3] < LITTLE_SEEN:  # better than it was: is that so?
+                return arm
         if saved[0] < LEAST_LOSS:
             return None
         top = max(estimates)[0]
@@ -149,37 +173,70 @@ class GaussianBandit(Bandit):
         return found
 
     @abstractmethod
-    def _scores(self, estimates: Sequence[Estimate]) -> list[float]:
-        """How good each arm may be."""
+    def _scores(self, estimates: Sequence[Estimate], explore: float) -> list[float]:
+        """How good each arm may be, `explore` deviations beyond its mean."""
 
     def _learn(
-        self, context: PolicyContext, cell: Cell, arm: int, reward: float, weight: float
+        self, context: PolicyContext, cell: Cell, arm: int, seen: Seen, aside: Mapping[int, Seen]
     ) -> None:
+        everything = {**aside, arm: seen}
         if self._change_threshold < math.inf:
-            self._look_for_change(cell, arm, reward, weight)
-        self._learn_aside(context, cell, arm, reward, weight)
+            watch = cell.watch
+            if watch is None:
+                watch = cell.watch = ChangeWatch(self._change_threshold)
+            if watch.saw(everything):
+                self._begin_anew(cell)
+        for number, (reward, weight) in everything.items():
+            total, parent = weight * reward, everything.get(self._parents[number])
+            paired = (0.0, 0.0) if parent is None else (total, weight * parent[0])
+            row = (weight, total, total * reward, 1.0, *paired)
+            for table in cell.tables:
+                table.add(number, row)
 
-    def _learn_aside(
-        self, context: PolicyContext, cell: Cell, arm: int, reward: float, weight: float
-    ) -> None:
-        row = (weight, weight * reward, weight * reward * reward, 1.0)
+    def _begin_anew(self, cell: Cell) -> None:
+        """Rewards are others than they were: what was known of them is next to nothing now.
+
+        What wider tables lend is left out from now on: most of it was seen here. For some choices
+        it looks far, not where changes follow each other so that nothing found would last.
+        """
+        calm = cell.notes.get("since", [CALM])[0]
+        cell.notes.clear()
+        cell.notes["since"] = [0.0]
+        cell.notes["further"] = [FURTHER * min(1.0, calm / CALM)]
+        cell.num_changes += 1
+        cell.is_alone = True
         for table in cell.tables:
-            table.add(arm, row)
+            table.age(LEFT_IN_WIDER)
+        cell.tables[0].age(LEFT_HERE)
+
+    def _further(self, cell: Cell) -> float:
+        """How far beyond the means a choice looks, in standard deviations."""
+        since = cell.notes.get("since")
+        if since is None:
+            return self._explore
+        since[0] += 1.0
+        left = max(0.0, 1.0 - since[0] / FURTHER_CHOICES)
+        return self._explore + cell.notes["further"][0] * left
 
     def _estimates(self, cell: Cell) -> list[Estimate]:
         """What is known of each arm. O(arms)."""
         rows, scale = cell.tables[0].scaled_rows()
         means, weights = self._priors(cell)
-        found = []
-        for (weight, total, squares, count), prior, lent in zip(rows, means, weights, strict=True):
-            seen = weight * scale
+        found = [UNKNOWN] * len(rows)
+        for arm, parent in self._in_order:
+            weight, total, squares, count, paired, beside = rows[arm]
+            lent, seen = weights[arm], weight * scale
             held = lent + seen
-            mean = (lent * prior + total * scale) / held
+            rewards = total * scale
+            if beside > 0.0 and total > 0.0:
+                ratio = (RATIO_WEIGHT + paired * scale) / (RATIO_WEIGHT + beside * scale)
+                rewards += (found[parent][0] * ratio * weight / total - 1.0) * paired * scale
+            mean = (lent * means[arm] + rewards) / held
             variance = PRIOR_COUNT * PRIOR_VARIANCE * max(mean * mean, 1.0)
             if weight > 0.0:
                 variance += max(squares - total * total / weight, 0.0) * scale
             variance /= PRIOR_COUNT + count * scale
-            found.append((mean, held, max(variance, LEAST_VARIANCE), seen))
+            found[arm] = mean, held, max(variance, LEAST_VARIANCE), seen
         return found
 
     def _priors(self, cell: Cell) -> tuple[list[float], list[float]]:
@@ -196,29 +253,35 @@ class GaussianBandit(Bandit):
 
     def _prior(self, cell: Cell, arm: int) -> tuple[float, float]:
         mean, held = PRIOR_REWARD, PRIOR_WEIGHT
+        if cell.is_alone:
+            return mean, held
         for table in cell.tables[:0:-1]:
-            weight, total, _, _ = table.row(arm)
+            weight, total, *_ = table.row(arm)
             whole = held + weight
             mean = (held * mean + total) / whole
             held = min(whole, LENT_WEIGHT)
         return mean, held
 
-    def _look_for_change(self, cell: Cell, arm: int, reward: float, weight: float) -> None:
-        """Before the reward is learned: is it, with those before it, another than expected?"""
-        mean, held, variance, seen = (cell.expected or self._estimates(cell))[arm]
-        cell.expected = None  # of use once: the next outcome has this one behind it
-        if seen < LEAST_FOR_CHANGE:
-            return  # what wider tables lend may be wrong here, which is no change
-        sums = cell.notes.setdefault("change", [0.0, 0.0])
-        deviation = math.sqrt(variance / weight + variance / held)
-        z = min(max((reward - mean) / deviation, -CHANGE_CLIP), CHANGE_CLIP)
-        sums[0] = max(0.0, sums[0] + z - CHANGE_SLACK)
-        sums[1] = max(0.0, sums[1] - z - CHANGE_SLACK)
-        if max(sums) > self._change_threshold:
-            cell.notes.clear()
-            cell.num_changes += 1
-            for table in cell.tables:
-                table.age(LEFT_AFTER_CHANGE)
+
+def _parent_of(arm: Arm, arms: Sequence[Arm]) -> int:
+    """Number of the arm whose rounds are seen wherever this one's are; -1 for none.
+
+    The next shorter draft of the same sources; of the shortest with a model, memory's as long.
+    """
+    shorter = [
+        number
+        for number, each in enumerate(arms)
+        if each.sources == arm.sources and 0 < each.max_tokens < arm.max_tokens
+    ]
+    if shorter:
+        return max(shorter, key=lambda i: arms[i].max_tokens)
+    beside = Arm("memory", arm.max_tokens) if arm.sources == "both" else None
+    return arms.index(beside) if beside in arms else -1
+
+
+def _order(arm: Arm) -> tuple[bool, int]:
+    """Parents first."""
+    return arm.has_model, arm.max_tokens
 
 
 class ThompsonSampling(GaussianBandit):
@@ -232,8 +295,8 @@ class ThompsonSampling(GaussianBandit):
     kind = "thompson"
     default_explore = 0.5
 
-    def _scores(self, estimates: Sequence[Estimate]) -> list[float]:
-        gauss, explore = self._rng.gauss, self._explore
+    def _scores(self, estimates: Sequence[Estimate], explore: float) -> list[float]:
+        gauss = self._rng.gauss
         return [
             mean + explore * math.sqrt(variance / weight) * gauss(0.0, 1.0)
             for mean, weight, variance, _ in estimates
@@ -250,9 +313,9 @@ class DiscountedUCB(GaussianBandit):
     kind = "ucb"
     default_explore = 0.1
 
-    def _scores(self, estimates: Sequence[Estimate]) -> list[float]:
+    def _scores(self, estimates: Sequence[Estimate], explore: float) -> list[float]:
         width = math.log1p(sum(weight for _, weight, _, _ in estimates))
         return [
-            mean + self._explore * math.sqrt(2.0 * width * variance / weight)
+            mean + explore * math.sqrt(2.0 * width * variance / weight)
             for mean, weight, variance, _ in estimates
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from paceline.errors import ConfigError
 from paceline.policies.bandits.arms import Arm
-from paceline.policies.bandits.bandit import DISCOUNT, Bandit, best
+from paceline.policies.bandits.bandit import DISCOUNT, Bandit, Seen, best
 from paceline.policies.bandits.context import (
     LEAST_CONTEXT,
     MOST_CONTEXT,
@@ -69,15 +69,16 @@ class DiscountedLinUCB(Bandit):
         return ((context.workload, 0, 0),)
 
     def _learn(
-        self, context: PolicyContext, cell: Cell, arm: int, reward: float, weight: float
+        self, context: PolicyContext, cell: Cell, arm: int, seen: Seen, aside: Mapping[int, Seen]
     ) -> None:
         features = _features(context.batch_bucket, context.context_bucket)
-        row = [weight]
-        row += [weight * a * b for a in features for b in features]
-        row += [weight * a * reward for a in features]
-        cell.tables[0].add(arm, row)
+        for number, (reward, weight) in ({arm: seen} | dict(aside)).items():
+            row = [weight]
+            row += [weight * a * b for a in features for b in features]
+            row += [weight * a * reward for a in features]
+            cell.tables[0].add(number, row)
 
-    def _chosen(self, cell: Cell, staying: int | None, margin: float) -> int:
+    def _chosen(self, cell: Cell, staying: Sequence[int], margin: float) -> int:
         _, batch, length = cell.name
         features = np.array(_features(batch, length))
         means, widths = self._bounds(cell, features)

@@ -7,11 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from paceline.policies.bandits.change import LEAST_VARIANCE, PRIOR_COUNT, PRIOR_VARIANCE
 from paceline.policies.bandits.gaussian import (
-    LEAST_VARIANCE,
-    PRIOR_COUNT,
     PRIOR_REWARD,
-    PRIOR_VARIANCE,
     PRIOR_WEIGHT,
     DiscountedUCB,
     ThompsonSampling,
@@ -96,7 +94,7 @@ def _arms(rows: dict[str, Row]) -> list[ArmReport]:
 
 def _arm(name: str, row: Row) -> ArmReport:
     """As `GaussianBandit` estimates it, from the prior of a context without wider ones."""
-    weight, total, squares, count = row
+    weight, total, squares, count, *_ = row
     held = PRIOR_WEIGHT + weight
     mean = (PRIOR_WEIGHT * PRIOR_REWARD + total) / held
     variance = PRIOR_COUNT * PRIOR_VARIANCE * max(mean * mean, 1.0)

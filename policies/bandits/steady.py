@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from paceline.errors import ConfigError
@@ -33,7 +33,7 @@ class _Held:
     """What a context drafts with, and what came of it so far."""
 
     __slots__ = (
-        *("arm", "aside", "left", "num_changes", "num_untold", "saved", "sums", "untried"),
+        *("arm", "asides", "left", "num_changes", "num_untold", "saved", "sums", "untried"),
     )
 
     def __init__(self, arm: Arm, untried: list[Arm]) -> None:
@@ -46,7 +46,7 @@ class _Held:
         self.saved = 0.0
         """Time for looking at the widest arm, in holds."""
         self.sums: Sums = [0.0, 0.0, 0.0]
-        self.aside: dict[Arm, Sums] = {}
+        self.asides: list[Mapping[Arm, Outcome]] = []
 
 
 class Steady:
@@ -83,7 +83,7 @@ class Steady:
         *,
         hold_rounds: float = 16.0,
         margin: float = 0.02,
-        burn_in: float = 0.5,
+        burn_in: float = 2.0,
         is_told_aside: bool = False,
     ) -> None:
         if not hold_rounds >= 1.0:
@@ -146,7 +146,7 @@ class Steady:
     ) -> None:
         """See `Policy.update`; the bandit is taught when the arm's rounds are over.
 
-        That is at the next pull, or when the state is asked for.
+        That is at the next pull, or when the state is asked for; `aside` is kept until then.
         """
         held = self._held.get(context)
         if held is None or (held.arm is not arm and held.arm != arm):
@@ -160,7 +160,7 @@ class Steady:
         sums[1] += outcome.seconds
         sums[2] += outcome.num_rounds
         if aside:
-            self._add_aside(held, aside)
+            held.asides.append(aside)
         held.left -= outcome.num_rounds
 
     def state(self) -> bytes:
@@ -197,8 +197,8 @@ class Steady:
                 del self._held[next(iter(self._held))]
         else:
             current = held.arm
-            is_told = self._widest is None or self._widest == current or self._widest in held.aside
-            self._teach(context, held)
+            seen = self._teach(context, held)
+            is_told = self._widest is None or self._widest == current or self._widest in seen
             held.num_untold = 0 if is_told else held.num_untold + 1
             if held.num_untold > MOST_UNTOLD:
                 held.saved = min(held.saved + LOOK_SHARE, MOST_SAVED)
@@ -225,22 +225,22 @@ class Steady:
 
     def _chosen(self, context: PolicyContext, current: Arm | None) -> Arm:
         if self._widest is not None and current is not None and current.max_tokens:
-            chosen = self._bandit.choose(context, self._widest, self._margin)
-            if chosen == self._widest:
-                return chosen
-        return self._bandit.choose(context, current, self._margin)
+            return self._bandit.choose(context, self._widest, current, margin=self._margin)
+        return self._bandit.choose(context, current, margin=self._margin)
 
     def _burning(self, context: PolicyContext, held: _Held) -> Arm | None:
-        """The first arm that is not known enough yet; all anew when rewards have changed."""
+        """The arm that least is known of, if that is not enough; all when rewards have changed.
+
+        So they take turns, and none is known by a single request's luck.
+        """
         num_changes = self._bandit.num_changes(context)
         if num_changes != held.num_changes:
             held.num_changes, held.untried = num_changes, self._in_burn_in_order()
-        while held.untried:
-            arm = held.untried[0]
-            if self._bandit.evidence(context, arm) < self._burn_in:
-                return arm
-            held.untried.pop(0)
-        return None
+        if not held.untried:
+            return None
+        known = {arm: self._bandit.evidence(context, arm) for arm in held.untried}
+        held.untried = [arm for arm in held.untried if known[arm] < self._burn_in]
+        return min(held.untried, key=known.__getitem__, default=None)
 
     def _in_burn_in_order(self) -> list[Arm]:
         """No drafts first, which all rewards are relative to; then long drafts, which tell most.
@@ -251,18 +251,28 @@ class Steady:
             return sorted(self.arms, key=lambda arm: (not arm.has_model, -arm.max_tokens))
         return sorted(self.arms, key=lambda arm: -arm.max_tokens or -(1 << 20))
 
-    def _add_aside(self, held: _Held, aside: Mapping[Arm, Outcome]) -> None:
+    def _teach(self, context: PolicyContext, held: _Held) -> Mapping[Arm, Outcome]:
+        """Tell the bandit what came of the arm, and return what is known of others.
+
+        Nothing if no round was finished.
+        """
+        sums, asides = held.sums, held.asides
+        if sums[2] <= 0.0:
+            return {}
+        seen = asides[0] if len(asides) == 1 else _summed(asides)
+        held.sums, held.asides = [0.0, 0.0, 0.0], []
+        self._bandit.update(context, held.arm, Outcome(*sums), seen)
+        return seen
+
+
+def _summed(asides: Sequence[Mapping[Arm, Outcome]]) -> dict[Arm, Outcome]:
+    """Outcomes of each arm together; those that cannot be are left out."""
+    found: dict[Arm, Sums] = {}
+    for aside in asides:
         for arm, seen in aside.items():
             if seen.is_usable:
-                sums = held.aside.setdefault(arm, [0.0, 0.0, 0.0])
+                sums = found.setdefault(arm, [0.0, 0.0, 0.0])
                 sums[0] += seen.num_tokens
                 sums[1] += seen.seconds
                 sums[2] += seen.num_rounds
-
-    def _teach(self, context: PolicyContext, held: _Held) -> None:
-        """Tell the bandit what came of the arm; nothing if no round was finished."""
-        sums, aside = held.sums, held.aside
-        if sums[2] > 0.0:
-            seen = {arm: Outcome(*each) for arm, each in aside.items()} if aside else None
-            held.sums, held.aside = [0.0, 0.0, 0.0], {}
-            self._bandit.update(context, held.arm, Outcome(*sums), seen)
+    return {arm: Outcome(*sums) for arm, sums in found.items()}

@@ -68,7 +68,7 @@ def replies(
             max_tokens=40,
             sampling=SamplingParams(**sampling),
         )
-        engine._admit(Job(request, steps.append))
+        engine.admit(Job(request, steps.append))
     number = 0
     while engine.sizes()["running"]:
         if swaps and number in swaps:

@@ -99,7 +99,7 @@ class Replica:
                     max_tokens=32,
                     sampling=SamplingParams(temperature=0.0),
                 )
-                self.engine._admit(Job(request, said[-1].append))
+                self.engine.admit(Job(request, said[-1].append))
             self._turn += 1
             while self.engine.sizes()["running"]:
                 self.engine.step()

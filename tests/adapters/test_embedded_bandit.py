@@ -132,7 +132,7 @@ def replies(
                 max_tokens=REPLY_TOKENS,
                 sampling=SamplingParams(temperature=0.0),
             )
-            engine._admit(Job(request, said[-1].append))
+            engine.admit(Job(request, said[-1].append))
         while engine.sizes()["running"]:
             engine.step()
     tokens = [[token for step in steps for token in step.token_ids] for steps in said]
@@ -270,7 +270,7 @@ def test_a_request_leaves_nothing_behind() -> None:
         max_tokens=8,
         sampling=SamplingParams(temperature=0.0),
     )
-    engine._admit(Job(request, lambda _: None))
+    engine.admit(Job(request, lambda _: None))
     engine.step()
     engine.step()
     assert engine.arms is not None

@@ -95,7 +95,7 @@ def replies(
             max_tokens=48,
             sampling=SamplingParams(**sampling),
         )
-        engine._admit(Job(request, steps.append))
+        engine.admit(Job(request, steps.append))
     while engine.sizes()["running"]:
         engine.step()
     return [[token for step in steps for token in step.token_ids] for steps in said]

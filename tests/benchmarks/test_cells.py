@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paceline.benchmarks.cells.command import check_ways, figures, make_cells
+from paceline.benchmarks.cells.command import WAYS, check_ways, chosen_ways, figures, make_cells
 from paceline.benchmarks.cells.engine import longest_reply
 from paceline.benchmarks.cells.records import CellResult, CellsSettings
 from paceline.errors import ConfigError
@@ -81,6 +81,18 @@ def test_ways_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="needs --drafter"):
         check_ways(["fused"], None)
     check_ways(["fused"], Path("somewhere"))
+
+
+def test_a_drafter_and_the_bandit_add_their_ways() -> None:
+    """Fused drafts where a drafter is given; the bandit above each way that chooses by time."""
+    assert chosen_ways([], has_drafter=False, bandit=False) == list(WAYS)
+    assert chosen_ways([], has_drafter=True, bandit=False) == [*WAYS, "fused"]
+    assert chosen_ways(["memory", "fixed-4"], has_drafter=True, bandit=True) == [
+        *("memory", "fixed-4", "memory-bandit"),
+    ]
+    both = chosen_ways(["fused", "fused-bandit"], has_drafter=True, bandit=True)
+    assert both == ["fused", "fused-bandit"]
+    check_ways(chosen_ways([], has_drafter=True, bandit=True), Path("somewhere"))
 
 
 def test_a_fixed_way_drafts_its_number() -> None:

@@ -504,7 +504,7 @@ def test_a_margin_keeps_an_arm(name: str) -> None:
         for arm in ARMS:
             tokens = {LONG: 21, SHORT: 20}.get(arm, 16)
             bandit.update(HERE, arm, Outcome(tokens, 0.48, 16))
-    margins = [bandit.choose(HERE, SHORT, margin) for margin in (0.0, 0.5)]
+    margins = [bandit.choose(HERE, SHORT, margin=margin) for margin in (0.0, 0.5)]
     assert margins == [LONG, SHORT]
 
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.policies.round_cost import LEAST_PASSES, MOST_OUTLIERS, RoundCost
+from paceline.policies.round_cost import (
+    DISCOUNT,
+    EAGER_PASSES,
+    LEAST_PASSES,
+    MOST_OUTLIERS,
+    RIDGE_OF_ALL,
+    SOLVE_INTERVAL,
+    RoundCost,
+)
 
 
 def taught(
@@ -155,6 +164,31 @@ def test_a_first_long_prompt_is_learned_from() -> None:
         cost.learn(4, 8, 0.05 + 0.001 * 90 * num, num_prompt=90 * num)
     assert cost.prompt_seconds == pytest.approx(0.001, rel=0.05)
     assert cost.token_seconds == pytest.approx(0.001, rel=0.1)
+
+
+def test_sums_are_those_of_all_passes_at_once() -> None:
+    """Slopes are least squares over all passes, each counting for 0.98 of the next, to rounding."""
+    rng = np.random.default_rng(4)
+    cost = RoundCost()
+    cost.learn(1, 1, 1.0)
+    seen = []
+    for number in range(1, 121):
+        requests, context = int(rng.integers(1, 9)), float(rng.integers(100, 9000))
+        tokens, prompt = requests + int(rng.integers(0, 40)), int(rng.integers(0, 500))
+        seconds = 0.03 + 0.002 * requests + 0.001 * tokens + 1e-6 * context + 2e-4 * prompt
+        seconds *= 1 + 0.1 * rng.uniform(-1, 1)
+        cost.learn(requests, tokens, seconds, num_context=context, num_prompt=prompt)
+        seen.append((requests, tokens, context, prompt, seconds, tokens / (tokens + prompt)))
+        if number < EAGER_PASSES or number % SOLVE_INTERVAL:
+            continue
+        rows = np.array(seen)
+        weights = rows[:, -1] * DISCOUNT ** np.arange(len(rows) - 1, -1, -1)
+        off = rows[:, :-1] - np.average(rows[:, :-1], axis=0, weights=weights)
+        moments = (off * weights[:, None]).T @ off
+        slopes = np.linalg.solve(moments[:4, :4] + RIDGE_OF_ALL, moments[:4, 4])
+        if slopes.min() >= 0:
+            found = cost.request_seconds, cost.token_seconds, cost.context_seconds
+            np.testing.assert_allclose((*found, cost.prompt_seconds), slopes, rtol=1e-6)
 
 
 passes = st.lists(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from cut_models import cut_model
 from paceline.middleware.cli import cli
 from recorded import write_trace
 
@@ -21,7 +22,12 @@ EPISODE = [
 ]
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two engines need a core each")
+TWO_CORES = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="two engines need a core each"
+)
+
+
+@TWO_CORES
 def test_memory_and_a_fixed_number_run_beside_an_engine_without_drafts(tmp_path: Path) -> None:
     """Replies are the same in every cell, and what was drafted is counted behind the warm-up."""
     write_trace(tmp_path, "s", *[EPISODE] * 16)
@@ -39,3 +45,22 @@ def test_memory_and_a_fixed_number_run_beside_an_engine_without_drafts(tmp_path:
         assert found[f"fixed-4.{cell}.accepted_per_drafted"] > 0.3
     assert "fixed-4.mean_times_off" in found
     assert report["settings"]["cells"]["s.c1"] == [5, 1]
+
+
+@TWO_CORES
+def test_fused_drafts_run_with_the_bandit_above(tmp_path: Path, target_folder: Path) -> None:
+    """A target and a drafter that is cut like it: replies are the same, and drafts are accepted."""
+    write_trace(tmp_path, "s", *[EPISODE] * 16)
+    models = tmp_path / "models"
+    target = cut_model(target_folder, models / "target", [0, 29])
+    file = tmp_path / "report.json"
+    arguments = ["bench", "cells", str(tmp_path), "--source", "s", "--json", str(file)]
+    arguments += ["--in-flight", "2", "--prompts-factor", "0.3", "--way", "fused-bandit"]
+    arguments += ["--model", str(target), "--drafter", str(target), "--output-tokens", "32"]
+    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    report = json.loads(file.read_text())
+    found = report["figures"]
+    assert report["settings"]["ways"] == ["fused-bandit"]
+    assert found["fused-bandit.s.c2.identical"] == 1
+    assert found["fused-bandit.s.c2.accepted_per_drafted"] > 0.3
