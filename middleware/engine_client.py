@@ -24,8 +24,10 @@ MAX_HEAD_BYTES: Final = 256 * 1024
 MAX_WAITING_BYTES: Final = 256 * 1024
 """More of an answer than this that nobody has taken, and the engine is read no further."""
 PORTS: Final = {"http": 80, "https": 443}
+UNUSED_SECONDS: Final = 1.0
+"""Engines end connections that nobody has used for longer than this, and no others."""
 CROSSING_SECONDS: Final = 1.0
-"""A kept connection that ends so soon after a request was sent on it ended before that came."""
+"""One of these that ends so soon after a request was sent on it ended before that came."""
 SUCCESS: Final = 200
 """Statuses below are informational: the answer is still to come."""
 _PLAIN_PATH: Final = re.compile(r"[\w/?&=%.,:;@~!$'()*+-]*", re.ASCII)
@@ -61,9 +63,13 @@ class Connections:
 
     Args:
         connect_timeout_seconds: longest wait for a connection, its name and TLS included.
+        unused_seconds: after which an engine may end a connection because nobody uses it.
     """
 
-    def __init__(self, *, connect_timeout_seconds: float) -> None:
+    def __init__(
+        self, *, connect_timeout_seconds: float, unused_seconds: float = UNUSED_SECONDS
+    ) -> None:
+        self.unused_seconds = unused_seconds
         self._connect_timeout_seconds = connect_timeout_seconds
         self._open: set[_Connection] = set()
         self._idle: dict[Origin, list[_Connection]] = {}
@@ -179,7 +185,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_crossed(self) -> bool:
-        """Whether the engine ended it while a request was on its way: it has read none of that."""
+        """Whether the engine seems to have ended it before it read the request."""
         return self._is_crossed
 
     @property
@@ -225,11 +231,17 @@ class _Connection(asyncio.Protocol):
         self._connections.forget(self)
         answer, self._answer = self._answer, None
         if answer is not None:
-            is_untouched = self._was_kept and not self._has_heard and not self._is_aborted
-            waited = self._loop.time() - self._asked_at
-            self._is_crossed = is_untouched and waited < CROSSING_SECONDS
+            self._is_crossed = self._may_have_crossed()
             is_end = exc is None and not self._is_aborted
             answer.closed(str(exc or "") or "it closed the connection", is_end=is_end)
+
+    def _may_have_crossed(self) -> bool:
+        """Whether this end can be that of a connection that nobody had used for a while."""
+        if not self._was_kept or self._has_heard or self._is_aborted:
+            return False
+        unused = self._asked_at - self.used_at
+        waited = self._loop.time() - self._asked_at
+        return unused >= self._connections.unused_seconds and waited < CROSSING_SECONDS
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -449,10 +461,15 @@ class HttpUpstream:
         connection = await self._connections.take(self._origin)
         try:
             return await self._ask(connection, head, body)
-        except UpstreamError:
+        except UpstreamError as error:
             if not connection.is_crossed:
                 raise
-        connection = await self._connections.take(self._origin, fresh=True)
+            crossed = error
+        try:
+            connection = await self._connections.take(self._origin, fresh=True)
+        except UpstreamError:
+            # the request itself may have ended the engine: it is not to be taken for unsent
+            raise crossed from None
         return await self._ask(connection, head, body)
 
     async def _ask(self, connection: _Connection, head: bytes, body: bytes | None) -> _Answer:

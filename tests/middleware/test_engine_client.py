@@ -24,6 +24,7 @@ from paceline.middleware.engine_client import (
     KEEP_SECONDS,
     MAX_HEAD_BYTES,
     MAX_WAITING_BYTES,
+    UNUSED_SECONDS,
     Connections,
     HttpUpstream,
     Origin,
@@ -51,7 +52,10 @@ class Engine:
         num_connections: that were made to it.
         num_closed: of these, how many have ended.
         reads_bodies: whether it reads a request to its end before it answers.
+        refuse: take no further connections.
     """
+
+    refuse: Callable[[], None]
 
     def __init__(self, answer: Script, *, reads_bodies: bool = True) -> None:
         self.heads: list[bytes] = []
@@ -85,13 +89,15 @@ async def serving(
     answer: Script,
     *,
     silence_seconds: float = 20.0,
+    unused_seconds: float = UNUSED_SECONDS,
     reads_bodies: bool = True,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[tuple[HttpUpstream, Engine]]:
     """An engine on a real socket, and the way to it."""
     engine = Engine(answer, reads_bodies=reads_bodies)
     server = await asyncio.start_server(engine.connected, "127.0.0.1", 0, ssl=tls, limit=1 << 16)
-    connections = Connections(connect_timeout_seconds=20.0)
+    engine.refuse = server.close
+    connections = Connections(connect_timeout_seconds=20.0, unused_seconds=unused_seconds)
     port = server.sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}" if tls is None else f"https://localhost:{port}"
     try:
@@ -293,13 +299,38 @@ def test_a_request_that_crosses_the_end_of_its_connection_is_sent_again() -> Non
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await next(answers)(reader, writer)
 
-        async with serving(answer) as (way, engine):
+        async with serving(answer, unused_seconds=0.0) as (way, engine):
             assert await asked(way) == (200, b"hello")
             assert await asked(way) == (200, b"hello")
             assert (len(engine.heads), engine.num_connections) == (3, 2)
             with pytest.raises(UpstreamError, match="it closed the connection"):
                 await asked(way)
             assert (len(engine.heads), engine.num_connections) == (5, 3)
+
+    run(work())
+
+
+def test_a_connection_that_was_just_used_has_no_reason_to_end() -> None:
+    """So that the request may have ended it; nor is one taken for unsent that found nobody."""
+
+    async def work() -> None:
+        answers = iter((writing(WHOLE), closing(), writing(WHOLE), closing()))
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await next(answers)(reader, writer)
+
+        async with serving(answer) as (way, engine):
+            assert await asked(way) == (200, b"hello")
+            with pytest.raises(UpstreamError, match="it closed the connection"):
+                await asked(way)
+            assert len(engine.heads) == 2
+        async with serving(answer, unused_seconds=0.0) as (way, engine):
+            assert await asked(way) == (200, b"hello")
+            engine.refuse()
+            with pytest.raises(UpstreamError, match="it closed the connection") as failed:
+                await asked(way)
+            assert failed.value.connected
+            assert len(engine.heads) == 2
 
     run(work())
 
