@@ -332,7 +332,8 @@ def differences(made: list[Recording]) -> list[str]:
         if old is None:
             found.append(f"{new.asked}: not kept")
         elif new != old:
-            place = len(os.path.commonprefix([new.body, old.body]))
+            pairs = zip(new.body, old.body, strict=False)
+            place = next((n for n, (a, b) in enumerate(pairs) if a != b), len(new.body))
             here = slice(max(place - 40, 0), place + 80)
             found.append(f"{new.asked}: {new.body[here]!r}, kept is {old.body[here]!r}")
     return found
