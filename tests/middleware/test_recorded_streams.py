@@ -158,7 +158,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             wait_until(lambda: running.proxy.ready)
             return running
 
-        tokenizer = write_tokenizer(folder / "tokenizer")  # it names the memory, no more
+        tokenizer = write_tokenizer(folder / "tokenizer")  # names the memory, reads nothing
         capture = {"redis_url": redis.url, "model": "target", "tokenizer": tokenizer}
         yield Stack(server, proxy(), proxy(capture=capture))
 

@@ -120,6 +120,8 @@ def vllm_arguments(target: Path) -> argparse.Namespace:
             *("--worker-cls", "paceline.benchmarks.engine.worker.PeerCPUWorker"),
             *("--distributed-executor-backend", "uni", "--no-async-scheduling"),
             *("--enable-auto-tool-choice", "--disable-log-stats", "--uvicorn-log-level", "error"),
+            # its own is another with each folder of the model
+            *("--fingerprint-mode", "custom", "--fingerprint-value", "vllm-recorded"),
         ]
     )
     return arguments
@@ -322,12 +324,19 @@ def flaw(recordings: list[Recording]) -> str:
 
 
 def differences(made: list[Recording]) -> list[str]:
-    """Which answers are not those that are kept."""
+    """Which answers are not those that are kept, and where they part."""
     kept = {(each.kind, each.parser, each.asked): each for each in read_recordings()}
-    pairs = [(each, kept.get((each.kind, each.parser, each.asked))) for each in made]
-    return [
-        f"{new.asked}: {new.body!r}, not {old and old.body!r}" for new, old in pairs if new != old
-    ]
+    found = []
+    for new in made:
+        old = kept.get((new.kind, new.parser, new.asked))
+        if old is None:
+            found.append(f"{new.asked}: not kept")
+        elif new != old:
+            pairs = zip(new.body, old.body, strict=False)
+            place = next((n for n, (a, b) in enumerate(pairs) if a != b), len(new.body))
+            here = slice(max(place - 40, 0), place + 80)
+            found.append(f"{new.asked}: {new.body[here]!r}, kept is {old.body[here]!r}")
+    return found
 
 
 async def main(only: list[str], *, is_check: bool) -> int:
