@@ -148,6 +148,8 @@ class ArmChoice:
         self._has_drafted = False
         self._price = 0.0
         """Chance below which tokens were not verified when some were drafted last."""
+        self._further: float | None = None
+        """What a further drafted token of each adds to a round, in this hold; None if not asked."""
         self._arm_rounds: Counter[str] = Counter()
         self._events = Counter(dict.fromkeys(EVENTS, 0))
 
@@ -393,6 +395,7 @@ class ArmChoice:
         self._batch = batch_bucket(num_requests)
         self._stride = max(1, HOLD_ROUNDS * num_requests // MOST_ROWS)
         self._num_turns += 1
+        self._further = None
         self._is_watching = self._num_turns % WATCHED_HOLDS == 0
         if self._sync is not None:
             self._sync.exchange()
@@ -435,10 +438,12 @@ class ArmChoice:
         self, request_ids: Sequence[str], drafts: TreeBatch, num_tokens: Mapping[str, int]
     ) -> None:
         """What of these drafts would have been verified is held against what will be said."""
-        split, num_requests, most = self._ledger.split, len(self._ids), self._menus.widest.memory
-        # where the first token costs most, what a further one adds is all that a token has to pay
-        further = split.added(num_requests, most) - split.added(num_requests, 1.0)
-        price = min(self._price, max(0.0, further) / max(1, most - 1))
+        if self._further is None:
+            # where the first token costs most, what another adds is all that a token has to pay
+            split, num, most = self._ledger.split, len(self._ids), self._menus.widest.memory
+            further = split.added(num, most) - split.added(num, 1.0)
+            self._further = max(0.0, further) / max(1, most - 1)
+        price = min(self._price, self._further)
         worth = count_likelier(drafts.offsets, drafts.parent, drafts.prob, price).tolist()
         rows = zip(request_ids, drafts.token_lists(), worth, strict=True)
         for request_id, tokens, num in rows:

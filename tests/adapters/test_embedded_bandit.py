@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from paceline.adapters.metrics import MemoryCollector, registry_of
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
-from paceline.caches import TokenTree, TreeBatch
+from paceline.benchmarks.policy.simulated_engine import Deluded, PassClock, Spelling
 from small_models import VOCABULARY, random_model
 
 if TYPE_CHECKING:
@@ -22,50 +21,6 @@ NUM_REQUESTS = 4
 REPLY_TOKENS = 48
 FIXED, REQUEST, TOKEN = 0.03, 0.002, 0.001
 """Seconds of a pass of the target."""
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Spelling:
-    """Stands in for a tokenizer where only tokens count: a letter each."""
-
-    def decode(self, token_ids: list[int], **_: Any) -> str:
-        """One letter a token."""
-        return "".join(chr(65 + token_id % 26) for token_id in token_ids)
-
-
-class Deluded(Speculator):
-    """A memory whose calibration is broken: junk, and sure of it."""
-
-    def propose(
-        self,
-        request_ids: Sequence[str],
-        *,
-        max_tokens: int | Mapping[str, int] = 8,
-        max_branches: int = 1,
-    ) -> list[TokenTree]:
-        """As many tokens as may be, each of them at 0.99."""
-        assert isinstance(max_tokens, Mapping)
-        return [
-            TokenTree.chain([(7 * k + 3) % VOCABULARY for k in range(num)], prob=[0.99] * num)
-            for num in map(max_tokens.__getitem__, request_ids)
-        ]
-
-    def propose_batch(
-        self,
-        request_ids: Sequence[str],
-        *,
-        max_tokens: int | Mapping[str, int] = 8,
-        max_branches: int = 1,
-    ) -> TreeBatch:
-        """The same."""
-        return TreeBatch.of(self.propose(request_ids, max_tokens=max_tokens))
 
 
 def make_engine(
@@ -87,7 +42,7 @@ def make_engine(
     from paceline.adapters.embedded.engine_settings import EngineSettings
     from paceline.adapters.embedded.target import Target
 
-    clock = Clock()
+    clock = PassClock()
 
     def make_target(seed: int, share: float, step: float) -> Target:
         target = Target(random_model("llama", seed=seed), Spelling())
