@@ -14,7 +14,7 @@ import pytest
 
 from recorded_streams import FOLDER, read_forms
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 TABLES = {
     "tool": ("tool_parsers", "_TOOL_PARSERS_TO_REGISTER"),
