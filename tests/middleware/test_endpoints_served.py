@@ -35,6 +35,7 @@ ASKS: dict[str, dict[str, Any]] = {
 }
 LONG = 3000
 ABORT_SECONDS = 0.2
+NUM_LEFT = 3
 
 
 @dataclass
@@ -321,24 +322,30 @@ def test_what_an_engine_tells_is_what_is_counted(stack: Stack, path: str, *, str
 def test_a_client_that_leaves_is_noticed_by_the_engine_at_once(
     stack: Stack, path: str, *, stream: bool
 ) -> None:
-    """The engine drops the request within 200 ms, in the best of three tries."""
+    """The engine drops the request within 200 ms, in the best of three tries.
+
+    Replies are drawn, and one that ended by itself before anybody left is no try.
+    """
     most = "max_output_tokens" if path == RESPONSES else "max_tokens"
     body = {"model": "target", **ASKS[path], most: LONG, "stream": stream}
-    counts = stack.engine.engine.counts
-    took = []
-    for _ in range(3):
+    engine = stack.engine.engine
+    counts = engine.counts
+    took: list[float] = []
+    for _ in range(30):
         aborted, requests = counts.aborted, counts.requests
         connection = connect(stack)
         connection.request("POST", path, json.dumps(body), {"x-api-key": "red"})
         if stream:
             assert connection.getresponse().read(9)
         wait_until(lambda n=requests: counts.requests == n + 1)
-        said_before = counts.generated_tokens
-        wait_until(lambda n=said_before: counts.generated_tokens > n)
         left_at = time.monotonic()
         connection.close()
-        wait_until(lambda n=aborted: counts.aborted == n + 1)
-        took.append(time.monotonic() - left_at)
+        wait_until(lambda n=aborted: counts.aborted > n or not engine.sizes()["running"])
+        if counts.aborted > aborted:
+            took.append(time.monotonic() - left_at)
+        if len(took) == NUM_LEFT:
+            break
+    assert len(took) == NUM_LEFT
     assert min(took) < ABORT_SECONDS, took
 
 
