@@ -47,8 +47,7 @@ class RoundRows(msgspec.Struct, frozen=True, eq=False):
     model_seconds: Sequence[float] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Supposed:
+class Supposed(msgspec.Struct, frozen=True):
     """A draft of memory's that nobody verified, and what would have come of it.
 
     Attributes:

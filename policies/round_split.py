@@ -207,7 +207,10 @@ class RoundSplit:
         if requests <= 0 or not 0.0 < seconds < math.inf:
             return None
         drafted_each = (time.num_tokens - requests) / requests
-        load = self._loads.setdefault(batch_bucket(requests), _Load())
+        bucket = batch_bucket(requests)
+        load = self._loads.get(bucket)
+        if load is None:
+            load = self._loads[bucket] = _Load()
         load.learn(math.log(seconds), drafted_each)
         if load.undrafted is None:
             return None

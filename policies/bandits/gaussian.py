@@ -230,7 +230,7 @@ class GaussianBandit(Bandit):
             rewards = total * scale
             if beside > 0.0 and total > 0.0:
                 ratio = (RATIO_WEIGHT + paired * scale) / (RATIO_WEIGHT + beside * scale)
-                rewards += (found[parent][0] * ratio * weight / total - 1.0) * paired * scale
+                rewards += paired / total * seen * found[parent][0] * ratio - paired * scale
             mean = (lent * means[arm] + rewards) / held
             variance = PRIOR_COUNT * PRIOR_VARIANCE * max(mean * mean, 1.0)
             if weight > 0.0:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import ConfigError
@@ -197,6 +197,7 @@ outcomes = st.builds(Outcome, numbers, numbers, numbers)
 
 
 @pytest.mark.parametrize("name", POLICIES)
+@settings(deadline=None)
 @given(
     history=st.lists(
         st.tuples(st.integers(0, len(ARMS) - 1), outcomes, st.none() | outcomes), max_size=40

@@ -78,7 +78,7 @@ def main(target: str, mode: str, drafter: str | None) -> dict[str, Any]:
     if mode == "twin":
         proposer = llm.llm_engine.model_executor.driver_worker.worker._proposer
         proposer.fuser.gate = every_nth(1)
-        proposer.budget.always_draft = True
+        draft_always(proposer)
         return {"outputs": run_all(llm, NUM_AGAIN), "stats": proposer.stats()}
     result: dict[str, Any] = {"outputs": run_all(llm)}
     if mode == "fused":
@@ -92,7 +92,7 @@ def try_fusion(llm: Any) -> dict[str, Any]:
     result: dict[str, Any] = {"first": proposer.stats(), "metrics": metrics_of(worker)}
     result["decided"] = decided(proposer.decisions)
     result["again"] = run_all(llm, NUM_AGAIN)
-    proposer.budget.always_draft = True  # what a round takes depends on the machine
+    draft_always(proposer)  # what a round takes depends on the machine
     result |= compare_skipping(llm, proposer)
     result["narrowed"] = try_narrowing(llm, proposer)
     result["sampled"] = run_sampled(llm)
@@ -100,6 +100,13 @@ def try_fusion(llm: Any) -> dict[str, Any]:
     result |= break_things(llm, worker, proposer)
     worker._speculator.index.check_integrity()
     return result
+
+
+def draft_always(proposer: Any) -> None:
+    """From now on, as the setting does it: nothing is cut, and no arms are chosen."""
+    proposer.budget.always_draft = True
+    proposer.budget.is_free = proposer._rounds.is_odd = False
+    proposer._arms = None
 
 
 def decided(log: Any) -> dict[str, int]:
