@@ -178,10 +178,13 @@ def test_autogen(stack: Stack) -> None:
 
 
 def test_llama_index(stack: Stack) -> None:
-    """The tool runs with what the call says, and its results go back."""
+    """The tool runs with what the call says, and its results go back.
+
+    A streamed call has its name; LlamaIndex gives none of its arguments (docs/sdks.md).
+    """
     found = stack.clients.found(CLIENTS / "tools_with_llama_index.py", OPENAI_2)
     assert set(found["calls"]) == {"weather"}
-    assert [each["city"] for each in found["streamed"]] == found["cities"]
+    assert set(found["streamed"]) == {"weather"}
     assert found["done"] == [f"Rain in {city}." for city in found["cities"]]
     assert found["cities"]
     assert set(found["cities"]) <= CITIES
@@ -212,4 +215,4 @@ def test_a_learner_beside_it_learns(stack: Stack) -> None:
     steps = re.search(r"^training steps: (\d+)", done.stdout, re.MULTILINE)
     assert steps
     assert int(steps[1]) > 0
-    assert re.search(r"^\s*shared\b", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^target, shared: version \d+ is current$", done.stdout, re.MULTILINE)

@@ -46,7 +46,7 @@ def main() -> None:
     reply = model(FEW_TOKENS).chat([asked, called.message, *results])
     tell(
         calls=[call.tool_name for call in calls],
-        streamed=[call.tool_kwargs for call in streamed],
+        streamed=[call.tool_name for call in streamed],
         done=done,
         cities=ASKED_FOR,
         reply=reply.message.content,
