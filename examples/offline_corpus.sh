@@ -23,5 +23,5 @@ ask() {   # PROMPT: what was verified, by the source that drafted it
     tr -d '\r' | sed -n 's/^x-paceline-draft-sources: /drafted and right, by source: /p'
 }
 ask "What an agent says once"   # the first request of a tenant has its corpora opened
-sleep 3
+sleep 8
 ask "A corpus is text of your own, frozen into files from which the"
