@@ -139,7 +139,7 @@ def read_text(url: str) -> str:
 
 def value_of(metrics: str, pattern: str) -> float:
     """The first number of a line of metrics that holds a text; 0 without one."""
-    found = re.search(rf"^.*{re.escape(pattern)}.*\s(\S+)$", metrics, flags=re.MULTILINE)
+    found = re.search(rf"^(?!#).*{re.escape(pattern)}.*\s(\S+)$", metrics, flags=re.MULTILINE)
     return float(found.group(1)) if found else 0.0
 
 

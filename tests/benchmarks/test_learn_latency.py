@@ -15,7 +15,9 @@ from click.testing import CliRunner
 from paceline.benchmarks.learn.steady import Block, figures, gate_figures, only_if
 from paceline.middleware.cli import cli
 
-METRICS = """paceline_learner_gate_idle_seconds{group="shared"} 50.0
+METRICS = """# HELP paceline_learner_gate_idle_seconds How long it was idle, in seconds.
+# TYPE paceline_learner_gate_idle_seconds gauge
+paceline_learner_gate_idle_seconds{group="shared"} 50.0
 paceline_learner_gate_used_seconds{group="shared"} 45.0
 paceline_learner_gate_busy_seconds{group="shared"} 3.0
 paceline_learner_gate_num_pauses{group="shared"} 2.0
