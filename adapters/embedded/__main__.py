@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.drafter_following import follow_drafters
@@ -197,22 +198,12 @@ def main(
     if housekeeping is not None:
         housekeeping.start()
     beside = Beside(watch, housekeeping, speculator, corpora, shared_arms, journal)
-    metrics = None
-    if speculator is not None:
-        drafter_figures = None if watch is None else watch.figures
-        metrics = registry_of(
-            MemoryCollector(
-                speculator,
-                journal,
-                figures=engine.figures,
-                drafter=drafter_figures,
-                served=engine.decisions.served,
-            )
-        )
     server = EngineServer(
         engine,
         model_name=name,
-        memory_metrics=metrics,
+        memory_metrics=None
+        if speculator is None
+        else metrics_of(speculator, journal, engine, watch),
         on_close=beside.close,
         drafter_group=drafter_group,
     )
@@ -224,6 +215,24 @@ def main(
         log_level="warning",
         ws="none",
         timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+
+def metrics_of(
+    speculator: Speculator,
+    journal: Journal | None,
+    engine: EmbeddedEngine,
+    watch: DrafterWatch | None,
+) -> CollectorRegistry:
+    """What an engine that drafts tells Prometheus beside its own counts."""
+    return registry_of(
+        MemoryCollector(
+            speculator,
+            journal,
+            figures=engine.figures,
+            drafter=None if watch is None else watch.figures,
+            served=engine.decisions.served,
+        )
     )
 
 
