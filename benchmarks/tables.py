@@ -80,22 +80,26 @@ def _compared(figures: Mapping[str, float], source: str, variant: str) -> list[s
 
 
 def _proxy(figures: Mapping[str, float]) -> str:
-    rows = [
-        [
-            label,
-            _number(figures.get(f"{way}_p50_ms"), 2),
-            _number(figures.get(f"{way}_added_p50_ms"), 2),
-            _number(figures.get(f"{way}_cpu_ms_per_request"), 2),
-            _number(figures.get(f"{way}_cpu_us_per_chunk"), 0),
-        ]
-        for way, label in {
-            "direct": "direct",
-            "bare": "bare uvicorn + aiohttp",
-            "proxied": "Paceline",
-        }.items()
+    columns = [
+        ("added p50 ms", "added_p50_ms", 2),
+        ("requests/s", "requests_per_second", 0),
+        ("250 KB requests/s", "large_requests_per_second", 0),
+        ("CPU µs a chunk, one stream", "cpu_us_per_chunk", 0),
+        ("64 streams", "crowd_cpu_us_per_chunk", 0),
+        ("added p99 ms at 64", "added_crowd_p99_ms", 1),
     ]
-    head = ["way to the engine", "p50 ms", "added p50 ms", "CPU ms a request", "CPU µs a chunk"]
-    return _markdown(head, rows)
+    ways = {
+        "bare": "bare uvicorn + aiohttp",
+        "proxied": "Paceline",
+        "vllm_router": "vllm-router (Rust)",
+        "litellm": "LiteLLM",
+    }
+    rows = [
+        [label, *(_number(figures.get(f"{way}_{key}"), digits) for _, key, digits in columns)]
+        for way, label in ways.items()
+        if any(name.startswith(f"{way}_") for name in figures)
+    ]
+    return _markdown(["in the middle", *(title for title, _, _ in columns)], rows)
 
 
 def engine_tables(figures: Mapping[str, float]) -> str:
@@ -200,7 +204,7 @@ _TABLES: Final[Mapping[str, Callable[[Mapping[str, float]], str]]] = {
 
 def _number(value: Any, digits: int) -> str:
     # a figure for which there was nothing to measure is NaN, which differs from itself
-    return "" if value is None or value != value else f"{value:.{digits}f}"  # noqa: PLR0124
+    return "" if value is None or value != value else f"{value:,.{digits}f}"  # noqa: PLR0124
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

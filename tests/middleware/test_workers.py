@@ -34,6 +34,8 @@ NUM_WORKERS = 2
 REQUESTS_A_MINUTE = 10
 AT_A_TIME = 3
 LONG = 3000
+ENDLESS = 60_000
+"""Tokens of a stream that is still under way when its test ends."""
 REQUESTS = "paceline_proxy_requests_total"
 
 
@@ -172,7 +174,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with ExitStack() as exits:
         redis.start()
         exits.callback(redis.kill)
-        engine = exits.enter_context(served_engine(folder))
+        engine = exits.enter_context(served_engine(folder, max_tokens=ENDLESS + 5536))
         workers = RunningWorkers(folder / "proxy", engine, redis)
         exits.callback(workers.process.stop)
         workers.start()
@@ -208,7 +210,7 @@ def test_places_are_shared_and_given_back(stack: Stack) -> None:
         connections = [
             exits.enter_context(stack.workers.at(pid)) for pid in 2 * stack.workers.pids()
         ]
-        begun = [stream(connection, "slots").status for connection in connections]
+        begun = [stream(connection, "slots", ENDLESS).status for connection in connections]
         assert begun == [200, 200, 200, 429]
         connections[0].close()
         pid = stack.workers.pids()[1]
