@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final, Protocol
 
-import numpy as np
-
 from paceline.adapters.arm_ledger import ArmLedger, Issued, News
 from paceline.adapters.arm_menu import (
     NOWHERE,
@@ -26,7 +24,7 @@ from paceline.adapters.arm_menu import (
     Menus,
     SharedArms,
 )
-from paceline.adapters.arm_rounds import ArmSums, Ints, told_aside
+from paceline.adapters.arm_rounds import ArmSums, told_aside
 from paceline.adapters.failures import FailureLog
 from paceline.adapters.identity import DraftLimits
 from paceline.adapters.request_info import RequestInfo
@@ -138,7 +136,7 @@ class ArmChoice:
         """Requests in the batch when the hold began."""
         self._ids: list[str] = []
         self._num_tokens: Sequence[int] = ()
-        self._places: Ints = np.zeros(0, np.int64)
+        self._places: list[int] = []
         self._caps: list[ArmCaps] = []
         self._counted: list[tuple[str, int]] = []
         """Requests of the batch by arm."""
@@ -200,7 +198,7 @@ class ArmChoice:
                 self._price = budget.price
             if not self._ledger.shadows:
                 return
-            now = dict(zip(self._ids, self._num_tokens, strict=True))
+            now = self._ledger.shadows.among(self._ids, self._num_tokens)
             if due := self._ledger.shadows.due(now):
                 self._suppose(speculator, due, now)
         except Exception as error:  # noqa: BLE001  counted, as in begin
@@ -366,7 +364,7 @@ class ArmChoice:
             caps.append(cell.caps)
             names.append(cell.name)
         self._ledger.shadows.watch(self._untold(request_ids) if self._is_watching else ())
-        self._ids, self._places, self._caps = request_ids, np.array(places, np.int64), caps
+        self._ids, self._places, self._caps = request_ids, places, caps
         self._counted, self._is_stale = list(Counter(names).items()), False
 
     def _cell(self, request_id: str, num_tokens: int) -> Cell | None:

@@ -8,7 +8,7 @@ from operator import sub
 import msgspec
 
 from paceline.adapters.arm_menu import NOWHERE
-from paceline.adapters.arm_rounds import ArmRounds, ArmSums, Ints, RoundRows, Supposed
+from paceline.adapters.arm_rounds import ArmRounds, ArmSums, RoundRows, Supposed
 from paceline.adapters.arm_shadows import Shadows
 from paceline.policies.round_split import RoundSplit, RoundTime
 
@@ -22,7 +22,7 @@ class Issued(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         request_ids: of the round.
         num_tokens: that each had before it.
-        places: int64. Whose sums each belongs to; None where nobody learns from the round.
+        places: whose sums each belongs to; None where nobody learns from the round.
         drafted: tokens to verify.
         with_model: for whom the model has drafted; None for nobody.
         model_seconds: what that took.
@@ -30,7 +30,7 @@ class Issued(msgspec.Struct, frozen=True, eq=False):
 
     request_ids: list[str]
     num_tokens: Sequence[int]
-    places: Ints | None
+    places: Sequence[int] | None
     drafted: Sequence[int]
     with_model: Sequence[bool] | None
     model_seconds: float
@@ -99,7 +99,7 @@ class ArmLedger:
             drafted_alone, came_alone = _alone(issued, committed, memory)
         supposed: list[tuple[int, int, int]] = []
         if self.shadows:
-            now = dict(zip(request_ids, num_tokens, strict=True))
+            now = self.shadows.among(request_ids, num_tokens)
             supposed = [
                 (place_of(i), drafted, came) for i, drafted, came in self.shadows.saw(now, news())
             ]
@@ -121,7 +121,7 @@ class ArmLedger:
         if issued.places is None:
             return
         num_drafted = time.num_tokens - num
-        model = None
+        model: list[float] = []
         if issued.with_model is not None and issued.model_seconds > 0.0:
             each = issued.model_seconds * num / max(1, sum(issued.with_model))
             model = [each if had_model else 0.0 for had_model in issued.with_model]
@@ -157,6 +157,6 @@ def _alone(
     drafted, came = list(issued.drafted), list(committed)
     for place, request_id in enumerate(issued.request_ids):
         known = memory.get(request_id)
-        if known is not None:
+        if known is not None and committed[place] > 0:
             drafted[place], came[place] = known[0], known[1] + 1
     return drafted, came

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Final
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
+from paceline.caches import sum_rounds
 from paceline.policies.bandits import Arm, Outcome
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-EVERYTHING: Final = slice(None)
 Sums = list[list[list[float]]]
 """By place and cap: tokens, seconds and rounds."""
 
@@ -23,28 +17,25 @@ Sums = list[list[list[float]]]
 class RoundRows(msgspec.Struct, frozen=True, eq=False):
     """One round's requests; each sequence has an entry for each.
 
-    Lists, and arrays only when rounds are summed up: a round has few entries, and many rounds many.
-
     Attributes:
-        places: int64. Whose sums they belong to, below 0 for nobody's.
+        places: whose sums they belong to, below 0 for nobody's.
         drafted: drafted tokens that were verified.
         committed: tokens that came of the round; nobody learns from less than 1.
         memory_drafted: tokens that memory alone would have had verified.
-        memory_committed: tokens that would have come of that; `committed` itself where memory
-            drafted alone.
+        memory_committed: tokens that would have come of that; nobody learns from less than 1.
         base_seconds: of the round without drafts.
         token_seconds: what a drafted token of one request took, times the requests of the round.
-        model_seconds: what the model's drafting took, likewise; None for none.
+        model_seconds: what the model's drafting took, likewise; empty for nothing.
     """
 
-    places: Ints
+    places: Sequence[int]
     drafted: Sequence[int]
     committed: Sequence[int]
     memory_drafted: Sequence[int]
     memory_committed: Sequence[int]
     base_seconds: float
     token_seconds: float
-    model_seconds: Sequence[float] | None
+    model_seconds: Sequence[float]
 
 
 class Supposed(msgspec.Struct, frozen=True):
@@ -149,85 +140,35 @@ class ArmRounds:
         """
         rounds, self._rounds = self._rounds, []
         supposed, self._supposed = self._supposed, []
-        sizes = [len(each.places) for each in rounds]
-        places = np.concatenate([each.places for each in rounds])
-        committed = _joined([each.committed for each in rounds])
-        has_model = any(each.model_seconds is not None for each in rounds)
-        by_memory = committed
-        if any(each.memory_committed is not each.committed for each in rounds):
-            by_memory = _joined([each.memory_committed for each in rounds])
-        is_kept = (places >= 0) & (committed > 0)
-        kept = EVERYTHING if is_kept.all() else is_kept
-        places = places[kept]
-        base = np.repeat([each.base_seconds for each in rounds], sizes)[kept]
-        token = np.repeat([each.token_seconds for each in rounds], sizes)[kept]
-        rows = _Rows(
-            places,
-            _joined([each.memory_drafted for each in rounds])[kept],
-            by_memory[kept],
-            base,
-            token,
-        )
-        memory = fused = _summed(rows, num_places, caps)
-        if has_model:
-            model = np.concatenate([
-                np.zeros(len(each.places)) if each.model_seconds is None else each.model_seconds
-                for each in rounds
-            ])[kept]  # fmt: skip
-            drafted = _joined([each.drafted for each in rounds])[kept]
-            rows = _Rows(places, drafted, committed[kept], base + model, token)
-            fused = _summed(rows, num_places, caps)
-        not_verified = _summed(_Rows.of(supposed), num_places, caps) if supposed else []
+        by_memory = [
+            (r.places, r.memory_drafted, r.memory_committed, (), r.base_seconds, r.token_seconds)
+            for r in rounds
+        ]
+        memory = fused = sum_rounds(by_memory, num_places, caps)
+        if any(each.model_seconds for each in rounds):
+            fused = sum_rounds(
+                [
+                    (
+                        r.places,
+                        r.drafted,
+                        r.committed,
+                        r.model_seconds,
+                        r.base_seconds,
+                        r.token_seconds,
+                    )
+                    for r in rounds
+                ],
+                num_places,
+                caps,
+            )
+        not_verified: Sums = []
+        if supposed:
+            alone = [
+                ((s.place,), (s.drafted,), (s.committed,), (), s.base_seconds, s.token_seconds)
+                for s in supposed
+            ]
+            not_verified = sum_rounds(alone, num_places, caps)
         return ArmSums(caps, memory, fused, not_verified)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Rows:
-    """Drafts in one place each; seconds of a round without, and of a drafted token."""
-
-    places: Ints
-    drafted: Ints
-    committed: Ints
-    base_seconds: Floats
-    token_seconds: Floats
-
-    @classmethod
-    def of(cls, supposed: Sequence[Supposed]) -> _Rows:
-        return cls(
-            np.array([each.place for each in supposed], np.int64),
-            np.array([each.drafted for each in supposed], np.int64),
-            np.array([each.committed for each in supposed], np.int64),
-            np.array([each.base_seconds for each in supposed]),
-            np.array([each.token_seconds for each in supposed]),
-        )
-
-
-def _summed(rows: _Rows, num_places: int, caps: Sequence[int]) -> Sums:
-    """Tokens, seconds and rounds by place and cap."""
-    num_rounds, num_drafted = shorter_drafts(rows.drafted, rows.committed, caps)
-    seconds = num_rounds * rows.base_seconds + num_drafted * rows.token_seconds
-    num_caps, size = len(caps), len(caps) * num_places
-    at = (num_caps * rows.places + np.arange(num_caps)[:, np.newaxis]).ravel()
-    sums = np.empty((size, 3))
-    # whatever a cap, as many tokens come
-    sums[:, 0] = np.bincount(rows.places, rows.committed, num_places).repeat(num_caps)
-    sums[:, 1] = np.bincount(at, seconds.ravel(), size)
-    sums[:, 2] = np.bincount(at, num_rounds.ravel(), size)
-    found: Sums = sums.reshape(num_places, num_caps, 3).tolist()
-    return found
-
-
-def _joined(rows: Sequence[Sequence[int]]) -> Ints:
-    return np.array(list(chain.from_iterable(rows)), np.int64)
-
-
-def shorter_drafts(drafted: Ints, committed: Ints, caps: Sequence[int]) -> tuple[Ints, Ints]:
-    """`shorter_draft` of many rounds: rounds and drafted tokens, each (caps, rounds)."""
-    most = np.array(caps, np.int64)[:, np.newaxis]
-    num_rounds = -(-committed // (most + 1))
-    before = num_rounds - 1
-    left = np.minimum(np.maximum(drafted - before * (most + 1), 0), most)
-    return num_rounds, before * most + left
 
 
 def told_aside(sums: ArmSums, arms: Sequence[Arm], pulled: Arm, place: int) -> dict[Arm, Outcome]:

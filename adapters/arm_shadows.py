@@ -35,7 +35,7 @@ class _Watched:
 class Shadows:
     """Watches a few requests that go without drafts, or with short ones.
 
-    Every call is O(`MOST_WATCHED`).
+    Every call is O(`MOST_WATCHED`), but for `among`.
     """
 
     def __init__(self) -> None:
@@ -54,8 +54,13 @@ class Shadows:
             kept.setdefault(request_id, _Watched())
         self._watched = kept
 
+    def among(self, request_ids: Sequence[str], num_tokens: Sequence[int]) -> dict[str, int]:
+        """Tokens of those that are watched, where they are in the round. O(requests)."""
+        there = (i for i in self._watched if i in request_ids)
+        return {i: num_tokens[request_ids.index(i)] for i in there}
+
     def due(self, num_tokens: Mapping[str, int]) -> list[str]:
-        """Who is to be drafted for now; `num_tokens` of each request in the round."""
+        """Who is to be drafted for now; `num_tokens` of those in the round."""
         return [
             request_id
             for request_id, each in self._watched.items()

@@ -7,6 +7,7 @@ from paceline.caches._native import (
     Fusion,
     choose_nodes,
     count_likelier,
+    sum_rounds,
 )
 from paceline.caches.records import (
     SCHEMA_VERSION,
@@ -34,5 +35,6 @@ __all__ = [
     "count_likelier",
     "load_snapshot",
     "save_snapshot",
+    "sum_rounds",
     "tokenizer_digest",
 ]

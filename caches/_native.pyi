@@ -67,6 +67,32 @@ def count_likelier(
         ValueError: the arrays are no drafts.
     """
 
+def sum_rounds(
+    rounds: Sequence[
+        tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[float], float, float]
+    ],
+    num_places: int,
+    caps: Sequence[int],
+) -> list[list[list[float]]]:
+    """What came of rounds, and what shorter drafts would have made of them. O(requests * caps).
+
+    With less drafted as many tokens come, in more rounds; see
+    `paceline.policies.bandits.shorter_draft`.
+
+    Args:
+        rounds: each its requests' places (whose sums they belong to; below 0 nobody's), drafted
+            tokens, committed ones (less than 1 counts for nothing) and seconds that each adds to
+            the round (empty for none); seconds of the round without drafts; and of a drafted token.
+        num_places: places are below this.
+        caps: most drafted tokens.
+
+    Returns:
+        By place and cap: tokens, seconds and rounds.
+
+    Raises:
+        ValueError: a place is none, or a round's sequences differ in length.
+    """
+
 class DraftIndex:
     """Draft memory of one engine worker.
 

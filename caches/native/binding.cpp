@@ -18,6 +18,7 @@
 #include "fusion_binding.hpp"
 #include "numpy_arrays.hpp"
 #include "round_budget_binding.hpp"
+#include "round_sums_binding.hpp"
 #include "segment.hpp"
 #include "shared_log.hpp"
 #include "validation.hpp"
@@ -300,4 +301,5 @@ NB_MODULE(_native, module) {
   bind_segment(module);
   bind_fusion(module);
   bind_round_budget(module);
+  bind_round_sums(module);
 }

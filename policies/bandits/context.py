@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, Self
 
 import msgspec
@@ -62,5 +63,6 @@ def next_bucket(bucket: int) -> int:
     return 2 * bucket if bucket < MOST_CONTEXT else 1 << 62
 
 
+@lru_cache(maxsize=4096)
 def _floor(number: int, least: int, most: int) -> int:
     return 1 << (min(max(number, least), most).bit_length() - 1)

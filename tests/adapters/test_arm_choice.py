@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from paceline.adapters.arm_choice import FREE, HOLD_ROUNDS, ArmChoice
-from paceline.adapters.arm_rounds import shorter_drafts
 from paceline.adapters.arm_shadows import MOST_WATCHED, Shadows
 from paceline.adapters.identity import DraftLimits
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.verify_budget import DraftingFigures, VerifyBudget
 from paceline.caches import TokenTree, TreeBatch
-from paceline.policies.bandits import decode_state, shorter_draft
+from paceline.policies.bandits import decode_state
 from paceline.policies.round_split import RoundTime
 
 BASE, TOKEN, MODEL = 0.03, 0.001, 0.01
@@ -360,21 +357,6 @@ def test_what_is_chosen_is_counted() -> None:
     for name in ("arms_pulled", "arms_changed", "arms_looked_at", "rounds_timed"):
         assert figures.events[name] > 0
     assert with_arms(figures, None) is figures
-
-
-rounds = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda each: (max(each), min(each)))
-
-
-@given(st.lists(rounds, min_size=1, max_size=5), st.sets(st.integers(0, 20), min_size=1))
-def test_many_shorter_drafts_are_as_one(drafts: list[tuple[int, int]], caps: set[int]) -> None:
-    """The sums over arrays are those of `shorter_draft`, draft for draft."""
-    drafted = np.array([each[0] for each in drafts])
-    committed = np.array([each[1] + 1 for each in drafts])
-    found = shorter_drafts(drafted, committed, sorted(caps))
-    for row, cap in enumerate(sorted(caps)):
-        for i, (num, accepted) in enumerate(drafts):
-            expected = shorter_draft(num, accepted, cap)
-            assert (found[0][row, i], found[1][row, i]) == expected
 
 
 def test_a_draft_that_nobody_verified_is_held_against_what_was_said() -> None:
