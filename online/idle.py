@@ -254,6 +254,11 @@ class IdleStats(NamedTuple):
         """Part of the idle time that was used, 0 if there was none."""
         return self.used_seconds / self.idle_seconds if self.idle_seconds else 0.0
 
+    @property
+    def busy_share(self) -> float:
+        """Part of all time in which it was closed."""
+        return self.busy_seconds / max(self.busy_seconds + self.idle_seconds, 1e-9)
+
 
 class IdleGate:
     """Opens while all sources are idle; closed until the first look.

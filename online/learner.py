@@ -243,7 +243,7 @@ class Learner:
             accepted_length=accepted_length,
             expected_gain=self._expected.value,
             loss=loss,
-            busy_share=self._busy_share(),
+            busy_share=self._parts.gate.stats().busy_share,
             cycle_seconds=self._cycle_seconds,
         )
 
@@ -259,13 +259,10 @@ class Learner:
             return Loss(), 0.0
         accepted = total(self._replayed(opened.student, passages, lessons)).accepted_length
         loss = self._notes.recent.look(base.version, accepted)
+        if loss.has_changed:
+            self._notes.patience = 1  # what earlier cycles came to says little
         self._notes.save(self._notes_file)
         return loss, accepted
-
-    def _busy_share(self) -> float:
-        """Of the time since the start, in which the engines were serving."""
-        seen = self._parts.gate.stats()
-        return seen.busy_seconds / max(seen.busy_seconds + seen.idle_seconds, 1e-9)
 
     def _begin(self, base: DrafterVersion) -> CyclePlan:
         self._notes.num_cycles += 1

@@ -226,13 +226,15 @@ def test_a_change_is_told_once(
     small.learner._notes.patience = 8
     small.hear(sessions)
     assert "much like those before" in small.learner.consider()
-    turned = [(read, said[::-1]) for read, said in sessions_of(models / "target", 400, seed=1)]
+    turned = [(read, said[::-1]) for read, said in sessions_of(models / "target", 300, seed=1)]
     small.hear(turned[:100], first=1000)
     assert "version 2 is not better" in small.learner.consider()
     assert caplog.text.count("the traffic has changed") == 1
+    assert "of 2,000 new tokens" in small.learner.consider(), "patience has begun anew"
     small.replay.save()
     again = small_learner(models, tmp_path, store, cycle=settings, drafter=drafter)
-    for number in (1, 2, 3):
+    again.learner._notes.patience = 8
+    for number in (1, 2):
         again.hear(turned[100 * number : 100 * number + 100], first=1000 * (number + 1))
         assert "are there, much like those before" in again.learner.consider()
     assert caplog.text.count("the traffic has changed") == 1
