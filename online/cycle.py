@@ -126,6 +126,7 @@ def train(
     micro_steps: MicroSteps | None = None,
     ranks: Ranks | None = None,
     on_step: Callable[[Trainer], object] = lambda _trainer: None,
+    on_phase: Callable[[str], object] = lambda _phase: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Trainer:
     """Train to the end, from the checkpoint if there is one.
@@ -139,6 +140,7 @@ def train(
         micro_steps: interrupt the steps; None for none.
         ranks: processes that share the work.
         on_step: called after each step.
+        on_phase: told ``storing`` before a checkpoint is read or written, ``training`` after it.
         clock: monotonic seconds.
 
     Returns:
@@ -157,20 +159,25 @@ def train(
     )
     saves = ranks is None or ranks.is_first
     if folder.checkpoint.exists():
+        on_phase("storing")
         try:
             trainer.restore(folder.checkpoint)
         except RecordError as error:
             logger.warning("the cycle's training begins anew: %s", error)
             folder.checkpoint.unlink()
+    on_phase("training")
     steps = trainer.run()
     try:
         while trainer.progress < 1.0:
             with nullcontext() if micro_steps is None else micro_steps.running():
                 next(steps)
             if saves and trainer.num_steps % limits.checkpoint_steps == 0:
+                on_phase("storing")
                 trainer.save(folder.checkpoint)
+                on_phase("training")
             on_step(trainer)
     finally:
+        on_phase("storing")
         if saves and folder.folder.exists():
             trainer.save(folder.checkpoint)
     return trainer

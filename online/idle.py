@@ -22,6 +22,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from paceline.errors import ConfigError
+from paceline.online.idle_time import WAITING as NOTHING_TO_DO
+from paceline.online.idle_time import IdleTime, Level, Spell
 
 logger = logging.getLogger("paceline.idle")
 
@@ -51,6 +53,8 @@ class ServedLoad:
     Args:
         url: of the engine, without ``/metrics``: vLLM, or the embedded engine.
         full_requests: as many running ones are a load of 1.
+        own: how many requests of ours the engine may have had since it was called last; these are
+            no load.
         fetch: gives the text of a URL; raises OSError where it cannot.
 
     Raises:
@@ -62,6 +66,7 @@ class ServedLoad:
         url: str,
         *,
         full_requests: int = 8,
+        own: Callable[[], int] = lambda: 0,
         fetch: Callable[[str], str] | None = None,
     ) -> None:
         if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
@@ -71,6 +76,7 @@ class ServedLoad:
         self.name = f"requests at {urlsplit(url).netloc.rpartition('@')[2]}"
         self._url = f"{url.rstrip('/')}/metrics"
         self._full_requests = full_requests
+        self._own = own
         self._fetch = _fetched if fetch is None else fetch
 
     def load(self) -> float | None:
@@ -79,10 +85,12 @@ class ServedLoad:
             text = self._fetch(self._url)
         except OSError:
             return None
-        running = _gauge(text, RUNNING)
+        running, waiting = _gauge(text, RUNNING), _gauge(text, WAITING) or 0.0
+        own = self._own()  # after the answer: whatever it counts of ours has begun by now
         if running is None:
             return None
-        return running / self._full_requests + (_gauge(text, WAITING) or 0.0)
+        theirs = max(0.0, running - own)
+        return theirs / self._full_requests + max(0.0, waiting - max(0.0, own - running))
 
 
 class GpuLoad:
@@ -204,7 +212,7 @@ class IdleSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     low: float = 0.1
     high: float = 0.3
-    open_after_seconds: float = 2.0
+    open_after_seconds: float = 0.5
     look_seconds: float = 0.2
     unknown_is_idle: bool = False
 
@@ -229,6 +237,7 @@ class IdleStats(NamedTuple):
         num_unknown: looks at which a source could not be asked.
         load: of the most loaded source at the last look, infinite for one that is unknown.
         source: which that is.
+        spells: all of these seconds by load, gate and what was done (`IdleGate.note`).
     """
 
     idle_seconds: float
@@ -238,11 +247,17 @@ class IdleStats(NamedTuple):
     num_unknown: int
     load: float
     source: str
+    spells: dict[Spell, float]
 
     @property
     def used_share(self) -> float:
         """Part of the idle time that was used, 0 if there was none."""
         return self.used_seconds / self.idle_seconds if self.idle_seconds else 0.0
+
+    @property
+    def busy_share(self) -> float:
+        """Part of all time in which it was closed."""
+        return self.busy_seconds / max(self.busy_seconds + self.idle_seconds, 1e-9)
 
 
 class IdleGate:
@@ -270,6 +285,7 @@ class IdleGate:
         self._num_users = 0
         self._at = self._looked_at = clock()
         self._idle = self._used = self._busy = 0.0
+        self._time, self._phase = IdleTime(), NOTHING_TO_DO
         self._num_pauses = self._num_unknown = 0
         self._load, self._source = math.inf, "not looked yet"
         self._away: set[str] = set()
@@ -314,6 +330,12 @@ class IdleGate:
                 self._changed.wait(self._settings.look_seconds)
             return self.is_open() and not stop.is_set()
 
+    def note(self, phase: str) -> None:
+        """Say what is done from now on, one of `paceline.online.idle_time.PHASES`."""
+        with self._changed:
+            self._account()
+            self._phase = phase
+
     def using(self) -> _Use:
         """In its ``with`` block idle time counts as used."""
         return _Use(self)
@@ -330,6 +352,7 @@ class IdleGate:
                 num_unknown=self._num_unknown,
                 load=self._load,
                 source=self._source,
+                spells=self._time.seconds(),
             )
 
     def look(self) -> None:
@@ -376,15 +399,32 @@ class IdleGate:
         return counts_as
 
     def _account(self) -> None:
-        """Count the time since the last call for what has held since; with the lock held."""
+        """Count the time since the last call for what has held since; with the lock held.
+
+        What no look has seen, as where the process was stopped, was not open (`is_open`).
+        """
         now = self._clock()
-        seconds, self._at = now - self._at, now
-        if not self._is_open:
+        seen_until = min(max(self._at, self._looked_at + STALE_SECONDS), now)
+        self._count(seen_until - self._at, self._level(), self._is_open)
+        self._count(now - seen_until, "full", False)
+        self._at = now
+
+    def _count(self, seconds: float, level: Level, is_open: bool) -> None:
+        if not seconds:
+            return
+        self._time.add(Spell(level, is_open, self._phase), seconds)
+        if not is_open:
             self._busy += seconds
             return
         self._idle += seconds
         if self._num_users:
             self._used += seconds
+
+    def _level(self) -> Level:
+        """How loaded the most loaded source was at the last look."""
+        if self._load < self._settings.low:
+            return "idle"
+        return "some" if self._load <= self._settings.high else "full"
 
     def _enter(self, change: int) -> None:
         with self._changed:

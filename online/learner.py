@@ -19,18 +19,18 @@ import numpy as np
 
 from paceline.caches.drafter_registry import DrafterRegistry
 from paceline.caches.drafter_versions import DrafterVersion, GateResult
-from paceline.drafter_folder import Distilled, HeldOut
+from paceline.drafter_folder import Distilled
 from paceline.errors import ConfigError
 from paceline.online.cycle import CycleFolder, CyclePlan, train
 from paceline.online.errors_first import emphasised
 from paceline.online.greedy_replay import ReplayCounts, total
 from paceline.online.idle import IdleGate
-from paceline.online.learner_notes import LearnerFigures, LearnerNotes
+from paceline.online.learner_notes import OPEN_STATES, LearnerFigures, LearnerNotes
 from paceline.online.learner_settings import LearnerSettings
 from paceline.online.lessons import Lesson
 from paceline.online.load_check import check_drafter
 from paceline.online.micro_steps import MicroSteps, StoppedError
-from paceline.online.opened import OpenedDrafter, open_drafter, save_opened
+from paceline.online.opened import OpenedDrafter, distilled_of, open_drafter, save_opened
 from paceline.online.passage_teaching import PassageTeacher
 from paceline.online.passages import Passage
 from paceline.online.progress import progress_bar
@@ -40,16 +40,12 @@ from paceline.online.replay import Replay
 from paceline.online.shared_work import SharedWork, cycle_limits
 from paceline.online.student import Student, replay_lessons
 from paceline.online.training import Trainer
-from paceline.online.worthwhile import Decision, ExpectedGain, decide
+from paceline.online.worthwhile import Decision, ExpectedGain, Loss, decide
 
 logger = logging.getLogger("paceline.learner")
 
-MOST_PATIENCE: Final = 8
-"""Times the usual traffic that is waited for after cycles that came to nothing."""
-OPEN_STATES: Final = frozenset({"candidate", "canary"})
 PROBED_PASSAGES: Final = 16
 """Read to find out how well the drafter does on what was said of late."""
-KEPT_GAINS: Final = 32
 SMOKE_PROMPTS: Final = 4
 """Held-out passages that a candidate has to draft from before it is published."""
 TAUGHT_AT_ONCE: Final = 4
@@ -95,6 +91,7 @@ class Learner:
 
     Attributes:
         figures: for whoever watches.
+        goes_on: whether the last `consider` worked on a cycle, so that there may be more to do.
     """
 
     def __init__(
@@ -107,6 +104,7 @@ class Learner:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.figures = LearnerFigures()
+        self.goes_on = False
         self._settings = settings
         self._parts = parts
         self._stop = stop
@@ -137,6 +135,7 @@ class Learner:
             StoppedError: `stop` was set; what was begun goes on the next time.
             ConfigError: the version that runs cannot be trained.
         """
+        self.goes_on = False
         try:
             with self._parts.gate.using():
                 self.figures.reason = self._next()
@@ -148,7 +147,7 @@ class Learner:
             self.figures.events["dropped"] += 1
             self.figures.reason = "what was being learned from was forgotten; a cycle begins anew"
         finally:
-            self.figures.phase = "waiting"
+            self._enter("waiting")
         return self.figures.reason
 
     def forget(self) -> None:
@@ -168,6 +167,7 @@ class Learner:
             if waiting := self._why_not(base):
                 return waiting
             plan = self._begin(base)
+        self.goes_on = True
         start = self._parts.registry.version(self._settings.group, plan.start)
         return self._run(base, start, plan)
 
@@ -202,11 +202,26 @@ class Learner:
         new, wanted = taken - self._thought_at, usual * self._notes.patience
         if new < usual or (new < wanted and taken - self._looked_at < usual):
             return f"{new:,} of {wanted:,} new tokens are there"
-        decision = self._decided(base)
-        self._looked_at = taken
-        if new < wanted and not decision.has_changed:
+        measured = {it.conversation for it in self._parts.replay.held_out()}
+        if len(measured) < least:
+            self._thought_at = taken
+            return f"{len(measured)} of {least} held-out sessions say what is not learned from"
+        return self._why_not_worthwhile(base, taken, wanted)
+
+    def _why_not_worthwhile(self, base: DrafterVersion, taken: int, wanted: int) -> str:
+        """The same by how the drafter does: for want of a change, or of a gain.
+
+        Args:
+            base: version that runs.
+            taken: tokens that have been taken in.
+            wanted: that are to be new where the traffic has not changed.
+        """
+        loss, accepted_length = self._looked(base)
+        self._looked_at, new = taken, taken - self._thought_at
+        if new < wanted and not loss.has_changed:
             return f"{new:,} of {wanted:,} new tokens are there, much like those before"
         self._thought_at = taken
+        decision = self._decided(loss, accepted_length)
         if decision.begins:
             logger.info("learning begins: %s", decision.reason)
             return ""
@@ -215,53 +230,39 @@ class Learner:
 
     def _take_in(self, versions: Sequence[DrafterVersion]) -> None:
         """Learn what has become of versions since the last look."""
-        notes = self._notes
-        for version in versions:
-            if version.version <= notes.known:
-                continue
-            if version.state in OPEN_STATES:
-                break
-            notes.known = version.version
-            if version.gate is None:
-                continue
-            gained = version.gate.after - version.gate.before
-            if version.state in {"current", "retired"}:
-                self.figures.events["promoted"] += 1
-                notes.patience = 1
-                notes.accepted_length = version.gate.after
-            else:
-                gained = min(gained, 0.0)
-                self.figures.events[version.state] += 1
-                notes.patience = min(2 * notes.patience, MOST_PATIENCE)
-                notes.accepted_length = version.gate.before
+        known = self._notes.known
+        for gained in self._notes.take_in(versions, self.figures.events):
             self._expected.learn(gained)
-            notes.gains = [*notes.gains, gained][-KEPT_GAINS:]
-            notes.save(self._notes_file)
+        if self._notes.known != known:
+            self._notes.save(self._notes_file)
 
-    def _decided(self, base: DrafterVersion) -> Decision:
-        """Whether a cycle is worth its cost, by how the drafter does on what was said of late."""
+    def _decided(self, loss: Loss, accepted_length: float) -> Decision:
+        """Whether a cycle is worth its cost."""
+        return decide(
+            self._settings.cycle.economics,
+            accepted_length=accepted_length,
+            expected_gain=self._expected.value,
+            loss=loss,
+            busy_share=self._parts.gate.stats().busy_share,
+            cycle_seconds=self._cycle_seconds,
+        )
+
+    def _looked(self, base: DrafterVersion) -> tuple[Loss, float]:
+        """(what was lost, accepted tokens a round) of the drafter on what was said of late."""
+        self._enter("judging")
         opened = self._open(base)
         rng = np.random.default_rng(self._notes.num_cycles)
         recent = self._settings.cycle.min_new_tokens
         passages = self._parts.replay.newest(PROBED_PASSAGES, recent, rng)
         lessons = self._taught(passages)
-        accepted = 0.0
-        if lessons:
-            accepted = total(self._replayed(opened.student, passages, lessons)).accepted_length
-        promoted = self._notes.accepted_length
-        return decide(
-            self._settings.cycle.economics,
-            accepted_length=accepted,
-            expected_gain=self._expected.value,
-            drift=0.0 if promoted is None or not lessons else promoted - accepted,
-            busy_share=self._busy_share(),
-            cycle_seconds=self._cycle_seconds,
-        )
-
-    def _busy_share(self) -> float:
-        """Of the time since the start, in which the engines were serving."""
-        seen = self._parts.gate.stats()
-        return seen.busy_seconds / max(seen.busy_seconds + seen.idle_seconds, 1e-9)
+        if not lessons:
+            return Loss(), 0.0
+        accepted = total(self._replayed(opened.student, passages, lessons)).accepted_length
+        loss = self._notes.recent.look(base.version, accepted)
+        if loss.has_changed:
+            self._notes.patience = 1  # what earlier cycles came to says little
+        self._notes.save(self._notes_file)
+        return loss, accepted
 
     def _begin(self, base: DrafterVersion) -> CyclePlan:
         self._notes.num_cycles += 1
@@ -310,11 +311,15 @@ class Learner:
         return self._opened[1]
 
     def _loaded(self, version: DrafterVersion) -> OpenedDrafter:
-        return open_drafter(
+        before = self.figures.phase
+        self._enter("storing")
+        opened = open_drafter(
             Path(version.folder),
             target=Path(self._settings.target).name,
             device=self._parts.device,
         )
+        self._enter(before)
+        return opened
 
     def _lessons(self, plan: CyclePlan) -> list[Lesson]:
         """The cycle's, from its folder or taught now."""
@@ -337,7 +342,7 @@ class Learner:
 
     def _taught(self, passages: Sequence[Passage]) -> list[Lesson]:
         """What the target would have said at each place; waits while there is no time."""
-        self.figures.phase = "teaching"
+        self._enter("teaching")
         lessons: list[Lesson] = []
         while len(lessons) < len(passages):
             self._wait()
@@ -346,6 +351,7 @@ class Learner:
 
     def _emphasised(self, student: Student, lessons: Sequence[Lesson]) -> list[Lesson]:
         """Lessons with more weight where the drafter is wrong."""
+        self._enter("training")
         found: list[Lesson] = []
         with MicroSteps(student.model, self._parts.gate, self._stop).running():
             for lesson in lessons:
@@ -358,7 +364,7 @@ class Learner:
         self, start: DrafterVersion, opened: OpenedDrafter, lessons: list[Lesson], plan: CyclePlan
     ) -> Trainer:
         """Teach the opened drafter, which is what was opened no more from then on."""
-        self.figures.phase = "training"
+        self._enter("training")
         self._opened = None
         work = SharedWork(
             start.folder,
@@ -391,6 +397,7 @@ class Learner:
                 micro_steps=micro_steps,
                 ranks=self._parts.ranks,
                 on_step=note,
+                on_phase=self._enter,
                 clock=self._clock,
             )
 
@@ -398,17 +405,17 @@ class Learner:
         """The gate's finding on held-out sessions, for the base and for what became of it."""
         passages = self._parts.replay.held_out(self._settings.judging.max_passages)
         lessons = self._taught(passages)
-        self.figures.phase = "judging"
+        self._enter("judging")
         before = self._replayed(self._loaded(base).student, passages, lessons)
         after = self._replayed(trained, passages, lessons)
-        keys = [(f"{it.tenant}/{it.scope}/{it.session}", it.workload) for it in passages]
+        keys = [(it.conversation, it.workload) for it in passages]
         return judge(gathered(keys, before, after), self._settings.gate)
 
     def _replayed(
         self, student: Student, passages: Sequence[Passage], lessons: Sequence[Lesson]
     ) -> list[ReplayCounts]:
         """What greedy drafting would have accepted of what was said in each passage."""
-        self.figures.phase = "judging"
+        self._enter("judging")
         micro_steps = MicroSteps(student.model, self._parts.gate, self._stop)
         with micro_steps.running():
             return replay_lessons(
@@ -427,23 +434,12 @@ class Learner:
         gate: GateResult,
     ) -> Distilled:
         """Write what was trained into the candidate's folder; returns what is said of it there."""
-        before, after = (
-            HeldOut(
-                num_tokens=gate.num_rounds,
-                agreement=agreement,
-                accepted_length=accepted,
-                chain_tokens=self._settings.judging.chain_tokens,
-            )
-            for agreement, accepted in (
-                (gate.agreement_before, gate.before),
-                (gate.agreement_after, gate.after),
-            )
-        )
-        trained = Distilled(
+        self._enter("storing")
+        trained = distilled_of(
+            gate,
             num_steps=trainer.num_steps,
             num_tokens=sum(lesson.num_reply for lesson in lessons),
-            before=before,
-            after=after,
+            chain_tokens=self._settings.judging.chain_tokens,
         )
         shutil.rmtree(self._candidate, ignore_errors=True)
         save_opened(opened, trained, self._candidate)
@@ -482,6 +478,10 @@ class Learner:
                 settings.group, version.version, reason="the gate let it pass; no canary"
             )
         return f"version {version.version} is better: {found}"
+
+    def _enter(self, phase: str) -> None:
+        self.figures.phase = phase
+        self._parts.gate.note(phase)
 
     def _wait(self) -> None:
         """Until there is time.

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from paceline.online.idle_time import PHASES, Spell
 from paceline.online.learner_notes import LearnerFigures
-
-PHASES = ("waiting", "teaching", "training", "judging")
 
 
 class LearnerCollector(Collector):
@@ -20,6 +19,7 @@ class LearnerCollector(Collector):
         figures: of the learner.
         stats: numbers of its parts by name, as gauges ``paceline_learner_NAME``; names that end in
             ``_total`` are counters.
+        spells: seconds by load, gate and phase (`IdleGate.stats`).
     """
 
     def __init__(
@@ -27,10 +27,12 @@ class LearnerCollector(Collector):
         group: str,
         figures: LearnerFigures,
         stats: Callable[[], Mapping[str, float]],
+        spells: Callable[[], Mapping[Spell, float]] = dict,
     ) -> None:
         self._group = group
         self._figures = figures
         self._stats = stats
+        self._spells = spells
 
     def collect(self) -> Iterator[Metric]:
         """The metrics as they are now."""
@@ -47,6 +49,7 @@ class LearnerCollector(Collector):
         for name in PHASES:
             phase.add_metric([group, name], float(figures.phase == name))
         yield phase
+        yield self._time()
         for name, text, value in (
             ("base_version", "Version that it trains from.", figures.base),
             ("progress", "Of the training, 0 to 1.", figures.progress),
@@ -69,3 +72,15 @@ class LearnerCollector(Collector):
             )
             metric.add_metric([group], float(number))
             yield metric
+
+    def _time(self) -> Metric:
+        """What held for how long."""
+        seconds = CounterMetricFamily(
+            "paceline_learner_seconds",
+            "Seconds by how loaded the engines were, whether the gate was open, and what it did.",
+            labels=["group", "load", "gate", "phase"],
+        )
+        for (level, is_open, phase), spent in sorted(self._spells().items()):
+            gate = "open" if is_open else "closed"
+            seconds.add_metric([self._group, level, gate, phase], spent)
+        return seconds

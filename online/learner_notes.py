@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
 import msgspec
+
+from paceline.caches.drafter_versions import DrafterVersion
+from paceline.online.worthwhile import RecentLooks
 
 logger = logging.getLogger("paceline.learner")
 
@@ -16,6 +20,11 @@ EVENTS: Final = (
     *("not_worthwhile", "interrupted", "dropped", "unsound"),
 )
 """Of `LearnerFigures.events`."""
+OPEN_STATES: Final = frozenset({"candidate", "canary"})
+"""Of a version whose verdict is still to come."""
+MOST_PATIENCE: Final = 8
+"""Times the usual traffic that is waited for after cycles that came to nothing."""
+KEPT_GAINS: Final = 32
 
 
 class LearnerNotes(msgspec.Struct, kw_only=True):
@@ -26,8 +35,7 @@ class LearnerNotes(msgspec.Struct, kw_only=True):
         patience: times the usual number of new tokens that it waits for now.
         num_cycles: begun so far.
         gains: what cycles have brought, the newest last: accepted tokens a round.
-        accepted_length: of the version that runs, on held-out sessions when it was last judged,
-            alone or beside a candidate; None before it was.
+        recent: how the version that runs does on what was said of late.
         known: newest version whose end has been taken in.
     """
 
@@ -35,7 +43,7 @@ class LearnerNotes(msgspec.Struct, kw_only=True):
     patience: int = 1
     num_cycles: int = 0
     gains: list[float] = []
-    accepted_length: float | None = None
+    recent: RecentLooks = msgspec.field(default_factory=RecentLooks)
     known: int = 0
 
     @classmethod
@@ -49,6 +57,37 @@ class LearnerNotes(msgspec.Struct, kw_only=True):
             logger.warning("%s cannot be read (%s); the learner begins anew", file, error)
             return cls()
 
+    def take_in(self, versions: Sequence[DrafterVersion], events: dict[str, int]) -> list[float]:
+        """Note what has become of versions since the last call, up to one that is being tried.
+
+        Args:
+            versions: of the group, the oldest first.
+            events: counters of `LearnerFigures`, added to.
+
+        Returns:
+            What each has brought, accepted tokens a round; at most zero where it was refused.
+        """
+        found: list[float] = []
+        for version in versions:
+            if version.version <= self.known:
+                continue
+            if version.state in OPEN_STATES:
+                break
+            self.known = version.version
+            if version.gate is None:
+                continue
+            gained = version.gate.after - version.gate.before
+            if version.state in {"current", "retired"}:
+                events["promoted"] += 1
+                self.patience = 1
+            else:
+                gained = min(gained, 0.0)
+                events[version.state] += 1
+                self.patience = min(2 * self.patience, MOST_PATIENCE)
+            found.append(gained)
+        self.gains = [*self.gains, *found][-KEPT_GAINS:]
+        return found
+
     def save(self, file: Path) -> None:
         """To a file, whole or not at all."""
         beside = file.with_suffix(".new")
@@ -61,7 +100,7 @@ class LearnerFigures:
     """What the learner has done since it was started, and does now.
 
     Attributes:
-        phase: ``waiting``, ``teaching``, ``training`` or ``judging``.
+        phase: one of `paceline.online.idle_time.PHASES`.
         events: counters, by kind.
         base: version that is trained from, or would be.
         progress: of the training, 0 to 1.

@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 import torch
 
+from paceline.caches.drafter_versions import GateResult
 from paceline.drafter_folder import (
     Distilled,
     DrafterRecord,
+    HeldOut,
     kept_token_ids,
     new_folder,
     read_record,
@@ -69,6 +71,32 @@ def save_opened(opened: OpenedDrafter, distilled: Distilled, folder: Path) -> No
     with new_folder(folder) as beside:
         model = opened.student.model.to("cpu", opened.dtype)
         save_drafter(model, opened.tokenizer, record, beside)
+
+
+def distilled_of(
+    gate: GateResult, *, num_steps: int, num_tokens: int, chain_tokens: int
+) -> Distilled:
+    """What a trained drafter's record says of its training.
+
+    Args:
+        gate: what was found on held-out sessions.
+        num_steps: of the training.
+        num_tokens: learned from.
+        chain_tokens: longest chain that it was judged by.
+    """
+    before, after = (
+        HeldOut(
+            num_tokens=gate.num_rounds,
+            agreement=agreement,
+            accepted_length=accepted,
+            chain_tokens=chain_tokens,
+        )
+        for agreement, accepted in (
+            (gate.agreement_before, gate.before),
+            (gate.agreement_after, gate.after),
+        )
+    )
+    return Distilled(num_steps=num_steps, num_tokens=num_tokens, before=before, after=after)
 
 
 def torch_device(name: str) -> torch.device:

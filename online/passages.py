@@ -39,6 +39,7 @@ class Passage:
         session: id of the session; that of the request where it had none.
         begun_at: Unix time at which the first of the requests began that it can be of.
         finished_at: Unix time at which the last of them finished.
+        origin: digest of the conversation's first prompt, "" where it is not known.
     """
 
     token_ids: TokenIds
@@ -49,6 +50,12 @@ class Passage:
     session: str
     begun_at: float
     finished_at: float
+    origin: str = ""
+
+    @property
+    def conversation(self) -> str:
+        """What its sessions are told apart by that begin alike: those are one conversation."""
+        return conversation_of(self.tenant, self.session, self.origin)
 
     @property
     def num_said(self) -> int:
@@ -70,6 +77,17 @@ class Passage:
         hashed.update(self.token_ids.astype("<i4").tobytes())
         hashed.update(np.packbits(self.is_said).tobytes())
         return hashed.hexdigest()
+
+
+def conversation_of(tenant: str, session: str, origin: str) -> str:
+    """Name of what one tenant's sessions have in common that begin with the same prompt.
+
+    Args:
+        tenant: whose session it is.
+        session: its id, which stands alone where nothing is known of its beginning.
+        origin: digest of its first prompt, "" where it is not known.
+    """
+    return f"{tenant}\0{origin or session}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +113,13 @@ class SessionText:
         tenant: whose session it is.
         scope: its sharing scope.
         session: its id.
+        origin: digest of its first prompt, "" where it is not known.
     """
 
-    def __init__(self, cutting: Cutting, *, tenant: str, scope: str, session: str) -> None:
+    def __init__(
+        self, cutting: Cutting, *, tenant: str, scope: str, session: str, origin: str = ""
+    ) -> None:
+        self.origin = origin
         self._cutting = cutting
         self.tenant = tenant
         self.scope = scope
@@ -193,6 +215,7 @@ class SessionText:
             session=self.session,
             begun_at=float(self.begun_at),
             finished_at=self.finished_at,
+            origin=self.origin,
         )
 
     def _start(self, num_before: int, token_ids: TokenIds) -> int:

@@ -1,7 +1,7 @@
 """Replay: what one group's drafter learns from, as the journal tells it. Needs no torch.
 
-Records go in, passages come out. Sessions chosen by a hash of their name are held out: they are
-measured by and never learned from.
+Records go in, passages come out. Sessions chosen by a hash of their first prompt are held out: they
+are measured by and never learned from.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from paceline.errors import ConfigError, RecordError
 from paceline.online import replay_file
 from paceline.online.passages import Cutting, Passage, SessionText
 from paceline.online.prompts import is_held_out
+from paceline.online.repeats import origin_of, without_learned
 from paceline.online.replay_pool import Pool
 
 logger = logging.getLogger("paceline.replay")
@@ -50,7 +51,8 @@ class ReplaySettings(msgspec.Struct, frozen=True, kw_only=True):
         max_bytes: most memory for passages to learn from (5 bytes a token and 512 a passage).
         held_out_bytes: likewise for held-out ones.
         session_bytes: likewise for sessions that go on.
-        held_out_share: share of sessions that are held out.
+        held_out_share: share of conversations that are held out; sessions that begin with the same
+            prompt are one.
         recent_passages: how many of a workload's newest passages count as recent.
         recent_share: share of a workload's bytes that recent ones take where room is short.
         recent_mix: chance that a sampled passage is a recent one.
@@ -233,6 +235,9 @@ class Replay:
     def held_out(self, num: int | None = None) -> list[Passage]:
         """Passages of held-out sessions; those of one session stand together, the oldest first.
 
+        Left out are those of which most is learned from as well (`repeats.without_learned`).
+        O(tokens held).
+
         Args:
             num: most of them, None for all. Half of these are the newest, the others the newest of
                 each workload by turns: traffic as it is now counts most, and no kind of work that
@@ -240,7 +245,8 @@ class Replay:
         """
         with self._lock:
             self._settle()
-            held = sorted(self._held_out, key=_in_session)
+            held, learned = sorted(self._held_out, key=_in_session), list(self._learned)
+        held = without_learned(held, learned)
         if num is None or len(held) <= num:
             return held
         held.sort(key=lambda it: it.finished_at, reverse=True)
@@ -330,7 +336,8 @@ class Replay:
 
         Of the counters taken* are records and their tokens, passages and held_out_passages what was
         cut, evicted, expired and forgotten what went. Sizes: held_passages, held_said_tokens,
-        held_bytes, held_out_sessions, sessions, session_bytes, workloads.
+        held_bytes, held_out_sessions (those that begin alike count once), sessions, session_bytes,
+        workloads.
         """
         with self._lock:
             return {
@@ -339,9 +346,7 @@ class Replay:
                 "held_said_tokens": self._learned.num_said,
                 "held_bytes": self._learned.num_bytes,
                 "held_out_bytes": self._held_out.num_bytes,
-                "held_out_sessions": len(
-                    {(it.scope, it.tenant, it.session) for it in self._held_out}
-                ),
+                "held_out_sessions": len({it.conversation for it in self._held_out}),
                 "sessions": len(self._sessions),
                 "session_bytes": self._session_bytes,
                 "workloads": len(self._learned.buckets),
@@ -380,7 +385,11 @@ class Replay:
         session = self._sessions.get(key)
         if session is None:
             session = SessionText(
-                self.settings.cutting, tenant=record.tenant, scope=record.scope, session=name
+                self.settings.cutting,
+                tenant=record.tenant,
+                scope=record.scope,
+                session=name,
+                origin=self._origin(record, key),
             )
             self._session_bytes += session.num_bytes
             self._sessions[key] = session
@@ -395,6 +404,13 @@ class Replay:
         self._keep(done)
         if not record.session:
             self._end(key)
+
+    def _origin(self, record: SequenceRecord, key: SessionKey) -> str:
+        """Of a session that begins, or of which nothing is held that goes on. O(passages)."""
+        if record.num_before <= 0 < record.num_prompt:
+            return origin_of(np.asarray(record.token_ids[: record.num_prompt], np.int32))
+        earlier = (it for pool in self._pools for it in pool)
+        return next((it.origin for it in earlier if (it.scope, it.tenant, it.session) == key), "")
 
     def _settle(self) -> None:
         """Cut off sessions that are quiet, and let go of those that there is no room for."""
@@ -419,8 +435,7 @@ class Replay:
 
     def _keep(self, passages: Iterable[Passage]) -> None:
         for passage in passages:
-            named = f"{passage.tenant}\0{passage.session}"
-            is_measured = is_held_out(named, self.settings.held_out_share)
+            is_measured = is_held_out(passage.conversation, self.settings.held_out_share)
             self._counts["held_out_passages" if is_measured else "passages"] += 1
             gone = (self._held_out if is_measured else self._learned).add(passage)
             self._counts["evicted"] += len(gone)

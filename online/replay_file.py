@@ -43,6 +43,7 @@ class _Text(msgspec.Struct, frozen=True, array_like=True):
     first: int = 0
     taught: int = 0
     touched_at: float = 0.0
+    origin: str = ""
 
 
 class _Bucket(msgspec.Struct, frozen=True, array_like=True):
@@ -212,6 +213,7 @@ def _text_of(held: Passage | SessionText) -> _Text:
         session=held.session,
         begun_at=float(held.begun_at),
         finished_at=held.finished_at,
+        origin=held.origin,
     )
 
 
@@ -225,11 +227,18 @@ def _passage(text: _Text, token_ids: TokenIds, is_said: Flags) -> Passage:
         session=text.session,
         begun_at=text.begun_at,
         finished_at=text.finished_at,
+        origin=text.origin,
     )
 
 
 def _session(cutting: Cutting, text: _Text, token_ids: TokenIds, is_said: Flags) -> SessionText:
-    session = SessionText(cutting, tenant=text.tenant, scope=text.scope, session=text.session)
+    session = SessionText(
+        cutting,
+        tenant=text.tenant,
+        scope=text.scope,
+        session=text.session,
+        origin=text.origin,
+    )
     session.workload = text.workload
     session.begun_at, session.finished_at = text.begun_at, text.finished_at
     session.first, session.taught = text.first, text.taught

@@ -9,7 +9,8 @@ import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -56,6 +57,32 @@ _completions: Final = msgspec.json.Decoder(_Completion)
 _models: Final = msgspec.json.Decoder(_Models)
 
 
+class OwnRequests:
+    """How many requests of ours are at an engine, for what looks at its load now and then."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num = self._most = 0
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Around a request."""
+        with self._lock:
+            self._num += 1
+            self._most = max(self._most, self._num)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num -= 1
+
+    def take_most(self) -> int:
+        """Most at a time since the last call, so that one that has just ended is among them."""
+        with self._lock:
+            most, self._most = self._most, self._num
+            return most
+
+
 class ServedTeacher:
     """Has a vLLM server read passages, one after the other.
 
@@ -71,6 +98,7 @@ class ServedTeacher:
         read_weight: see `lesson_of`.
         may_go_on: asked before each passage and while one is read; False ends it: the connection is
             closed, upon which vLLM stops reading.
+        own: is told of each request.
         attempts: how often a passage is tried while the server is away or busy.
         timeout_seconds: longest time for one passage.
         clock: monotonic seconds.
@@ -89,6 +117,7 @@ class ServedTeacher:
         api_key: str | None = None,
         read_weight: float = READ_WEIGHT,
         may_go_on: Callable[[], bool] = lambda: True,
+        own: OwnRequests | None = None,
         attempts: int = 3,
         timeout_seconds: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
@@ -107,6 +136,7 @@ class ServedTeacher:
             self._headers["authorization"] = f"Bearer {api_key}"
         self._read_weight = read_weight
         self._may_go_on = may_go_on
+        self._own = OwnRequests() if own is None else own
         self._attempts = attempts
         self._timeout_seconds = timeout_seconds
         self._clock = clock
@@ -200,7 +230,8 @@ class ServedTeacher:
                 if not self._may_go_on():
                     return None
             try:
-                answer = self._exchange(method, path, body)
+                with self._own.asking():
+                    answer = self._exchange(method, path, body)
             except (OSError, http.client.HTTPException) as error:
                 reason = f"{type(error).__name__}: {error}"
                 continue

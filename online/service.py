@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import torch
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -45,13 +46,14 @@ from paceline.online.passage_teaching import (
 )
 from paceline.online.ranks import Ranks
 from paceline.online.replay import Replay
-from paceline.online.served_teacher import ServedTeacher
+from paceline.online.served_teacher import OwnRequests, ServedTeacher
 from paceline.online.shared_work import NO_WORK, follow_first
 from paceline.online.teacher import Teacher
 
 logger = logging.getLogger("paceline.learner")
 
-LEARN_SECONDS: Final = 2.0
+LEARN_SECONDS: Final = 0.5
+"""Between two looks whether there is something to learn."""
 POLL_SECONDS: Final = 0.2
 LOUD_SECONDS: Final = 60.0
 """A failure that repeats is logged that often."""
@@ -118,7 +120,8 @@ class LearnerService:
         folder = Path(settings.data).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         fingerprint = fingerprint_of(settings)
-        gate = stack.enter_context(IdleGate(load_sources(settings), settings.idle))
+        own = OwnRequests()
+        gate = stack.enter_context(IdleGate(load_sources(settings, own), settings.idle))
         cache = LessonCache(
             folder / "lessons",
             teacher=teacher_name(settings, fingerprint),
@@ -137,7 +140,7 @@ class LearnerService:
             JournalStore(client, JournalKeys(namespace_of(fingerprint))),
             Path(settings.registry).expanduser(),
         )
-        teacher: PassageTeacher = open_teacher(settings, gate, self._stop, self._device)
+        teacher: PassageTeacher = open_teacher(settings, gate, self._stop, self._device, own)
         if settings.teacher.kind != "text":
             teacher = CachedTeacher(teacher, cache, read_weight=settings.cycle.read_weight)
         parts = LearnerParts(
@@ -181,17 +184,21 @@ class LearnerService:
         stack.callback(self._stop.set)
 
     def _learn(self, registry: DrafterRegistry) -> None:
-        before = self.learner.figures.reason
-        try:
-            said = self.learner.consider()
-            registry.prune(self._settings.group, keep=self._settings.keep_versions)
-        except StoppedError:
-            return
-        except (PacelineError, OSError, *UNREACHABLE) as error:
-            self._failed(error)
-            return
-        if said != before and not said.endswith("are there"):
-            logger.info("%s", said)
+        """Do what there is to do, until there is nothing more."""
+        goes_on = True
+        while goes_on:
+            before = self.learner.figures.reason
+            try:
+                said = self.learner.consider()
+                registry.prune(self._settings.group, keep=self._settings.keep_versions)
+            except StoppedError:
+                return
+            except (PacelineError, OSError, *UNREACHABLE) as error:
+                self._failed(error)
+                return
+            if said != before and not said.endswith("are there"):
+                logger.info("%s", said)
+            goes_on = self.learner.goes_on
 
     def _failed(self, error: Exception) -> None:
         self._num_failures += 1
@@ -207,14 +214,21 @@ class LearnerService:
 
         def stats() -> Mapping[str, float]:
             seen = gate.stats()._asdict()
-            del seen["source"]
+            del seen["source"], seen["spells"]
             named = {"replay": replay.stats(), "journal": follower.stats(), "gate": seen}
             named["lesson_cache"] = cache.stats()
             numbers = {f"{part}_{k}": v for part, its in named.items() for k, v in its.items()}
             return numbers | {"failures_total": self._num_failures}
 
         registry = CollectorRegistry()
-        registry.register(LearnerCollector(self._settings.group, self.learner.figures, stats))
+        registry.register(
+            LearnerCollector(
+                self._settings.group,
+                self.learner.figures,
+                stats,
+                lambda: gate.stats().spells,
+            )
+        )
         told = self._settings.metrics
         try:
             server, thread = start_http_server(told.port, addr=told.host, registry=registry)
@@ -239,20 +253,39 @@ def fingerprint_of(settings: LearnerSettings) -> ModelFingerprint:
     return ModelFingerprint(model=settings.model, tokenizer=tokenizer_digest(tokenizer.get_vocab()))
 
 
-def load_sources(settings: LearnerSettings) -> list[LoadSource]:
+def load_sources(settings: LearnerSettings, own: OwnRequests) -> list[LoadSource]:
     """What tells whether there is time.
+
+    Args:
+        settings: which they are.
+        own: requests of the teacher's, which are no load of the engine that it asks.
 
     Raises:
         ConfigError: a URL is none, or a GPU cannot be asked.
     """
     told = settings.load
     sources: list[LoadSource] = [
-        ServedLoad(url, full_requests=told.full_requests) for url in told.engines
+        ServedLoad(
+            url,
+            full_requests=told.full_requests,
+            own=own.take_most if _asks(settings, url) else _none,
+        )
+        for url in told.engines
     ]
     sources += [GpuLoad(index) for index in told.gpus]
     if told.load_average:
         sources.append(LoadAverage())
     return sources
+
+
+def _none() -> int:
+    return 0
+
+
+def _asks(settings: LearnerSettings, url: str) -> bool:
+    """Whether the teacher is that engine."""
+    told = settings.teacher
+    return told.kind == "served" and urlsplit(told.url).netloc == urlsplit(url).netloc
 
 
 def teacher_name(settings: LearnerSettings, fingerprint: ModelFingerprint) -> str:
@@ -262,7 +295,11 @@ def teacher_name(settings: LearnerSettings, fingerprint: ModelFingerprint) -> st
 
 
 def open_teacher(
-    settings: LearnerSettings, gate: IdleGate, stop: threading.Event, device: Any
+    settings: LearnerSettings,
+    gate: IdleGate,
+    stop: threading.Event,
+    device: Any,
+    own: OwnRequests,
 ) -> PassageTeacher:
     """The teacher of the settings.
 
@@ -280,6 +317,7 @@ def open_teacher(
             api_key=told.api_key or None,
             read_weight=read_weight,
             may_go_on=lambda: gate.is_open() and not stop.is_set(),
+            own=own,
         )
     target, _ = load_model(target_path(settings.target))
     target = target.to(device)

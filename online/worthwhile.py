@@ -9,10 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 PRIOR_CYCLES: Final = 2.0
 """Cycles that the first guess of a gain counts as."""
 CHANGED: Final = 0.2
 """Share of what was accepted of the drafter that is lost where the traffic has changed."""
+LEAST_LOST: Final = 0.05
+"""Accepted tokens a round that are lost there at least: of next to nothing a fifth is noise."""
+KEPT_LOOKS: Final = 5
+"""Looks that the mean of what is accepted of late is taken over, about."""
 DISCOUNT: Final = 0.8
 """What a cycle still counts for after the next one."""
 
@@ -55,6 +61,64 @@ class ExpectedGain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What a look at recent traffic found.
+
+    Attributes:
+        tokens: fewer accepted ones a round than before, at least zero.
+        has_changed: whether the traffic has since the look before; told once for each change.
+    """
+
+    tokens: float = 0.0
+    has_changed: bool = False
+
+
+class RecentLooks(msgspec.Struct):
+    """How the drafter that runs does on what was said of late, one look after the other.
+
+    Looks are compared with looks, not with what the gate found: that is of other texts, some of
+    them of workloads that come no more. So the first look at a version only says what is usual.
+
+    Attributes:
+        version: that was looked at.
+        mean: accepted tokens a round, of its looks since the last change.
+        num_looks: since then.
+        before: what was accepted before the first change that this version has not made up for;
+            None without one.
+    """
+
+    version: int = 0
+    mean: float = 0.0
+    num_looks: int = 0
+    before: float | None = None
+
+    def look(self, version: int, accepted_length: float) -> Loss:
+        """Take in a look; returns what was lost. O(1).
+
+        Once a change is told, what comes then is usual. What was lost stays so until as much is
+        accepted again, or another version runs.
+
+        Args:
+            version: that runs.
+            accepted_length: tokens a round that are accepted of it, on the newest passages.
+        """
+        if version != self.version:
+            self.version, self.num_looks, self.before = version, 0, None
+        usual = self.mean if self.num_looks else accepted_length
+        has_changed = usual - accepted_length >= max(CHANGED * usual, LEAST_LOST)
+        if has_changed:
+            self.before = max(usual, self.before or 0.0)
+            self.num_looks, self.mean = 1, accepted_length
+        else:
+            self.num_looks += 1
+            self.mean = usual + (accepted_length - usual) / min(self.num_looks, KEPT_LOOKS)
+        if self.before is not None and accepted_length >= self.before:
+            self.before = None
+        lost = max(usual, self.before or 0.0) - accepted_length
+        return Loss(tokens=max(0.0, lost), has_changed=has_changed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """Whether to begin a cycle.
 
@@ -63,14 +127,12 @@ class Decision:
         reason: in words.
         gain_seconds: of serving that it is expected to save.
         cost_seconds: that it is expected to cost.
-        has_changed: whether the traffic has, so that what earlier cycles came to says little.
     """
 
     begins: bool
     reason: str
     gain_seconds: float = 0.0
     cost_seconds: float = 0.0
-    has_changed: bool = False
 
 
 def decide(
@@ -78,7 +140,7 @@ def decide(
     *,
     accepted_length: float,
     expected_gain: float,
-    drift: float,
+    loss: Loss,
     busy_share: float,
     cycle_seconds: float,
 ) -> Decision:
@@ -91,16 +153,20 @@ def decide(
         economics: what time is worth.
         accepted_length: tokens a round that are accepted of the drafter now, on recent traffic.
         expected_gain: that a cycle brings where nothing has changed.
-        drift: accepted tokens a round that were lost since the drafter was last judged.
+        loss: what was accepted before and is no more.
         busy_share: of the time that the engines are serving, 0 to 1.
         cycle_seconds: of idle time that a cycle takes.
     """
-    gain = max(expected_gain, drift)
+    gain = max(expected_gain, loss.tokens)
     saved = gain / (1.0 + max(0.0, accepted_length) + gain) if gain > 0 else 0.0
     gain_seconds = busy_share * economics.horizon_seconds * saved
     cost_seconds = economics.idle_price * cycle_seconds
     begins = gain_seconds > cost_seconds
-    why = "the traffic has changed" if drift >= expected_gain else "earlier cycles brought as much"
+    why = "earlier cycles brought as much"
+    if loss.has_changed:
+        why = "the traffic has changed"
+    elif loss.tokens > expected_gain:
+        why = "as many were accepted before"
     reason = (
         f"{gain:.3f} more accepted tokens a round ({why}) would save {gain_seconds:.1f} s, "
         f"{'more' if begins else 'not more'} than the {cost_seconds:.1f} s that a cycle costs"
@@ -110,5 +176,4 @@ def decide(
         reason=reason,
         gain_seconds=gain_seconds,
         cost_seconds=cost_seconds,
-        has_changed=drift > 0 and drift >= CHANGED * (accepted_length + drift),
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from paceline.caches.embedded_store import EmbeddedStore
 from paceline.caches.journal_client import RedisAddress
 from paceline.caches.journal_store import JournalStore
 from paceline.caches.keys import MODELS_KEY, JournalKeys
+from paceline.caches.records import SHARED_GROUP
 from paceline.middleware.config import ListenConfig, ProxyConfig, UpstreamConfig
 from paceline.middleware.server import running_proxy
 from paceline.online.learner_settings import LearnerSettings
@@ -33,6 +35,7 @@ START_SECONDS: Final = 300.0
 REQUEST_SECONDS: Final = 600.0
 WORKER_SECONDS: Final = 7200.0
 POLL_SECONDS: Final = 0.5
+WAITING: Final = f'paceline_learner_phase{{group="{SHARED_GROUP}",phase="waiting"}}'
 SETTLED_POLLS: Final = 8
 """Looks in a row at which the learner has nothing to do."""
 
@@ -101,7 +104,7 @@ class Stack:
     def ask(
         self, prompts: Sequence[Asked], *, workload: str, output_tokens: int, in_flight: int
     ) -> int:
-        """Tokens that were said to prompts, so many at a time."""
+        """Tokens that were said to prompts; so many sessions at a time, each in its order."""
 
         def one(asked: Asked) -> int:
             body = {
@@ -118,8 +121,9 @@ class Stack:
             with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:  # noqa: S310
                 return int(json.load(answer)["usage"]["completion_tokens"])
 
+        sessions = [list(its) for _, its in groupby(prompts, key=lambda it: it.session)]
         with ThreadPoolExecutor(in_flight) as pool:
-            return sum(pool.map(one, prompts))
+            return sum(pool.map(lambda session: sum(map(one, session)), sessions))
 
     def wait_for_learner(self, most_seconds: float, clock: Callable[[], float]) -> None:
         """Leave the machine to the learner until it has nothing to do, or for so long."""
@@ -127,7 +131,7 @@ class Stack:
         while clock() < until and num_waiting < SETTLED_POLLS:
             time.sleep(POLL_SECONDS)
             text = read_text(self.learner_metrics)
-            num_waiting = num_waiting + 1 if value_of(text, 'phase="waiting"') else 0
+            num_waiting = num_waiting + 1 if is_waiting(text) else 0
 
 
 def read_text(url: str) -> str:
@@ -141,6 +145,11 @@ def value_of(metrics: str, pattern: str) -> float:
     """The first number of a line of metrics that holds a text; 0 without one."""
     found = re.search(rf"^(?!#).*{re.escape(pattern)}.*\s(\S+)$", metrics, flags=re.MULTILINE)
     return float(found.group(1)) if found else 0.0
+
+
+def is_waiting(metrics: str) -> bool:
+    """Whether the learner has nothing to do, of its metrics."""
+    return bool(value_of(metrics, WAITING))
 
 
 @contextmanager

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from threading import Barrier, Thread
+from typing import Any
 
 import click
 import pytest
@@ -15,7 +19,7 @@ from paceline.benchmarks.learn.prompts import around, read_prompts
 from paceline.benchmarks.learn.records import Asked, Examined, Mark, Speed, Workload
 from paceline.benchmarks.learn.run import figures
 from paceline.benchmarks.learn.speeds import figures as speed_figures
-from paceline.benchmarks.learn.stack import value_of
+from paceline.benchmarks.learn.stack import Stack, value_of
 from paceline.benchmarks.replay.tokens import Renderer, load_encoder
 from paceline.errors import ConfigError
 from recorded import write_tokenizer, write_trace
@@ -112,3 +116,51 @@ def test_speeds_are_medians_beside_one_of_them() -> None:
     assert found["identical"] == 1
     speeds["drafter-1"] = [Speed(22.0, 2.0, "y")]
     assert speed_figures(speeds, "memory")["identical"] == 0
+
+
+def test_a_session_is_asked_in_its_order() -> None:
+    """Several at a time, but of each one request after the other: it begins with its first."""
+    began, at_once = [], Barrier(2)
+    running: set[str] = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            session = self.headers["x-session-id"]
+            overlaps = session in running
+            running.add(session)
+            began.append((session, body["prompt"][0], overlaps))
+            at_once.wait(20)  # of two sessions, or nobody is answered
+            running.remove(session)
+            data = json.dumps({"usage": {"completion_tokens": 3}}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        stack = Stack(
+            url=f"http://127.0.0.1:{server.server_port}/v1",
+            engine_url="",
+            learner_metrics="",
+            redis_url="",
+            key="",
+            learner_pid=0,
+            engine_pid=0,
+            registry=None,  # type: ignore[arg-type]  # nothing is looked up
+        )
+        prompts = [Asked(name, (number,)) for name in ("a", "b") for number in range(3)]
+        assert stack.ask(prompts, workload="w", output_tokens=3, in_flight=2) == 18
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert not any(overlaps for _, _, overlaps in began)
+    for name in ("a", "b"):
+        assert [number for session, number, _ in began if session == name] == [0, 1, 2]

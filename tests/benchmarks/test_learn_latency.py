@@ -11,23 +11,43 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from prometheus_client import CollectorRegistry, generate_latest
 
-from paceline.benchmarks.learn.steady import Block, figures, gate_figures, only_if
+from paceline.benchmarks.learn.stack import is_waiting
+from paceline.benchmarks.learn.steady import (
+    Block,
+    figures,
+    gate_figures,
+    only_if,
+    spells_of,
+    time_figures,
+)
 from paceline.middleware.cli import cli
+from paceline.online.idle_time import Spell
+from paceline.online.learner_metrics import LearnerCollector
+from paceline.online.learner_notes import LearnerFigures
 
-METRICS = """# HELP paceline_learner_gate_idle_seconds How long it was idle, in seconds.
-# TYPE paceline_learner_gate_idle_seconds gauge
-paceline_learner_gate_idle_seconds{group="shared"} 50.0
-paceline_learner_gate_used_seconds{group="shared"} 45.0
-paceline_learner_gate_busy_seconds{group="shared"} 3.0
+METRICS = """# HELP paceline_learner_gate_num_pauses How often it closed.
+# TYPE paceline_learner_gate_num_pauses gauge
 paceline_learner_gate_num_pauses{group="shared"} 2.0
 paceline_learner_longest_part_seconds{group="shared"} 0.031
+# TYPE paceline_learner_seconds_total counter
+paceline_learner_seconds_total{gate="closed",group="shared",load="idle",phase="training"} 5.0
+paceline_learner_seconds_total{gate="open",group="shared",load="some",phase="judging"} 1.5e+01
 """
 
 
 def block(*gaps: float, is_learning: bool) -> Block:
     made = Block(is_learning=is_learning)
     made.gaps, made.num_looks, made.num_at_work = list(gaps), 4 * is_learning, 3 * is_learning
+    if is_learning:
+        made.spells = {
+            Spell("idle", True, "training"): 8.0,
+            Spell("idle", False, "training"): 1.0,
+            Spell("idle", True, "storing"): 1.0,
+            Spell("idle", True, "waiting"): 6.0,
+            Spell("some", True, "training"): 9.0,
+        }
     return made
 
 
@@ -44,8 +64,33 @@ def test_blocks_of_a_kind_are_taken_together() -> None:
     assert found["stopped.gap_p99_ms"] == pytest.approx(10.0)
     assert found["gap_p50_ratio"] == pytest.approx(1.2)
     assert found["at_work_share"] == pytest.approx(0.75)
-    assert found["gate.used_share"] == pytest.approx(0.9)
+    assert found["gate.num_pauses"] == 2
     assert found["longest_part_ms"] == pytest.approx(31.0)
+
+
+def test_where_time_goes_is_of_blocks_with_the_learner() -> None:
+    """Idle time with something to learn, what of it was used, and each part by its name."""
+    blocks = [block(0.01, is_learning=way) for way in (True, False, True)]
+    found = time_figures(blocks)
+    assert (found["idle.seconds"], found["idle.used_seconds"]) == (20.0, 16.0)
+    assert found["idle.used_share"] == pytest.approx(0.8)
+    assert found["time.idle.closed.training"] == 2.0
+    assert found["time.some.open.training"] == 18.0
+    assert time_figures([block(0.01, is_learning=False)])["idle.used_share"] == 0.0
+
+
+def test_what_the_learner_tells_is_read_as_it_writes_it() -> None:
+    """Of the page of metrics, whatever else is on it and in whichever order labels come."""
+    told = {Spell("idle", False, "training"): 5.0, Spell("some", True, "judging"): 15.0}
+    assert spells_of(METRICS) == told
+    registry = CollectorRegistry()
+    figures = LearnerFigures(phase="judging")
+    registry.register(LearnerCollector("shared", figures, dict, lambda: told))
+    page = generate_latest(registry).decode()
+    assert spells_of(page) == told
+    assert not is_waiting(page)
+    figures.phase = "waiting"
+    assert is_waiting(generate_latest(registry).decode())
 
 
 def test_the_learner_stands_still_and_goes_on() -> None:

@@ -20,6 +20,7 @@ from paceline.online.idle import (
     LoadAverage,
     ServedLoad,
 )
+from paceline.online.idle_time import Spell, idle_to_use
 from paceline.processes import free_port
 from sessions import Clock
 from waiting import wait_until
@@ -125,16 +126,56 @@ def test_idle_time_is_accounted_for() -> None:
     clock, source = Clock(), Source()
     made = gate(clock, source, settings=IdleSettings(open_after_seconds=0.0))
     look(made, clock, 5)
-    clock.now += 10
+    clock.now += 2
     with made.using(), made.using():
-        clock.now += 30
+        clock.now += 6
         source.told = 0.9
         look(made, clock, 0)
         clock.now += 7  # goes on although it is closed: not idle time
     look(made, clock, 3)
     stats = made.stats()
-    assert (stats.idle_seconds, stats.used_seconds, stats.busy_seconds) == (40.0, 30.0, 15.0)
+    assert (stats.idle_seconds, stats.used_seconds, stats.busy_seconds) == (8.0, 6.0, 15.0)
     assert (stats.used_share, stats.num_pauses) == (0.75, 1)
+
+
+def test_time_is_told_by_load_gate_and_phase() -> None:
+    """Idle begins with the look that finds it, used is what work gets of it once the gate opens."""
+    clock, source = Clock(), Source(0.9)
+    made = gate(clock, source)
+    look(made, clock)
+    made.note("training")
+    for load, seconds in ((0.9, 4.0), (0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (0.3, 5.0)):
+        source.told = load
+        look(made, clock, seconds)
+    made.note("storing")
+    source.told = 0.0
+    look(made, clock, 7.0)
+    clock.now += 2.0
+    made.note("waiting")
+    clock.now += 3.0
+    spells = made.stats().spells
+    assert spells == {
+        Spell("full", False, "waiting"): 1.0,
+        Spell("full", False, "training"): 5.0,
+        Spell("idle", False, "training"): 2.0,
+        Spell("idle", True, "training"): 5.0,
+        Spell("some", True, "storing"): 7.0,
+        Spell("idle", True, "storing"): 2.0,
+        Spell("idle", True, "waiting"): 3.0,
+    }
+    assert idle_to_use(spells) == (9.0, 5.0)
+
+
+def test_time_that_no_look_has_seen_is_not_idle() -> None:
+    """As of a process that was stopped: what is told of it is that the gate was closed."""
+    clock, source = Clock(), Source()
+    made = gate(clock, source, settings=IdleSettings(open_after_seconds=0.0))
+    look(made, clock, 1.0)
+    made.note("training")
+    clock.now += STALE_SECONDS + 30.0
+    stats = made.stats()
+    assert (stats.idle_seconds, stats.busy_seconds) == (STALE_SECONDS, 31.0)
+    assert stats.spells[Spell("full", False, "training")] == 30.0
 
 
 def test_who_waits_is_woken() -> None:
@@ -227,6 +268,24 @@ def test_engines_tell_how_many_requests_they_have(
 def test_an_engine_that_is_away_is_unknown() -> None:
     """Nobody listens there."""
     assert ServedLoad(f"http://127.0.0.1:{free_port()}").load() is None
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "own", "load"),
+    [
+        (1, 0, 1, 0.0),
+        (0, 1, 1, 0.0),
+        (3, 0, 1, 1.0),
+        (1, 1, 1, 1.0),
+        (0, 0, 1, 0.0),
+        (2, 0, 0, 1.0),
+    ],
+)
+def test_what_a_teacher_asks_is_not_load(running: int, waiting: int, own: int, load: float) -> None:
+    """Our request is the engine's first; without that an engine of few requests would be full."""
+    text = f"vllm:num_requests_running {running}.0\nvllm:num_requests_waiting {waiting}.0\n"
+    source = ServedLoad("http://engine", full_requests=2, own=lambda: own, fetch=lambda _url: text)
+    assert source.load() == load
 
 
 def test_our_own_work_is_not_load() -> None:

@@ -110,7 +110,8 @@ def learner_of(models: Path, folder: Path, redis_url: str, engine_url: str, port
     }
     told["judging"]["canary"] = True
     told["replay"]["quiet_seconds"] = 0.5
-    told["cycle"]["min_new_tokens"] = 1500
+    told["cycle"] |= {"min_new_tokens": 3000, "passages": 80}
+    told["gate"]["confidence"] = 0.6  # of prompts never seen little can be known of this target
     return ChildProcess(
         "the learner",
         [sys.executable, "-m", "paceline.online", "learner", _json(told)],

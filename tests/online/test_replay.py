@@ -16,6 +16,7 @@ from paceline.errors import ConfigError
 from paceline.online import replay_file
 from paceline.online.passages import Passage
 from paceline.online.prompts import is_held_out
+from paceline.online.repeats import origin_of, without_learned
 from paceline.online.replay import STATE, Replay, ReplaySettings
 from sessions import NAMESPACE, Clock, settled, small_replay, turn
 
@@ -110,7 +111,7 @@ def test_the_newest_are_measured_by_and_no_workload_is_left_out(tmp_path: Path) 
             clock.now += 10
             session = f"{prefix}{number}"
             given = {"workload": workload, "session": session, "at": clock.now}
-            replay.add(turn(number, [1, 2, 3], [4, 5, 6], **given))
+            replay.add(turn(number, [1, 2, number], [4, 5, number], **given))
             number += 1
     settled(replay, clock)
     found = replay.held_out(12)
@@ -132,9 +133,100 @@ def test_held_out_sessions_are_never_learned_from(tmp_path: Path) -> None:
     measured = [p.session for p in replay.held_out()]
     assert learned & set(measured) == set()
     assert learned | set(measured) == {f"a{n}" for n in range(400)}
-    assert set(measured) == {f"a{n}" for n in range(400) if is_held_out(f"a\0a{n}", 0.2)}
+    prompts = {f"a{n}": np.array([1 + 8 * n, 2 + 8 * n], np.int32) for n in range(400)}
+    assert set(measured) == {
+        name for name, its in prompts.items() if is_held_out(f"a\0{origin_of(its)}", 0.2)
+    }
     assert 50 < len(set(measured)) < 110
     assert measured == sorted(measured)
+
+
+def test_who_asks_the_same_is_on_the_same_side(tmp_path: Path) -> None:
+    """Sessions that begin alike are one: all held out or none, however they go on."""
+    clock = Clock()
+    replay = small_replay(tmp_path, clock, held_out_share=0.3, max_bytes=10**7)
+    for number in range(200):
+        kind, session = number % 20, f"s{number}"
+        first = turn(2 * number, [7, 8, 9, kind], [50 + kind], session=session, num_before=0)
+        replay.add(first)
+        read = [1000 + number]
+        replay.add(turn(2 * number + 1, read, [2000 + number], session=session, num_before=5))
+    settled(replay, clock)
+    learned, measured = ({it.conversation for it in pool} for pool in replay._pools)
+    assert not learned & measured
+    assert len(learned | measured) == 20
+    assert 2 <= len(measured) <= 12
+    assert replay.stats()["held_out_sessions"] == len(measured)
+    assert sum(len(pool) for pool in replay._pools) == 200
+
+
+def test_what_goes_on_after_its_beginning_is_forgotten_stays_on_its_side(tmp_path: Path) -> None:
+    """A session for which there was no room is known again by its passages, also after a restart;
+    one of which nothing is held goes by its name."""
+    clock = Clock()
+    told = {"held_out_share": 0.5, "max_bytes": 10**7}
+    replay = small_replay(tmp_path, clock, **told)
+    for number in range(40):
+        given = {"session": f"s{number}", "num_before": 0}
+        replay.add(turn(number, [1, number], [2, number], **given))  # type: ignore[arg-type]
+    settled(replay, clock)
+    for name in list(replay._sessions):
+        replay._drop_session(name)
+    replay.save()
+    replay = small_replay(tmp_path, clock, **told)
+    sides = {it.session: it.conversation for it in replay.passages()}
+    for number in range(40):
+        given = {"session": f"s{number}", "num_before": 4}
+        replay.add(turn(100 + number, [3], [4, number], **given))  # type: ignore[arg-type]
+    replay.add(turn(200, [3], [4], session="new", num_before=4))
+    settled(replay, clock)
+    later = {it.session: it.conversation for it in replay.passages() if it.token_ids[0] == 3}
+    assert later == sides | {"new": "a\0new"}
+    learned, measured = ({it.session for it in pool} for pool in replay._pools)
+    assert not learned & measured
+    assert len(measured) > 5
+
+
+def test_what_is_learned_from_as_well_measures_nothing(tmp_path: Path) -> None:
+    """Held-out passages most of whose words stand in replies that are learned from are left out."""
+    clock = Clock()
+    replay = small_replay(tmp_path, clock, held_out_share=0.5, max_bytes=10**7)
+    for number in range(80):  # asked with a date, so that no two begin alike
+        said = [40, 41, 42, 43] if number % 2 else [100 + number, 41, 42, 43]
+        replay.add(turn(number, [5, 6, 300 + number], said, session=f"s{number}", num_before=0))
+    settled(replay, clock)
+    assert any(it.token_ids[3] == 40 for it in replay._learned)
+    assert any(it.token_ids[3] == 40 for it in replay._held_out)
+    measured = replay.held_out()
+    assert measured
+    assert {it.session for it in measured} == {
+        it.session for it in replay._held_out if it.token_ids[3] != 40
+    }
+    assert len(replay.held_out(4)) == 4
+
+
+def test_half_of_a_passage_may_be_known() -> None:
+    """Words that were only read do not count, nor does where a reply stands."""
+    learned = passage([1, 2, 3, 4], [False, True, True, True])
+    half = passage([9, 2, 3, 4, 9, 5, 6, 7], [False, *[True] * 3, False, *[True] * 3])
+    most = passage([9, 2, 3, 4, 9, 5, 6], [False, *[True] * 3, False, *[True] * 2])
+    read = passage([2, 3, 4, 8], [False, False, False, True])
+    assert without_learned([half, most, read], [learned]) == [half, read]
+    assert without_learned([], [learned]) == []
+    assert without_learned([half], []) == [half]
+
+
+def passage(token_ids: list[int], is_said: list[bool]) -> Passage:
+    return Passage(
+        token_ids=np.array(token_ids, np.int32),
+        is_said=np.array(is_said),
+        tenant="a",
+        scope="tenant:a",
+        workload="w",
+        session="s",
+        begun_at=0.0,
+        finished_at=0.0,
+    )
 
 
 def test_many_sessions_stay_within_bounds(tmp_path: Path) -> None:

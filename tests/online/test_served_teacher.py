@@ -13,7 +13,7 @@ import pytest
 
 from paceline.errors import ConfigError, LearningError
 from paceline.online.passages import Passage
-from paceline.online.served_teacher import ServedTeacher
+from paceline.online.served_teacher import OwnRequests, ServedTeacher
 from paceline.processes import free_port
 from waiting import wait_until
 
@@ -177,18 +177,22 @@ def test_without_leave_the_reading_ends(engine: Engine) -> None:
     """The connection is closed while the server still reads; what was taught before is given."""
     is_open = threading.Event()
     is_open.set()
-    teacher = ServedTeacher(engine.url, top_k=2, may_go_on=is_open.is_set)
+    own = OwnRequests()
+    teacher = ServedTeacher(engine.url, top_k=2, may_go_on=is_open.is_set, own=own)
     assert len(teacher.teach([passage(5, 6)])) == 1
+    assert [own.take_most() for _ in range(2)] == [1, 0], "one that has just ended counts once"
     engine.hangs.set()
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(teacher.teach([passage(5, 6, 7)])))
     thread.start()
     wait_until(lambda: len(engine.asked) == 2)
     assert not engine.left.is_set()
+    assert [own.take_most() for _ in range(2)] == [1, 1]
     is_open.clear()
     thread.join(10)
     wait_until(engine.left.is_set)
     assert found == [[]]
+    assert [own.take_most() for _ in range(2)] == [1, 0]
     assert teacher.teach([passage(5, 6)]) == []
     assert len(engine.asked) == 2
     assert teacher.stats()["cancelled"] == 1
