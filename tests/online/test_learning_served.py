@@ -24,9 +24,9 @@ from paceline.processes import ChildProcess, answers, free_port
 from redis_server import RedisServer
 from waiting import wait_until
 
-pytestmark = [pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.redis, pytest.mark.model, pytest.mark.timeout(900)]
 
-LEARN_SECONDS = 300.0
+LEARN_SECONDS = 450.0
 POLLS_BETWEEN_BURSTS = 200
 """Some ten seconds: time for a cycle."""
 
