@@ -231,7 +231,9 @@ class Forwarder:
         if exchange.watch is not None:
             exchange.watch.answered(body)
         if sent.ticket is not None and sent.ticket.counts_tokens:
-            sent.ticket.meter.read_whole(_usage_in(response.headers) or body)
+            sent.ticket.meter.read_whole(body)
+            if not sent.ticket.meter.is_known:
+                sent.ticket.meter.read_whole(_usage_in(response.headers))
         if taking is not None:
             body = taking.whole(body)
         if predicted is not None:

@@ -32,7 +32,7 @@ SDKS = ROOT / "tests" / "sdks"
 TEXTS = ["A grey heron waits.", "The clock on the wall is slow."]
 IDS = [[504, 3224], [1, 2, 3]]
 SAY = [{"role": "user", "content": "Say hello."}]
-MANY = [f"Heron {i}." for i in range(110)]
+MANY = [f"Heron {i}." for i in range(90)]
 """More than a head of 8 KB has room to tell of."""
 FORMS: dict[str, dict[str, Any]] = {
     "text": {"input": TEXTS[0]},
