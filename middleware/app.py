@@ -45,6 +45,7 @@ from paceline.middleware.identity import (
     authenticate,
     identify,
 )
+from paceline.middleware.limit_answers import require_countable
 from paceline.middleware.limit_store import Bound
 from paceline.middleware.limiter import Limiter, LimitTiming, Ticket
 from paceline.middleware.metrics import ProxyMetrics
@@ -350,14 +351,7 @@ class Proxy:
         bounds = _bounds_of(caller, identity)
         if not bounds:
             return None
-        if caller.endpoint.takes.request_id and view.is_background:
-            raise ApiError(
-                400,
-                f"tenant {identity.tenant.name!r} has limits, and what is said in the background "
-                "is not counted for any; leave out background",
-                code="unsupported_parameter",
-                param="background",
-            )
+        require_countable(caller.endpoint, identity.tenant.name, view, bounds)
         ticket = await self.limiter.admit(
             exchange.request_id,
             identity.tenant.name,

@@ -34,6 +34,7 @@ NOT_PASSED_ON: Final = frozenset(
     )
 )
 """Response headers that are the connection's, or that we set ourselves."""
+VECTORS_HEAD: Final = b"metadata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +232,8 @@ class Forwarder:
             exchange.watch.answered(body)
         if sent.ticket is not None and sent.ticket.counts_tokens:
             sent.ticket.meter.read_whole(body)
+            if not sent.ticket.meter.is_known:
+                sent.ticket.meter.read_whole(_usage_in(response.headers))
         if taking is not None:
             body = taking.whole(body)
         if predicted is not None:
@@ -269,6 +272,11 @@ def _is_event_stream(headers: RawHeaders) -> bool:
         name.lower() == b"content-type" and value.startswith(b"text/event-stream")
         for name, value in headers
     )
+
+
+def _usage_in(headers: RawHeaders) -> bytes:
+    """What vLLM says in the head of vectors that it sends as bytes, usage included; else b""."""
+    return next((value for name, value in headers if name.lower() == VECTORS_HEAD), b"")
 
 
 def _passed_on(headers: RawHeaders) -> list[tuple[bytes, bytes]]:

@@ -8,7 +8,9 @@ from operator import attrgetter
 from typing import Final
 
 from paceline.api_errors import ApiError
-from paceline.middleware.limit_store import Ask, Decision
+from paceline.middleware.endpoints import EMBEDDINGS, Endpoint
+from paceline.middleware.limit_store import Ask, Bound, Decision
+from paceline.middleware.request_body import BodyView
 from paceline.policies.limits import WindowState
 
 Headers = list[tuple[bytes, bytes]]
@@ -102,3 +104,30 @@ def duration(milliseconds: int) -> str:
 def _tightest(windows: Iterable[WindowState | None]) -> WindowState | None:
     present = (window for window in windows if window is not None)
     return min(present, key=attrgetter("remaining"), default=None)
+
+
+def require_countable(
+    endpoint: Endpoint, tenant: str, view: BodyView, bounds: Iterable[Bound]
+) -> None:
+    """Check that what a request comes to can be counted for its limits.
+
+    Raises:
+        ApiError: 400, nothing would say it.
+    """
+    if endpoint.takes.request_id and view.is_background:
+        raise ApiError(
+            400,
+            f"tenant {tenant!r} has limits, and what is said in the background is not counted for "
+            "any; leave out background",
+            code="unsupported_parameter",
+            param="background",
+        )
+    counts_tokens = any(bound.limits.tokens_per_minute is not None for bound in bounds)
+    if endpoint is EMBEDDINGS and counts_tokens and view.is_without_usage:
+        raise ApiError(
+            400,
+            f"tenant {tenant!r} has a limit of tokens, and vectors in the form bytes_only come "
+            "without their usage; ask for bytes, which tells it in the head",
+            code="unsupported_parameter",
+            param="encoding_format",
+        )

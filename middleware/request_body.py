@@ -57,6 +57,7 @@ class BodyView(msgspec.Struct):
     system: msgspec.Raw = ABSENT
     instructions: msgspec.Raw = ABSENT
     input: msgspec.Raw = ABSENT
+    encoding_format: msgspec.Raw = ABSENT
     tools: msgspec.Raw = ABSENT
     prompt_cache_key: msgspec.Raw = ABSENT
     prediction: msgspec.Raw = ABSENT
@@ -183,6 +184,11 @@ class BodyView(msgspec.Struct):
         Whatever an engine may take for yes, ``1`` and ``"on"`` too, is one.
         """
         return bytes(self.background) not in (*UNSET, b"false")
+
+    @property
+    def is_without_usage(self) -> bool:
+        """Whether vectors are asked for in vLLM's form that says nothing but them."""
+        return _text(self.encoding_format) == "bytes_only"
 
     @property
     def is_stored(self) -> bool:

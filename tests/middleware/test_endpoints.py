@@ -344,7 +344,7 @@ def test_nothing_is_kept_of_what_may_not_be_recorded(
 def test_what_cannot_be_counted_is_not_let_past_a_limit(
     engines: Engines, proxies: Proxies, tmp_path: Path
 ) -> None:
-    """A tenant with limits cannot have answers made behind their back."""
+    """A tenant with limits cannot have answers made behind their back, nor without their usage."""
     engine = engines()
     proxy = proxies(engine.url, policy_file=policy_file(tmp_path, concurrency=1))
     for yes in (1, "on", True):
@@ -353,6 +353,14 @@ def test_what_cannot_be_counted_is_not_let_past_a_limit(
         assert answer[0] == 400
         assert json.loads(answer[1])["error"]["param"] == "background"
     assert exchange(proxy.url, "POST", "/v1/responses", body, {"x-api-key": "bank-key"})[0] == 200
+    vectors = ASKS["/v1/embeddings"] | {"encoding_format": "bytes_only"}  # they tell no usage
+    assert (
+        exchange(proxy.url, "POST", "/v1/embeddings", vectors, {"x-api-key": "shop-key"})[0] == 200
+    )
+    metered = proxies(engine.url, policy_file=policy_file(tmp_path, tokens_per_minute=10**6))
+    answer = exchange(metered.url, "POST", "/v1/embeddings", vectors, {"x-api-key": "shop-key"})
+    assert answer[0] == 400
+    assert json.loads(answer[1])["error"]["param"] == "encoding_format"
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])

@@ -35,6 +35,7 @@ pytestmark = [
 ]
 
 CLIENTS = ROOT / "tests" / "sdks" / "clients"
+NODE = ROOT / "tests" / "sdks" / "node"
 CITIES = {"Ghent", "Lille"}
 
 
@@ -180,15 +181,65 @@ def test_autogen(stack: Stack) -> None:
 def test_llama_index(stack: Stack) -> None:
     """The tool runs with what the call says, and its results go back.
 
-    A streamed call has its name; LlamaIndex gives none of its arguments (docs/sdks.md).
+    A streamed call comes whole. Of each chunk LlamaIndex reads the first delta alone: it gives the
+    call where no chunk has a second, as without drafts (docs/sdks.md).
     """
     found = stack.clients.found(CLIENTS / "tools_with_llama_index.py", OPENAI_2)
     assert set(found["calls"]) == {"weather"}
-    assert set(found["streamed"]) == {"weather"}
     assert found["done"] == [f"Rain in {city}." for city in found["cities"]]
     assert found["cities"]
     assert set(found["cities"]) <= CITIES
     assert found["reply"]
+    for streamed in (found["streamed"], found["streamed_singly"]):
+        assert streamed["name"] == "weather"
+        assert city_of(streamed["told"])
+        assert streamed["kept"] == streamed["firsts"]
+    assert city_of(found["streamed_singly"]["read"])
+
+
+def test_litellm(stack: Stack) -> None:
+    """Named and required calls come whole, and put together from pieces; a result goes back."""
+    found = stack.clients.found(CLIENTS / "tools_with_litellm.py")
+    assert found["calls"] == [["weather"]] * 4
+    assert all(city_of(arguments) for (arguments,) in found["arguments"])
+    assert set(found["reasons"]) == {"tool_calls"}
+    assert found["reply"]
+
+
+def test_dspy(stack: Stack) -> None:
+    """Its language model gives a named call; a module has a required one, and runs the tool."""
+    found = stack.clients.found(CLIENTS / "tools_with_dspy.py")
+    ((name, arguments),) = found["plain"]
+    assert name == "weather"
+    assert city_of(arguments)
+    assert set(found["calls"]) == {"weather"}
+    assert found["cities"]
+    assert set(found["cities"]) <= CITIES
+    assert found["done"] == [f"Rain in {city}." for city in found["cities"]]
+
+
+def test_crewai(stack: Stack) -> None:
+    """A call that the model's settings require is made with what it says, streamed too."""
+    found = stack.clients.found(CLIENTS / "tools_with_crewai.py", OPENAI_2)
+    assert len(found["cities"]) == 2
+    assert set(found["cities"]) <= CITIES
+    assert found["done"] == [f"Rain in {city}." for city in found["cities"]]
+
+
+def test_openai_for_node(stack: Stack) -> None:
+    """Named and required calls, whole and streamed; its helper runs the tool; a response's call."""
+    found = stack.clients.found(NODE / "tools_with_openai.mjs")
+    assert set(found["calls"]) == {"weather"}
+    assert len(found["calls"]) >= 3
+    assert [*map(city_of, found["arguments"])] == [city_of(found["deltas"])] * 2
+    assert found["reason"] == "tool_calls"
+    assert found["reply"]
+    assert found["roles"] == ["user", "assistant", "tool"]
+    assert set(found["cities"]) <= CITIES
+    assert len(found["cities"]) == 2
+    assert found["response"]
+    assert all(map(city_of, found["response"]))
+    assert {"response.function_call_arguments.delta", "response.completed"} <= set(found["events"])
 
 
 def test_a_learner_beside_it_learns(stack: Stack) -> None:
