@@ -37,11 +37,12 @@ class ClientProtocol(HttpToolsProtocol):
 class ClientConnection:
     """See `paceline.middleware.exchange.Client`."""
 
-    __slots__ = ("_cycle", "_protocol")
+    __slots__ = ("_cycle", "_on_left", "_protocol")
 
     def __init__(self, protocol: ClientProtocol, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
         self._cycle = cycle
+        self._on_left: Callable[[], None] | None = None
 
     def watch(self, on_left: Callable[[], None]) -> None:
         """See `Client.watch`."""
@@ -49,13 +50,14 @@ class ClientConnection:
         if protocol.transport.is_closing():
             on_left()
             return
-        protocol.on_left = on_left
+        self._on_left = protocol.on_left = on_left
         # it is not read while a long body waits to be taken, and would not be seen to leave
         protocol.flow.resume_reading()
 
     def unwatch(self) -> None:
         """See `Client.unwatch`."""
-        self._protocol.on_left = None
+        if self._protocol.on_left is self._on_left:  # else the next request's, sent ahead
+            self._protocol.on_left = None
 
     @property
     def takes_now(self) -> bool:
