@@ -1,8 +1,9 @@
-"""Keeping the memory of one long request for the next, instead of giving it back in between."""
+"""What a process that is the proxy's alone does with memory: it gives little back, and seldom."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable
 from typing import Final
 
@@ -10,6 +11,9 @@ KEPT_BYTES: Final = 64 * 1024 * 1024
 """Free memory at the heap's end up to which nothing is given back to the system."""
 MAPPED_FROM_BYTES: Final = 32 * 1024 * 1024
 """Smaller blocks are taken from the heap; glibc allows no more."""
+SELDOM: Final = 20_000
+"""Objects more than there were, after which Python looks for cycles among the new ones: nearly all
+that a request makes is freed without."""
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 """Of glibc's malloc.h."""
@@ -27,3 +31,13 @@ def keep_freed_memory() -> bool:
         return False
     is_kept = mallopt(_TRIM_THRESHOLD, KEPT_BYTES) == 1
     return mallopt(_MMAP_THRESHOLD, MAPPED_FROM_BYTES) == 1 and is_kept
+
+
+def collect_seldom() -> None:
+    """Have Python look for cycles of garbage more seldom, and never among what is there now.
+
+    With its own threshold of 700 it looked once in 17 requests, 7 % of what a request takes.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(SELDOM, *gc.get_threshold()[1:])

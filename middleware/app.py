@@ -253,7 +253,7 @@ class Proxy:
     async def _serve(self, exchange: Exchange) -> None:
         started = time.perf_counter()
         tenant_name = ""
-        self.metrics.in_flight.inc()
+        self.metrics.num_in_flight += 1
         try:
             tenant_name = await self._dispatch(exchange)
         except ApiError as error:
@@ -270,7 +270,7 @@ class Proxy:
                 await exchange.answer(failed.status, error_body(failed, exchange.dialect))
         finally:
             await exchange.close()
-            self.metrics.in_flight.dec()
+            self.metrics.num_in_flight -= 1
             seconds = time.perf_counter() - started
             self.metrics.finished(tenant_name, route_of(exchange.path), exchange.status, seconds)
 
@@ -450,14 +450,13 @@ class Proxy:
         assert this is not None
         left = False
 
-        async def stop_when_left() -> None:
+        def stop() -> None:
             nonlocal left
-            await exchange.client_left()
             left = True
             this.cancel()
 
-        watcher = asyncio.create_task(stop_when_left())
         assert self._forwarder is not None
+        unwatch = exchange.watch_client(stop)
         try:
             await self._forwarder.forward(exchange, sent)
         except asyncio.CancelledError:
@@ -467,7 +466,7 @@ class Proxy:
             self.metrics.client_aborts.labels(tenant_name).inc()
             raise ClientGoneError from None
         finally:
-            watcher.cancel()
+            unwatch()
 
 
 def _bounds_of(caller: Caller, identity: Identity) -> tuple[Bound, ...]:

@@ -127,7 +127,7 @@ def _host_of(headers: Mapping[str, str]) -> str:
 
 
 def _passed_on(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
-    kept = [(name.lower(), value) for name, value in headers if name.lower() in PASSED_ON]
+    kept = [(name, value) for name, value in headers if name in PASSED_ON]
     return [*kept, *SAFETY]
 
 

@@ -7,15 +7,13 @@ proxy took twice as long for a request, and 1.4 times as long for a stream's chu
 from __future__ import annotations
 
 import asyncio
-import base64
-import re
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from typing import Final
-from urllib.parse import quote, unquote, urlsplit
 
 import httptools
 
+from paceline.middleware.engine_request import Origin, request_head
 from paceline.middleware.upstream import Headers, SilenceWatch, UpstreamError
 
 KEEP_SECONDS: Final = 30.0
@@ -23,39 +21,12 @@ KEEP_SECONDS: Final = 30.0
 MAX_HEAD_BYTES: Final = 256 * 1024
 MAX_WAITING_BYTES: Final = 256 * 1024
 """More of an answer than this that nobody has taken, and the engine is read no further."""
-PORTS: Final = {"http": 80, "https": 443}
 UNUSED_SECONDS: Final = 1.0
 """Engines end connections that nobody has used for longer than this, and no others."""
 CROSSING_SECONDS: Final = 1.0
 """One of these that ends so soon after a request was sent on it ended before that came."""
 SUCCESS: Final = 200
 """Statuses below are informational: the answer is still to come."""
-_PLAIN_PATH: Final = re.compile(r"[\w/?&=%.,:;@~!$'()*+-]*", re.ASCII)
-_ENDS_HEADER: Final = re.compile(r"[\r\n\0]")
-
-
-class Origin:
-    """Where an engine is.
-
-    Args:
-        url: ``http`` or ``https``, host and port, no path; a name and a password before the host
-            are sent as basic credentials.
-    """
-
-    __slots__ = ("credentials", "head", "host", "is_secure", "port")
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self.is_secure = parts.scheme == "https"
-        self.host = (parts.hostname or "").encode("idna").decode()
-        self.port = parts.port or PORTS[parts.scheme]
-        shown = f"[{self.host}]" if ":" in self.host else self.host
-        named = shown if self.port == PORTS[parts.scheme] else f"{shown}:{self.port}"
-        self.head = f"host: {named}\r\nuser-agent: paceline\r\naccept: */*"
-        self.credentials: dict[str, str] = {}
-        if parts.username is not None:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-            self.credentials = {"authorization": f"Basic {base64.b64encode(pair).decode()}"}
 
 
 class Connections:
@@ -268,7 +239,7 @@ class _Connection(asyncio.Protocol):
         """Of the parser: one header; what follows a body is nobody's."""
         assert self._answer is not None
         if not self._answer.status:
-            self._answer.fields.append((name, value))
+            self._answer.fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Of the parser: all of them."""
@@ -331,6 +302,7 @@ class _Answer:
         "_num_bytes",
         "_parts",
         "_silence",
+        "_take",
         "_waiter",
         "fields",
         "headers",
@@ -346,6 +318,7 @@ class _Answer:
         self._parts: list[bytes] = []
         self._num_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[bytes], bool] | None = None
         self._is_over = False
         self._failure = ""
 
@@ -357,13 +330,32 @@ class _Answer:
             self._connection.pause()
 
     def tell(self) -> None:
-        """Wake who waits for more. O(1)."""
+        """Pass on what has come, or wake who waits for it. O(1)."""
         self._silence.heard()
         waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
+        if waiter is None or waiter.done():  # who is not waiting looks again by itself
+            return
+        try:
+            if self._take is not None and self._pass_on(self._take):
+                return
+        except Exception as error:  # noqa: BLE001  raised where the answer is waited for
+            waiter.set_exception(error)
+        else:
+            waiter.set_result(None)
+        self._waiter = None
+
+    def _pass_on(self, take: Callable[[bytes], bool]) -> bool:
+        """Whether what has come was taken at once."""
+        if self._is_over or not self._parts:
+            return False
+        if not take(self._waiting()):
+            return False
+        self._taken()
+        return True
+
+    def pass_to(self, take: Callable[[bytes], bool]) -> None:
+        """See `UpstreamResponse.pass_to`."""
+        self._take = take
 
     def end(self, failure: str) -> None:
         """Nothing more comes: it is whole, or it failed. Later calls change nothing."""
@@ -377,7 +369,7 @@ class _Answer:
     def closed(self, failure: str, *, is_end: bool) -> None:
         """The connection is closed; by the other side in order, or not."""
         lengths = (b"content-length", b"transfer-encoding")
-        has_length = any(name.lower() in lengths for name, _ in self.fields)
+        has_length = any(name in lengths for name, _ in self.fields)
         is_whole = is_end and self.status and not has_length
         self.end("" if is_whole else failure)
 
@@ -393,17 +385,22 @@ class _Answer:
         if not self.status:
             raise UpstreamError(self._failure, answered=False)
 
+    def _waiting(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def _taken(self) -> None:
+        self._parts.clear()
+        self._num_bytes = 0
+        if not self._is_over:
+            self._connection.resume()
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """See `UpstreamResponse.chunks`."""
         create_future = asyncio.get_running_loop().create_future
         while True:
-            parts = self._parts
-            if parts:
-                data = parts[0] if len(parts) == 1 else b"".join(parts)
-                parts.clear()
-                self._num_bytes = 0
-                if not self._is_over:
-                    self._connection.resume()
+            if self._parts:
+                data = self._waiting()
+                self._taken()
                 yield data
             elif not self._is_over:
                 self._waiter = waiter = create_future()
@@ -480,21 +477,3 @@ class HttpUpstream:
             answer.abort()
             raise
         return answer
-
-
-def request_head(
-    origin: Origin, method: str, path: str, headers: Mapping[str, str], body: bytes | None
-) -> bytes:
-    """A request up to its body.
-
-    Raises:
-        ValueError: a header's value would end it.
-    """
-    if not _PLAIN_PATH.fullmatch(path):
-        path = quote(path, safe="/?&=%.,:;@~!$'()*+-")
-    lines = [f"{name}: {value}" for name, value in headers.items()]
-    if _ENDS_HEADER.search("".join(lines)):
-        raise ValueError("a header has a line's end in it")
-    if body is not None:
-        lines.append(f"content-length: {len(body)}")
-    return "\r\n".join((f"{method} {path} HTTP/1.1", origin.head, *lines, "", "")).encode("latin-1")

@@ -5,6 +5,7 @@ Reading the body, sending, noticing that the client left.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Final, Protocol
@@ -19,10 +20,29 @@ Send = Callable[[Message], Awaitable[None]]
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 JSON: Final = (b"content-type", b"application/json")
+CLIENT_STATE: Final = "paceline.client"
+"""Of a scope's state: the request's `Client`, where the server is ours."""
 
 
 class ClientGoneError(Exception):
     """The client left before its answer was complete."""
+
+
+class Client(Protocol):
+    """What a server tells of a request's client, and takes for it, without a task."""
+
+    def watch(self, on_left: Callable[[], None]) -> None:
+        """Have `on_left` called when the client leaves, now if it has; the body is read."""
+
+    def unwatch(self) -> None:
+        """Have nothing called any more."""
+
+    @property
+    def takes_now(self) -> bool:
+        """Whether a stream has begun, and the client keeps up with it."""
+
+    def write(self, piece: bytes) -> None:
+        """Send a piece of a stream, not empty; only while `takes_now`."""
 
 
 class ShapesAnswer(Protocol):
@@ -86,6 +106,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._shape: ShapesAnswer | None = None
+        self._client: Client | None = scope.get("state", {}).get(CLIENT_STATE)
 
     @property
     def started(self) -> bool:
@@ -120,10 +141,20 @@ class Exchange:
                 self.read_at = time.perf_counter()
                 return b"".join(parts)
 
-    async def client_left(self) -> None:
-        """Wait until the client leaves; only after the body was read."""
+    def watch_client(self, on_left: Callable[[], None]) -> Callable[[], object]:
+        """Have `on_left` called when the client leaves; only after the body was read.
+
+        Returns what ends the watch.
+        """
+        if self._client is None:
+            return asyncio.create_task(self._wait_left(on_left)).cancel
+        self._client.watch(on_left)
+        return self._client.unwatch
+
+    async def _wait_left(self, on_left: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             continue
+        on_left()
 
     def shape(self, make: Callable[[Send], ShapesAnswer]) -> None:
         """Have the answer written by what `make` makes of the server's `send`; before its start."""
@@ -164,6 +195,18 @@ class Exchange:
     async def write(self, data: bytes) -> None:
         """Send a part of the answer's body."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self.watch is not None:
+            self.watch.wrote(data)
+
+    @property
+    def writes_now(self) -> bool:
+        """Whether `write_now` may be called: a stream has begun, its client keeps up."""
+        return self._client is not None and self._shape is None and self._client.takes_now
+
+    def write_now(self, data: bytes) -> None:
+        """Send a part of the answer's body, not empty, from outside of the request's task."""
+        assert self._client is not None
+        self._client.write(data)
         if self.watch is not None:
             self.watch.wrote(data)
 

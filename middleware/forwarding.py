@@ -184,13 +184,12 @@ class Forwarder:
         An engine that dies in it leaves whole events and one error event.
         """
         exchange.promise(response.status, _passed_on(response.headers))
-        before = last = b""
+        relay = _Relay(exchange, attempt, hold)
+        if predicted is None:
+            response.pass_to(relay.pass_on)
         try:
             async for chunk in response.chunks():
-                if not last:
-                    attempt.first_byte()
-                before, last = last, chunk
-                ready = hold.push(chunk)
+                ready = relay.push(chunk)
                 if not ready:
                     continue
                 if predicted is not None:
@@ -205,7 +204,7 @@ class Forwarder:
             failed = upstream_failed(f"{attempt.replica.name}: {error}")
             await exchange.end(hold.broken_off() + error_event(failed, exchange.dialect))
             return
-        attempt.ended(before + last)
+        attempt.ended(relay.tail)
         rest = hold.rest()
         if predicted is not None:
             rest = await predicted.events(rest)
@@ -245,6 +244,45 @@ class Forwarder:
         await exchange.answer(response.status, body, _passed_on(response.headers))
 
 
+class _Relay:
+    """One stream on its way to its client.
+
+    Args:
+        exchange: with the client.
+        attempt: is told of the first piece.
+        hold: what the stream goes through.
+    """
+
+    __slots__ = ("_attempt", "_before", "_exchange", "_hold", "_last")
+
+    def __init__(self, exchange: Exchange, attempt: Attempt, hold: Hold) -> None:
+        self._exchange = exchange
+        self._attempt = attempt
+        self._hold = hold
+        self._before = self._last = b""
+
+    @property
+    def tail(self) -> bytes:
+        """The last two pieces as they came."""
+        return self._before + self._last
+
+    def push(self, chunk: bytes) -> bytes:
+        """The next piece has come; returns what is to be passed on, possibly nothing."""
+        if not self._last:
+            self._attempt.first_byte()
+        self._before, self._last = self._last, chunk
+        return self._hold.push(chunk)
+
+    def pass_on(self, chunk: bytes) -> bool:
+        """Pass the next piece on at once; False if its client has to be waited for."""
+        if not self._exchange.writes_now:
+            return False
+        ready = self.push(chunk)
+        if ready:
+            self._exchange.write_now(ready)
+        return True
+
+
 def _headers_for(exchange: Exchange, sent: Sent) -> dict[str, str]:
     """What an engine is told in the head of a request."""
     headers = {"accept-encoding": "identity", "x-request-id": exchange.request_id}
@@ -269,7 +307,7 @@ def _hold_of(
 
 def _is_event_stream(headers: RawHeaders) -> bool:
     return any(
-        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        name == b"content-type" and value.startswith(b"text/event-stream")
         for name, value in headers
     )
 
@@ -280,5 +318,5 @@ def _usage_in(headers: RawHeaders) -> bytes:
 
 
 def _passed_on(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
-    kept = [(name.lower(), value) for name, value in headers if name.lower() not in NOT_PASSED_ON]
+    kept = [header for header in headers if header[0] not in NOT_PASSED_ON]
     return kept or [JSON]

@@ -21,7 +21,6 @@ from paceline.policies.rules import (
     SIDE_CHANNEL,
     EffectivePolicy,
     Layer,
-    MemoryPolicy,
     Resolved,
 )
 from paceline.policies.tenants import LOCAL_LEARNER, LOCAL_TENANT, PolicyFile, Tenant, resolved
@@ -31,7 +30,6 @@ SALT_BYTES: Final = 16
 OWN_HEADERS: Final = "x-paceline-"
 EXPLAIN_HEADER: Final = "x-paceline-explain"
 """``on`` has the answer's headers say what holds for the request."""
-ALL_TIERS: Final = MemoryPolicy().tiers
 LOCAL_POLICY: Final = resolved(LOCAL_TENANT)
 LEARNING_POLICY: Final = resolved(LOCAL_LEARNER)
 
@@ -108,7 +106,7 @@ class Identity:
         if policy.sharing == "global":
             fields["paceline_sharing"] = "global"
         memory = policy.memory
-        if memory.tiers != ALL_TIERS:
+        if not (memory.session and memory.workload and memory.tenant):
             fields["paceline_tiers"] = ",".join(memory.tiers)
         for name in ("capacity", "retention_seconds", "stored_tokens"):
             if (most := getattr(memory, name)) is not None:

@@ -68,6 +68,9 @@ class ProxyMetrics:
 
     Labels are tenants and upstreams of its configuration, never what clients send; but for
     workloads, of which each tenant has a bounded number.
+
+    Attributes:
+        num_in_flight: requests being answered; told when metrics are read.
     """
 
     def __init__(self) -> None:
@@ -87,9 +90,10 @@ class ProxyMetrics:
         )
         # Looking labels up takes longer than counting.
         self._children = lru_cache(maxsize=None)(self._find_children)
-        self.in_flight = Gauge(
+        self.num_in_flight = 0
+        Gauge(
             "paceline_proxy_in_flight", "Requests being answered.", registry=self.registry
-        )
+        ).set_function(lambda: self.num_in_flight)
         self.client_aborts = Counter(
             "paceline_proxy_client_aborts",
             "Requests whose client left before the end.",

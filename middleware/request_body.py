@@ -334,7 +334,7 @@ def with_fields(
         is_stored: False has the engine keep nothing of the answer.
         service_tier: the tier that the client gets in place of the one it asked for; "" for that.
     """
-    forbidden = [name for name in PROTECTED if view.has(name) and name not in allow]
+    forbidden = [name for name in PROTECTED if len(getattr(view, name)) and name not in allow]
     own: dict[str, Any] = {} if xargs is None else {XARGS: dict(xargs)}
     if "cache_salt" not in allow or not view.has("cache_salt"):
         own["cache_salt"] = cache_salt

@@ -17,8 +17,9 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
 from paceline.errors import ConfigError, PacelineError
-from paceline.middleware.allocator import keep_freed_memory
+from paceline.middleware.allocator import collect_seldom, keep_freed_memory
 from paceline.middleware.app import Proxy
+from paceline.middleware.client_connection import ClientProtocol
 from paceline.middleware.config import ProxyConfig
 from paceline.middleware.json_log import json_logging
 from paceline.middleware.limiter import LimitTiming
@@ -81,10 +82,12 @@ def run_proxy(config: ProxyConfig, config_file: Path | None = None) -> None:
 def serve_on(listener: socket.socket, proxy: Proxy) -> None:
     """Serve what comes to a socket until SIGINT or SIGTERM, then finish what is under way.
 
-    The process is the proxy's alone: its limit of open files and its allocator are set for it.
+    The process is the proxy's alone: its limit of open files, its allocator and its collector of
+    garbage are set for it.
     """
     allow_open_files()
     keep_freed_memory()
+    collect_seldom()
     _Server(proxy).run(sockets=[listener])
 
 
@@ -125,7 +128,7 @@ def _server_config(proxy: Proxy) -> uvicorn.Config:
     return uvicorn.Config(
         proxy,
         loop="uvloop",
-        http="httptools",
+        http=ClientProtocol,
         lifespan="on",
         access_log=False,
         proxy_headers=False,

@@ -26,7 +26,12 @@ class UpstreamError(Exception):
 
 
 class UpstreamResponse(Protocol):
-    """An engine's answer, its body still on the way."""
+    """An engine's answer, its body still on the way.
+
+    Attributes:
+        status: of HTTP.
+        headers: names in lower case.
+    """
 
     status: int
     headers: Headers
@@ -36,6 +41,13 @@ class UpstreamResponse(Protocol):
 
         Raises:
             UpstreamError: the engine broke off or fell silent.
+        """
+
+    def pass_to(self, take: Callable[[bytes], bool]) -> None:
+        """Hand what comes to `take` as it comes, instead of waking who waits in `chunks` for it.
+
+        `take` tells whether it took it; if not, `chunks` gives it. Whatever it raises, `chunks`
+        raises. The last piece always comes from `chunks`.
         """
 
     def abort(self) -> None:

@@ -40,3 +40,30 @@ def test_long_bodies_do_not_fault_pages_in_again_and_again() -> None:
         faults[how] = int(done.stdout)
     assert faults["kept"] * 10 < faults["usual"]
     assert KEPT_BYTES > 8 * 300_000
+
+
+COLLECT = """
+import gc
+from paceline.middleware.allocator import SELDOM, collect_seldom
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+
+collect_seldom()
+before = gc.get_stats()[0]["collections"]
+made = [[] for _ in range(SELDOM // 2)]
+few = gc.get_stats()[0]["collections"] - before
+del made
+for _ in range(SELDOM * 2):
+    Cycle()
+print(few, gc.get_stats()[0]["collected"] > SELDOM)
+"""
+
+
+def test_cycles_are_looked_for_seldom_and_found() -> None:
+    """Counted in a process of its own, which is what it is set for."""
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECT], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["0", "True"]

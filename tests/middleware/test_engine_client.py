@@ -27,9 +27,8 @@ from paceline.middleware.engine_client import (
     UNUSED_SECONDS,
     Connections,
     HttpUpstream,
-    Origin,
-    request_head,
 )
+from paceline.middleware.engine_request import Origin, request_head
 from paceline.middleware.upstream import UpstreamError
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -429,6 +428,68 @@ def test_an_engine_is_read_no_faster_than_its_client() -> None:
             assert engine.num_connections == 1
             assert await asyncio.wait_for(way.send("POST", "/", {}, b"{}"), 10)
             assert engine.num_connections == 1
+
+    run(work())
+
+
+def test_a_stream_is_passed_on_where_it_comes_and_waits_where_it_cannot() -> None:
+    """What the taker refuses comes from `chunks`, in order; so does the last piece."""
+
+    async def work() -> None:
+        go_on = asyncio.Event()
+
+        async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(STREAM)
+            for piece in (b"1", b"2", b"3", b"4", b"5"):
+                writer.write(b"1\r\n" + piece + b"\r\n")
+                await go_on.wait()
+                go_on.clear()
+            writer.write(b"1\r\n6\r\n0\r\n\r\n")
+
+        taken: list[bytes] = []
+        waited: list[bytes] = []
+
+        def take(piece: bytes) -> bool:
+            if piece == b"3":
+                return False
+            taken.append(piece)
+            go_on.set()
+            return True
+
+        async with serving(answer) as (way, _):
+            response = await way.send("POST", "/", {}, b"{}")
+            response.pass_to(take)
+            async for piece in response.chunks():
+                waited.append(piece)
+                go_on.set()
+        assert b"3" in waited
+        assert waited[-1] == b"6"
+        assert sorted(taken + waited) == [b"1", b"2", b"3", b"4", b"5", b"6"]
+        assert taken == sorted(taken)
+        assert {b"4", b"5"} <= set(taken)  # once it waits again, pieces are taken again
+
+    run(work())
+
+
+def test_what_goes_wrong_where_a_stream_is_passed_on_is_raised_where_it_is_waited_for() -> None:
+    """And the connection, whose answer nobody takes any more, is closed by who gives it up."""
+
+    async def work() -> None:
+        def take(_piece: bytes) -> bool:
+            raise ZeroDivisionError
+
+        async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(STREAM)
+            await asyncio.sleep(0.05)
+            writer.write(b"1\r\nx\r\n")
+
+        async with serving(answer) as (way, engine):
+            response = await way.send("POST", "/", {}, b"{}")
+            response.pass_to(take)
+            with pytest.raises(ZeroDivisionError):
+                await anext(response.chunks())
+            response.abort()
+            await until(lambda: engine.num_closed == 1)
 
     run(work())
 
