@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from paceline.adapters.drafter_watch import DrafterWatch
 from paceline.adapters.embedded.drafter_host import EmbeddedDrafterHost
 from paceline.adapters.embedded.engine import EmbeddedEngine
 from paceline.adapters.embedded.engine_settings import EngineSettings
+from paceline.adapters.embedded.heap import give_back_freed
 from paceline.adapters.embedded.server import EngineServer
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.housekeeping import Housekeeping
@@ -42,7 +44,7 @@ class Beside:
 
     Attributes:
         watch: follows the drafter's versions.
-        housekeeping: lets the memory forget in time.
+        housekeeping: lets the memory forget in time, and gives freed memory back.
         speculator: the memory.
         corpora: what is drafted from beside it.
         shared_arms: brings what other engines' bandits have learned.
@@ -50,7 +52,7 @@ class Beside:
     """
 
     watch: DrafterWatch | None
-    housekeeping: Housekeeping | None
+    housekeeping: Housekeeping
     speculator: Speculator | None
     corpora: CorpusFeed | None
     shared_arms: PolicySync[PolicyState] | None
@@ -64,6 +66,13 @@ class Beside:
         for shared in (self.shared_arms, self.journal):
             if shared is not None:
                 shared.close(FLUSH_SECONDS)
+
+
+def keep_house(speculator: Speculator | None) -> None:
+    """What is to be done now and then."""
+    give_back_freed()
+    if speculator is not None:
+        speculator.expire()
 
 
 @click.command()
@@ -194,9 +203,8 @@ def main(
     except PacelineError as error:
         raise click.ClickException(str(error)) from error
 
-    housekeeping = None if speculator is None else Housekeeping(speculator.expire)
-    if housekeeping is not None:
-        housekeeping.start()
+    housekeeping = Housekeeping(partial(keep_house, speculator))
+    housekeeping.start()
     beside = Beside(watch, housekeeping, speculator, corpora, shared_arms, journal)
     server = EngineServer(
         engine,
