@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from small_chats import write_target
+from small_models import VOCABULARY
 from waiting import wait_until
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def served_engine(
     from paceline.adapters.embedded.server import EngineServer
     from paceline.adapters.embedded.target import Target
 
-    model = write_target(folder / "target", eos_token_id=96, max_position_embeddings=max_tokens)
+    never = VOCABULARY  # the first number that is no token
+    model = write_target(folder / "target", eos_token_id=never, max_position_embeddings=max_tokens)
     engine = EmbeddedEngine(Target.load(model), speculator, EngineSettings(**settings))
     app = EngineServer(engine, model_name="target").app()
     with socket.create_server(("127.0.0.1", 0)) as listener:
