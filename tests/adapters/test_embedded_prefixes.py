@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,6 +80,42 @@ def test_short_beginnings_are_not_worth_it() -> None:
     store.keep("a", LONG, sequence(100), 0)
     assert store.take("a", np.append(LONG[:15], text(3, 3))) is None
     assert len(store) == 1
+
+
+def test_none_shares_more_than_the_one_found() -> None:
+    """What is found against a comparison with every sequence held.
+
+    They are of two owners, differ late, are kept twice at times, and most are dropped meanwhile.
+    """
+    from paceline.adapters.embedded.prefixes import PrefixStore
+
+    store = PrefixStore(60 * 40 * BYTES_PER_TOKEN)
+    rng = np.random.default_rng(5)
+
+    def some() -> npt.NDArray[np.int32]:
+        """Twenty tokens that all share, then some of few kinds, so that many share more."""
+        tail = rng.integers(0, 3, rng.integers(1, 20)) * 70_000
+        return np.concatenate([np.arange(20), tail]).astype(np.int32)
+
+    num_taken = num_copied = 0
+    for _ in range(600):
+        tokens = some()
+        store.keep(str(rng.choice(["a", "b"])), tokens, sequence(len(tokens)), 0)
+        owner, asked = str(rng.choice(["a", "b"])), some()
+        held = list(store._kept.values())
+        most = max(shared(kept.tokens, asked[:-1]) for kept in held if kept.owner == owner)
+        found = store.take(owner, asked)
+        assert (0 if found is None else len(found)) == (most if most >= 16 else 0)
+        assert sum(map(len, store._places.values())) == len(store)
+        num_copied += found is not None and len(store) == len(held)
+        num_taken += len(store) < len(held)
+    num_dropped = 600 - num_taken - len(store)
+    assert min(num_taken, num_copied, num_dropped) > 50
+
+
+def shared(one: npt.NDArray[np.int32], other: npt.NDArray[np.int32]) -> int:
+    """How many tokens both begin with, one after the other."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
 
 
 def test_memory_is_bounded_least_recently_used_first() -> None:
