@@ -41,6 +41,7 @@ class UpstreamStatus(msgspec.Struct, frozen=True):
         outstanding_tokens: what these have to be read and said, estimated.
         drained_by: ``file``, ``admin`` or "".
         last_error: why it is not up, "" if it is.
+        models: what it serves, in order; None if it has not told.
     """
 
     name: str
@@ -49,6 +50,7 @@ class UpstreamStatus(msgspec.Struct, frozen=True):
     outstanding_tokens: int
     drained_by: str
     last_error: str
+    models: list[str] | None = None
 
 
 class AdminRoutes:
@@ -151,6 +153,7 @@ def _status(replica: Replica, *, state: str = "") -> UpstreamStatus:
         outstanding_tokens=round(replica.outstanding_tokens),
         drained_by="file" if replica.config.draining else "admin" if replica.drained else "",
         last_error="" if replica.state == "up" else replica.last_error,
+        models=None if replica.models is None else sorted(replica.models),
     )
 
 

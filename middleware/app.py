@@ -21,6 +21,7 @@ from paceline.middleware.capture import Capture
 from paceline.middleware.config import ProxyConfig, UpstreamConfig
 from paceline.middleware.dashboard_way import DashboardWay, is_dashboard
 from paceline.middleware.endpoints import (
+    MODELS_PATH,
     Endpoint,
     Job,
     endpoint_of,
@@ -70,6 +71,7 @@ from paceline.policies.tenants import LOCAL_LEARNER, LOCAL_TENANT, PolicyFile, T
 logger = logging.getLogger("paceline.proxy")
 
 PRIORITY_HEADER: Final = "x-vllm-priority"
+OK: Final = 200
 SERVER_ERROR: Final = 500
 
 
@@ -290,8 +292,13 @@ class Proxy:
         return tenant.name
 
     async def _models(self, exchange: Exchange, _caller: Caller) -> None:
+        """What one engine tells, or all of them where they serve different models."""
         await exchange.read_body(max_bytes=0)
-        await self._watched(exchange, Sent(), "")
+        model = exchange.path.removeprefix(MODELS_PATH).removeprefix("/")
+        if not model and (listed := self._replicas.models()) is not None:
+            await exchange.answer(OK, listed, [JSON])
+            return
+        await self._watched(exchange, Sent(model=model), "")
 
     async def _tell_decisions(self, exchange: Exchange, caller: Caller) -> None:
         await exchange.read_body(max_bytes=0)

@@ -54,6 +54,7 @@ class Sent:
         query: of the URL.
         headers: further ones.
         is_predicted: whether the reply is predicted: how much of that was right is told.
+        model: which it asks for where its body does not say.
     """
 
     body: bytes | None = None
@@ -68,6 +69,7 @@ class Sent:
     query: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     is_predicted: bool = False
+    model: str = ""
 
 
 class Forwarder:
@@ -105,7 +107,9 @@ class Forwarder:
         """
         failure = ""
         seeded_sampling = sent.view is not None and sent.view.is_seeded_sampling
-        placed = self._replicas.request(sent.session, sent.scope, sent.view, len(sent.body or b""))
+        placed = self._replicas.request(
+            sent.session, sent.scope, sent.view, len(sent.body or b""), model=sent.model
+        )
         for attempt in self._replicas.attempts(placed, only=sent.only):
             replica = attempt.replica
             if seeded_sampling and replica.config.refuse_seeded_sampling:
@@ -123,7 +127,7 @@ class Forwarder:
                 if sent.ticket is not None:
                     sent.ticket.failed()
                 failure = f"{replica.name}: {error}"
-        raise self._replicas.failure(failure)
+        raise self._replicas.failure(failure, placed.model)
 
     async def _try(self, exchange: Exchange, attempt: Attempt, sent: Sent) -> None:
         """Forward to one engine; the client has been answered then.

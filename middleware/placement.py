@@ -57,9 +57,10 @@ class PlacedRequest:
         text: gives the prompt as it stands in the body; called once at most.
         num_bytes: its size, roughly.
         num_said: tokens that it is expected to be answered with.
+        model: which it asks for, "" for none.
     """
 
-    __slots__ = ("_digests", "_scope", "_text", "num_bytes", "num_said", "session")
+    __slots__ = ("_digests", "_scope", "_text", "model", "num_bytes", "num_said", "session")
 
     def __init__(
         self,
@@ -69,8 +70,10 @@ class PlacedRequest:
         *,
         num_bytes: int = 0,
         num_said: float = 0.0,
+        model: str = "",
     ) -> None:
         self.session = session
+        self.model = model
         self.num_bytes = num_bytes
         self.num_said = num_said
         self._scope = scope

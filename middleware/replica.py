@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final, Protocol
 
 from paceline.middleware.circuit import CircuitBreaker, CircuitState
@@ -14,12 +16,15 @@ from paceline.middleware.config import UpstreamConfig
 from paceline.middleware.placement import BYTES_PER_TOKEN
 from paceline.middleware.route_metrics import ReplicaMetrics
 from paceline.middleware.routing_config import RoutingConfig
+from paceline.middleware.served_models import Entries, ask_models
 from paceline.middleware.served_prefixes import ServedPrefixes
 from paceline.middleware.upstream import Upstream, UpstreamError
 
 logger = logging.getLogger("paceline.routing")
 
 HTTP_OK: Final = 200
+MODELS_SECONDS: Final = 15.0
+"""Time after which an engine is asked anew what it serves: adapters come and go."""
 
 
 class Running(Protocol):
@@ -48,6 +53,7 @@ class Replica:
         outstanding_tokens: what these have to be read and said, estimated.
         drained: whether an operator has it get no new requests, whatever its entry says.
         prefixes: what it has served.
+        models: what it serves, as it told last; None if it has not.
         running: what it is working on for us.
     """
 
@@ -81,7 +87,10 @@ class Replica:
             rng=rng,
         )
         self.running: set[Running] = set()
+        self.models: Entries | None = None
         self._routing = routing
+        self._clock = clock
+        self._models_at = -math.inf
         self._num_hung = 0
 
     @property
@@ -119,8 +128,12 @@ class Replica:
         self.last_error = reason
         self.prefixes.clear()
 
-    async def look(self) -> None:
-        """Ask for its health and remember the answer; none in time is a bad one."""
+    async def look(self, *, for_models: bool = False) -> None:
+        """Ask for its health and remember the answer; none in time is a bad one.
+
+        Args:
+            for_models: ask too what it serves, when it has become healthy and every so often.
+        """
         limit = self._routing.health_timeout_seconds
         try:
             async with asyncio.timeout(limit):
@@ -135,12 +148,30 @@ class Replica:
         response.abort()
         self._num_hung = 0
         was_healthy = self.healthy
-        self.healthy = response.status == HTTP_OK
+        is_healthy = response.status == HTTP_OK
+        if for_models and is_healthy and not (was_healthy and self._knows_models):
+            await self._look_at_models(limit)
+        self.healthy = is_healthy
         self.last_error = "" if self.healthy else f"its health answers {response.status}"
         if self.healthy and not was_healthy:
             self.breaker.try_now()
         if self.healthy != was_healthy:
             logger.info("engine %s is %s", self.name, self.last_error or "healthy")
+
+    def ask_models_again(self) -> None:
+        """Have it asked with the next look at it what it serves."""
+        self._models_at = -math.inf
+
+    @property
+    def _knows_models(self) -> bool:
+        return self._clock() - self._models_at < MODELS_SECONDS
+
+    async def _look_at_models(self, limit_seconds: float) -> None:
+        """What it served last still counts where it does not tell in time."""
+        self._models_at = self._clock()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_seconds):
+                self.models = await ask_models(self.upstream)
 
     async def watch(
         self,

@@ -41,6 +41,7 @@ OPENING_BRACE: Final = ord("{")
 class BodyView(msgspec.Struct):
     """The fields of a request that concern us, of any endpoint, undecoded; empty if absent."""
 
+    model: msgspec.Raw = ABSENT
     stream: msgspec.Raw = ABSENT
     stream_options: msgspec.Raw = ABSENT
     n: msgspec.Raw = ABSENT
@@ -81,6 +82,14 @@ class BodyView(msgspec.Struct):
         """Whether the body has that field, whatever its value."""
         value: msgspec.Raw = getattr(self, name)
         return len(value) > 0
+
+    @property
+    def model_name(self) -> str:
+        """The model that is asked for, "" if that is no text."""
+        try:
+            return msgspec.json.decode(self.model, type=str)
+        except msgspec.MsgspecError:
+            return ""
 
     @property
     def is_stream(self) -> bool:

@@ -20,6 +20,7 @@ from paceline.middleware.replica import Replica
 from paceline.middleware.request_body import BodyView
 from paceline.middleware.route_metrics import CIRCUIT_NUMBERS, RouteMetrics
 from paceline.middleware.routing_config import RoutingConfig
+from paceline.middleware.served_models import joined_models
 from paceline.middleware.upstream import Upstream
 
 FIRST_GUESS_SAID: Final = 256.0
@@ -121,31 +122,46 @@ class ReplicaSet:
         self._watch()
 
     def request(
-        self, session: str, scope: str, view: BodyView | None, num_bytes: int
+        self, session: str, scope: str, view: BodyView | None, num_bytes: int, *, model: str = ""
     ) -> PlacedRequest:
-        """A request as placing looks at it. O(1): nothing of it is read yet."""
+        """A request as placing looks at it. O(1): nothing of its prompt is read yet.
+
+        Args:
+            session: id of the conversation, "" for none.
+            scope: whose prefix cache it uses.
+            view: its body, None for none.
+            num_bytes: of that.
+            model: what it asks for where the body does not say.
+        """
         if view is None:
-            return PlacedRequest(session)
+            return PlacedRequest(session, model=model)
         most = view.most_said
         said = self._mean_said if most is None else min(most, self._mean_said)
         return PlacedRequest(
-            session, scope, lambda: prompt_text(view), num_bytes=num_bytes, num_said=said
+            session,
+            scope,
+            lambda: prompt_text(view),
+            num_bytes=num_bytes,
+            num_said=said,
+            model=view.model_name if len(self.replicas) > 1 else "",
         )
 
     def attempts(self, request: PlacedRequest, *, only: Replica | None = None) -> Iterator[Attempt]:
         """The engines to try for a request, one after the other, while they fail it.
 
-        A lone one is tried twice: its kept-alive connection may have been stale.
+        Only those that serve its model. A lone one is tried twice: its kept-alive connection may
+        have been stale.
 
         Args:
             request: what is placed.
             only: the one engine that can answer it, drained or not; None where any can.
         """
+        members = self._serving(request.model)
         tried: list[Replica] = []
         num_sent = 0
         while not self.stopping and num_sent <= self.routing.retries:
             if only is None:
-                candidates = self._candidates(tried)
+                candidates = self._candidates(members, tried)
             else:
                 is_open = only.breaker.state is CircuitState.OPEN
                 candidates = [] if is_open or len(tried) > 1 else [only]
@@ -160,6 +176,15 @@ class ReplicaSet:
             tried.append(placement.replica)
             num_sent += attempt.was_sent
 
+    def models(self) -> bytes | None:
+        """All models of the engines that are well, as a list of them; None if all serve the same.
+
+        O(models).
+        """
+        return joined_models(
+            r.models for r in self.replicas if r.models is not None and r.healthy and not r.draining
+        )
+
     def learn(self, tail: bytes) -> None:
         """Learn from an answer's end how long answers are, if it says so. O(1)."""
         # finding is faster than matching, which would be tried at each of the reply's quotes
@@ -168,10 +193,11 @@ class ReplicaSet:
         if begins and (found := SAID.findall(end, min(begins))):
             self._mean_said += LEARNING_RATE * (int(found[-1]) - self._mean_said)
 
-    def failure(self, last: str) -> ApiError:
+    def failure(self, last: str, model: str = "") -> ApiError:
         """What a client is told when nobody has answered it.
 
         Args:
+            model: what it asked for.
             last: how the last engine failed, "" where none was asked: then it is told after which
                 time one can be, and why each cannot now.
         """
@@ -179,8 +205,9 @@ class ReplicaSet:
             return _unavailable("the proxy is stopping", ONE_SECOND)
         if last:
             return upstream_failed(last)
-        reasons = ", ".join(_why_not(replica) for replica in self.replicas)
-        waits = [r.breaker.wait_seconds for r in self.replicas if not r.draining]
+        members = self._serving(model)
+        reasons = ", ".join(_why_not(replica) for replica in members)
+        waits = [r.breaker.wait_seconds for r in members if not r.draining]
         return _unavailable(f"no engine can be asked: {reasons}", math.ceil(min(waits, default=0)))
 
     def drain(self, name: str, *, drained: bool) -> Replica | None:
@@ -222,11 +249,24 @@ class ReplicaSet:
             with suppress(asyncio.CancelledError):
                 await watcher
 
-    def _candidates(self, tried: Sequence[Replica]) -> list[Replica]:
-        """Engines that may be asked: those that are well, else those that may be."""
-        left = [r for r in self.replicas if not r.draining and r not in tried]
+    def _serving(self, model: str) -> list[Replica]:
+        """Engines that serve a model, or have not told what they serve.
+
+        All where no model is named, or none has it: an engine says best that there is none such.
+        """
+        if not model or len(self.replicas) == 1:
+            return self.replicas
+        serving = [r for r in self.replicas if r.models is None or model in r.models]
+        if not any(r.models is not None for r in serving):
+            for replica in self.replicas:
+                replica.ask_models_again()  # an adapter, loaded since
+        return serving or self.replicas
+
+    def _candidates(self, members: Sequence[Replica], tried: Sequence[Replica]) -> list[Replica]:
+        """Of some engines those that may be asked: those that are well, else those that may be."""
+        left = [r for r in members if not r.draining and r not in tried]
         if not left and len(tried) == 1:
-            left = [r for r in self.replicas if r is tried[0] and len(self.replicas) == 1]
+            left = [r for r in self.replicas if r is tried[0] and len(members) == 1]
         well = [r for r in left if r.healthy and r.breaker.permits]
         return well or [r for r in left if r.breaker.state is not CircuitState.OPEN]
 
@@ -249,7 +289,7 @@ class ReplicaSet:
     async def _keep(self, replica: Replica) -> None:
         """Look at an engine as long as it is an upstream or has something to finish."""
         while replica in self.replicas or replica.outstanding:
-            await replica.look()
+            await replica.look(for_models=len(self.replicas) > 1)
             await asyncio.sleep(self._health_interval_seconds)
         self.leaving.remove(replica)
         del self._watchers[replica]

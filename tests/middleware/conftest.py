@@ -47,7 +47,8 @@ class ScriptedEngine:
     """Answers generation requests as its script says; health checks while `healthy`.
 
     Attributes:
-        health_path: where it answers them; any other request is a generation request.
+        health_path: where it answers them; it does not tell a proxy what it serves, and any other
+            request is a generation request.
         script: writes the answer to one request.
         seen: generation requests so far.
         left: set when the proxy closed a connection while a script was waiting on it.
@@ -83,6 +84,8 @@ class ScriptedEngine:
                 if request.path == self.health_path:
                     status = b"200 OK" if self.healthy else b"500 No"
                     writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\n\r\n")
+                elif request.path == "/v1/models" and "x-request-id" not in request.headers:
+                    writer.write(b"HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n")
                 else:
                     self.seen.append(request)
                     await self.script(request, reader, writer)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ServedEngine:
-    """An engine and where it listens; its model is called ``target``."""
+    """An engine and where it listens."""
 
     engine: EmbeddedEngine
     url: str
@@ -30,7 +30,12 @@ class ServedEngine:
 
 @contextmanager
 def served_engine(
-    folder: Path, *, max_tokens: int = 4096, speculator: Any = None, **settings: Any
+    folder: Path,
+    *,
+    name: str = "target",
+    max_tokens: int = 4096,
+    speculator: Any = None,
+    **settings: Any,
 ) -> Iterator[ServedEngine]:
     """A model that never ends a reply by itself, over HTTP."""
     from paceline.adapters.embedded.engine import EmbeddedEngine
@@ -41,7 +46,7 @@ def served_engine(
     never = VOCABULARY  # the first number that is no token
     model = write_target(folder / "target", eos_token_id=never, max_position_embeddings=max_tokens)
     engine = EmbeddedEngine(Target.load(model), speculator, EngineSettings(**settings))
-    app = EngineServer(engine, model_name="target").app()
+    app = EngineServer(engine, model_name=name).app()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

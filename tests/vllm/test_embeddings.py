@@ -21,6 +21,7 @@ from paceline.middleware.server import RunningProxy, running_proxy
 from paceline.policies.tenants import hash_key
 from schemathesis_run import run_schemathesis
 from sdk_clients import ROOT, SdkClients
+from served_engine import served_engine
 from vllm_server import VllmServer
 from waiting import wait_until
 
@@ -195,6 +196,30 @@ def test_a_limit_of_tokens_counts_what_is_embedded(stack: Stack) -> None:
     refused = ask(stack.proxy.url, EMBEDDINGS, body, "poor")
     assert refused.status == 429
     assert "40 tokens a minute" in json.loads(refused.body)["error"]["message"]
+
+
+def test_vectors_and_chats_behind_one_proxy(stack: Stack, tmp_path: Path) -> None:
+    """Each goes to the engine that serves its model, and both models are listed."""
+    chatting = {"model": "chatting", "messages": [{"role": "user", "content": "w1"}]}
+    with ExitStack() as exits:
+        other = exits.enter_context(served_engine(tmp_path, name="chatting"))
+        engines = {"vectors": stack.engine.url, "chats": other.url}
+        config = make_config(
+            listen={"port": 0},
+            upstreams=[{"name": name, "url": url} for name, url in engines.items()],
+            routing={"policy": "round_robin"},
+            health_interval_seconds=0.1,
+        )
+        proxy = exits.enter_context(running_proxy(config))
+        wait_until(lambda: all(replica.healthy for replica in proxy.proxy.replicas))
+        direct = ask(stack.engine.url, EMBEDDINGS, FORMS["text"])
+        for _ in range(3):
+            assert ask(proxy.url, EMBEDDINGS, FORMS["text"]) == direct
+            assert ask(proxy.url, CHAT, chatting | {"max_tokens": 2}).status == 200
+        with closing(http.client.HTTPConnection(proxy.url.removeprefix("http://"))) as link:
+            link.request("GET", "/v1/models")
+            listed = json.loads(link.getresponse().read())
+    assert [each["id"] for each in listed["data"]] == ["target", "chatting"]
 
 
 @pytest.mark.parametrize("asked", [{"prompt": TEXTS[0]}, {"messages": SAY}], ids=str)
