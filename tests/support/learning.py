@@ -37,22 +37,31 @@ SETTINGS: dict[str, Any] = {
 
 def write_models(folder: Path) -> Path:
     """A target of four layers and a drafter cut from it that has learned nothing."""
+    write_target(folder / "target", num_hidden_layers=4, hidden_size=64, eos_token_id=96)
+    return with_drafter(folder)
+
+
+def with_drafter(folder: Path) -> Path:
+    """Beside ``target`` in a folder, a drafter of its outer layers that has learned nothing."""
     from paceline.online.cutting import init_drafter
 
-    write_target(folder / "target", num_hidden_layers=4, hidden_size=64, eos_token_id=96)
     init_drafter(InitSettings(target=str(folder / "target"), out=str(folder / "drafter")))
     return folder
 
 
 def sessions_of(target: Path, num: int, *, seed: int = 0) -> list[tuple[list[int], list[int]]]:
     """Prompts and what the target says to them, greedily; few different prompts, as agents have."""
+    generator = np.random.default_rng(seed)
+    kinds = [generator.integers(2, 90, 6).tolist() for _ in range(6)]
+    return answered(target, [[*kinds[i % 6], int(generator.integers(2, 90))] for i in range(num)])
+
+
+def answered(target: Path, prompts: list[list[int]]) -> list[tuple[list[int], list[int]]]:
+    """Prompts, each with what the target says to it, greedily."""
     from paceline.models import load_model
     from paceline.online.teacher import Teacher
 
     model, _ = load_model(target)
-    generator = np.random.default_rng(seed)
-    kinds = [generator.integers(2, 90, 6).tolist() for _ in range(6)]
-    prompts = [[*kinds[i % 6], int(generator.integers(2, 90))] for i in range(num)]
     lessons = Teacher(model, top_k=4, temperature=0).replies(prompts, max_tokens=20, seed=0)
     return [
         (prompt, it.token_ids[len(prompt) :].tolist())
