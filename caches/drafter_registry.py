@@ -29,6 +29,7 @@ from paceline.caches.drafter_versions import (
     decode_version,
     encode_version,
     folder_checksum,
+    no_rest,
     require_drafter,
 )
 from paceline.caches.journal_store import JournalStore
@@ -92,6 +93,7 @@ class DrafterRegistry:
         num_tokens: int,
         gate: GateResult | None,
         reason: str = "",
+        rest: Callable[[], object] = no_rest,
     ) -> DrafterVersion:
         """Copy a drafter into its place and record it.
 
@@ -104,6 +106,7 @@ class DrafterRegistry:
             num_tokens: that it has learned from, in all.
             gate: what the gate found, None if it was not asked.
             reason: why it is published, for people.
+            rest: called between parts of the copying; does not raise.
 
         Raises:
             ConfigError: the source is no drafter or changes meanwhile, its place cannot be written,
@@ -115,7 +118,7 @@ class DrafterRegistry:
         place = self._place(group, number)
         beside = place.with_name(f".{place.name}")
         try:
-            checksum = copy_drafter(source, beside)
+            checksum = copy_drafter(source, beside, rest=rest)
             _rename(beside, place)
             version = DrafterVersion(
                 group=group,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,6 +18,7 @@ from paceline.errors import ConfigError, RecordError
 SCHEMA: Final = 1
 CHECKSUM_BYTES: Final = 16
 READ_BYTES: Final = 1 << 20
+COPY_BYTES: Final = 1 << 22
 
 DrafterState = Literal["candidate", "canary", "current", "retired", "rejected", "rolled_back"]
 """What a version is: published and not tried yet; on one replica; on all; was on all; refused by
@@ -173,8 +175,16 @@ def decode_version(data: bytes, state: bytes) -> DrafterVersion:
         raise RecordError(f"a drafter's record of {len(data)} bytes is damaged: {error}") from error
 
 
-def folder_checksum(folder: Path) -> str:
+def no_rest() -> None:
+    """Between parts of what nobody waits for."""
+
+
+def folder_checksum(folder: Path, *, rest: Callable[[], object] = no_rest) -> str:
     """Hex digest over the names and contents of all files in a folder and below. O(bytes).
+
+    Args:
+        folder: whose files.
+        rest: called after every `READ_BYTES`.
 
     Raises:
         ConfigError: it is no folder, or cannot be read.
@@ -187,6 +197,7 @@ def folder_checksum(folder: Path) -> str:
             with file.open("rb") as opened:
                 while part := opened.read(READ_BYTES):
                     hashed.update(part)
+                    rest()
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read: {error}") from error
     return hashed.hexdigest()
@@ -205,25 +216,27 @@ def require_drafter(folder: Path) -> None:
         )
 
 
-def copy_drafter(source: Path, target: Path) -> str:
+def copy_drafter(source: Path, target: Path, *, rest: Callable[[], object] = no_rest) -> str:
     """Copy a drafter's files into a new folder, and see them on disk; returns their checksum.
 
     Links are followed: what lies in the new folder is whole by itself.
+
+    Args:
+        source: of the drafter.
+        target: made.
+        rest: called after every `COPY_BYTES`, and while checksums are taken; does not raise.
 
     Raises:
         ConfigError: the source cannot be read or changes meanwhile, or the target exists or cannot
             be written.
     """
     try:
-        shutil.copytree(source, target)
+        shutil.copytree(source, target, copy_function=partial(_copy_file, rest=rest))
         target.chmod(0o755)  # a folder that was made as a temporary one is its maker's alone
-        for _, file in _files(target):
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
     except (OSError, shutil.Error) as error:
         raise ConfigError(f"{source} cannot be copied to {target}: {error}") from error
-    checksum = folder_checksum(target)
-    if checksum != folder_checksum(source):
+    checksum = folder_checksum(target, rest=rest)
+    if checksum != folder_checksum(source, rest=rest):
         raise ConfigError(f"{source} changed while it was copied; wait for who writes it")
     return checksum
 
@@ -238,3 +251,15 @@ def _files(folder: Path) -> Iterator[tuple[bytes, Path]]:
         for name in names
     ]
     yield from sorted((os.fsencode(file.relative_to(folder).as_posix()), file) for file in found)
+
+
+def _copy_file(source: str, target: str, *, rest: Callable[[], object]) -> str:
+    """A file's content and mode, on disk; as `shutil.copy2`, which gives no leave in between."""
+    with Path(source).open("rb") as read, Path(target).open("wb", buffering=0) as written:
+        while part := memoryview(read.read(COPY_BYTES)):
+            while part:
+                part = part[written.write(part) :]
+            os.fsync(written.fileno())
+            rest()
+    shutil.copystat(source, target)
+    return target

@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,8 @@ import msgspec
 
 from paceline.errors import RecordError
 from paceline.online.lessons import Lesson, LessonShards
-from paceline.online.micro_steps import MicroSteps
+from paceline.online.looks import Looks, never
+from paceline.online.micro_steps import micro_steps
 from paceline.online.ranks import Ranks
 from paceline.online.student import Student
 from paceline.online.training import Trainer, TrainingLimits
@@ -123,7 +124,7 @@ def train(
     folder: CycleFolder,
     limits: CycleLimits,
     *,
-    micro_steps: MicroSteps | None = None,
+    looks: Looks | None = None,
     ranks: Ranks | None = None,
     on_step: Callable[[Trainer], object] = lambda _trainer: None,
     on_phase: Callable[[str], object] = lambda _phase: None,
@@ -137,7 +138,7 @@ def train(
         plan: of the cycle.
         folder: keeps checkpoints.
         limits: how long, and how.
-        micro_steps: interrupt the steps; None for none.
+        looks: at the gate, between parts of steps and of checkpoints; None for none.
         ranks: processes that share the work.
         on_step: called after each step.
         on_phase: told ``storing`` before a checkpoint is read or written, ``training`` after it.
@@ -155,13 +156,15 @@ def train(
         limits.training(limits.num_steps(len(lessons)), plan.number),
         clock=clock,
         ranks=ranks,
-        pause=(lambda: None) if micro_steps is None else micro_steps.pause,
+        pause=never if looks is None else looks.pause,
+        rest=never if looks is None else looks.rest,
     )
     saves = ranks is None or ranks.is_first
     if folder.checkpoint.exists():
         on_phase("storing")
         try:
-            trainer.restore(folder.checkpoint)
+            with _finishing(looks, "checkpoint"):
+                trainer.restore(folder.checkpoint)
         except RecordError as error:
             logger.warning("the cycle's training begins anew: %s", error)
             folder.checkpoint.unlink()
@@ -169,15 +172,24 @@ def train(
     steps = trainer.run()
     try:
         while trainer.progress < 1.0:
-            with nullcontext() if micro_steps is None else micro_steps.running():
+            with ExitStack() as stack:
+                if looks is not None:
+                    stack.enter_context(looks.running("training"))
+                    stack.enter_context(micro_steps(student.model, looks.pause))
                 next(steps)
             if saves and trainer.num_steps % limits.checkpoint_steps == 0:
                 on_phase("storing")
-                trainer.save(folder.checkpoint)
+                with _finishing(looks, "checkpoint"):
+                    trainer.save(folder.checkpoint)
                 on_phase("training")
             on_step(trainer)
     finally:
         on_phase("storing")
         if saves and folder.folder.exists():
-            trainer.save(folder.checkpoint)
+            with _finishing(looks, "checkpoint"):
+                trainer.save(folder.checkpoint)
     return trainer
+
+
+def _finishing(looks: Looks | None, kind: str) -> AbstractContextManager[None]:
+    return nullcontext() if looks is None else looks.finishing(kind)

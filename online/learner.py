@@ -11,32 +11,28 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from paceline.caches.drafter_registry import DrafterRegistry
 from paceline.caches.drafter_versions import DrafterVersion, GateResult
 from paceline.drafter_folder import Distilled
 from paceline.errors import ConfigError
 from paceline.online.cycle import CycleFolder, CyclePlan, train
 from paceline.online.errors_first import emphasised
 from paceline.online.greedy_replay import ReplayCounts, total
-from paceline.online.idle import IdleGate
 from paceline.online.learner_notes import OPEN_STATES, LearnerFigures, LearnerNotes
+from paceline.online.learner_parts import LearnerParts
 from paceline.online.learner_settings import LearnerSettings
 from paceline.online.lessons import Lesson
 from paceline.online.load_check import check_drafter
-from paceline.online.micro_steps import MicroSteps, StoppedError
+from paceline.online.looks import StoppedError
+from paceline.online.micro_steps import micro_steps
 from paceline.online.opened import OpenedDrafter, distilled_of, open_drafter, save_opened
-from paceline.online.passage_teaching import PassageTeacher
 from paceline.online.passages import Passage
 from paceline.online.progress import progress_bar
 from paceline.online.promotion import gathered, judge
-from paceline.online.ranks import Ranks
-from paceline.online.replay import Replay
 from paceline.online.shared_work import SharedWork, cycle_limits
 from paceline.online.student import Student, replay_lessons
 from paceline.online.training import Trainer
@@ -54,27 +50,6 @@ FIRST_CYCLE_SECONDS: Final = 300.0
 """What a cycle is taken to need before there was one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerParts:
-    """What a learner works with.
-
-    Attributes:
-        replay: what was said of late.
-        teacher: knows what the target would have said.
-        registry: of the drafter's versions.
-        gate: says when there is time.
-        ranks: processes that share the training.
-        device: torch's, where is trained.
-    """
-
-    replay: Replay
-    teacher: PassageTeacher
-    registry: DrafterRegistry
-    gate: IdleGate
-    ranks: Ranks
-    device: Any = "cpu"
-
-
 class DroppedError(Exception):
     """Somebody was forgotten whose words were being learned from."""
 
@@ -85,7 +60,6 @@ class Learner:
     Args:
         settings: what was told.
         parts: what it works with.
-        stop: ends whatever it does at the next micro-step.
         clock: monotonic seconds.
         wall_clock: Unix time in seconds.
 
@@ -98,16 +72,15 @@ class Learner:
         self,
         settings: LearnerSettings,
         parts: LearnerParts,
-        stop: threading.Event,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.figures = LearnerFigures()
+        self.figures = LearnerFigures(longest=parts.looks.longest)
         self.goes_on = False
         self._settings = settings
         self._parts = parts
-        self._stop = stop
+        self._looks = parts.looks
         self._clock = clock
         self._wall_clock = wall_clock
         folder = Path(settings.data).expanduser()
@@ -202,7 +175,8 @@ class Learner:
         new, wanted = taken - self._thought_at, usual * self._notes.patience
         if new < usual or (new < wanted and taken - self._looked_at < usual):
             return f"{new:,} of {wanted:,} new tokens are there"
-        measured = {it.conversation for it in self._parts.replay.held_out()}
+        self._enter("judging")
+        measured = {it.conversation for it in self._held_out()}
         if len(measured) < least:
             self._thought_at = taken
             return f"{len(measured)} of {least} held-out sessions say what is not learned from"
@@ -313,11 +287,13 @@ class Learner:
     def _loaded(self, version: DrafterVersion) -> OpenedDrafter:
         before = self.figures.phase
         self._enter("storing")
-        opened = open_drafter(
-            Path(version.folder),
-            target=Path(self._settings.target).name,
-            device=self._parts.device,
-        )
+        with self._looks.running("loading"):
+            opened = open_drafter(
+                Path(version.folder),
+                target=Path(self._settings.target).name,
+                device=self._parts.device,
+                rest=self._looks.rest,
+            )
         self._enter(before)
         return opened
 
@@ -337,25 +313,27 @@ class Learner:
                     self._require_unforgotten()
                     advance(len(part))
             shards.complete()
-        lessons, _ = shards.read()
-        return lessons
+        with self._looks.running("lessons"):
+            return shards.read(pause=self._looks.pause)[0]
 
     def _taught(self, passages: Sequence[Passage]) -> list[Lesson]:
         """What the target would have said at each place; waits while there is no time."""
         self._enter("teaching")
         lessons: list[Lesson] = []
-        while len(lessons) < len(passages):
-            self._wait()
-            lessons += self._parts.teacher.teach(passages[len(lessons) :])
+        with self._looks.running("teaching"):
+            while len(lessons) < len(passages):
+                self._looks.pause()
+                lessons += self._parts.teacher.teach(passages[len(lessons) :])
         return lessons
 
     def _emphasised(self, student: Student, lessons: Sequence[Lesson]) -> list[Lesson]:
         """Lessons with more weight where the drafter is wrong."""
         self._enter("training")
         found: list[Lesson] = []
-        with MicroSteps(student.model, self._parts.gate, self._stop).running():
+        pause = self._looks.pause
+        with self._looks.running("replaying"), micro_steps(student.model, pause):
             for lesson in lessons:
-                guesses = student.guesses([lesson]).numpy()
+                guesses = student.guesses([lesson], pause=pause).numpy()
                 emphasis = self._settings.cycle.error_emphasis
                 found.append(emphasised(lesson, guesses, emphasis=emphasis))
         return found
@@ -375,7 +353,8 @@ class Learner:
             self._settings,
         )
         self._parts.ranks.from_first(work)  # the others wait for it
-        micro_steps = MicroSteps(opened.student.model, self._parts.gate, self._stop)
+        self._looks.take_longest()
+        self.figures.longest_part_seconds = 0.0
         limits = cycle_limits(self._settings)
         num_steps = limits.num_steps(len(lessons))
         with progress_bar("training", num_steps) as advance:
@@ -386,7 +365,9 @@ class Learner:
                 self.figures.events["steps"] += 1
                 self.figures.progress = trainer.num_steps / num_steps
                 self.figures.loss = trainer.loss
-                self.figures.longest_part_seconds = micro_steps.longest_seconds
+                self.figures.longest_part_seconds = max(
+                    self.figures.longest_part_seconds, self._looks.take_longest()
+                )
 
             return train(
                 opened.student,
@@ -394,7 +375,7 @@ class Learner:
                 plan,
                 self._cycle,
                 limits,
-                micro_steps=micro_steps,
+                looks=self._looks,
                 ranks=self._parts.ranks,
                 on_step=note,
                 on_phase=self._enter,
@@ -403,27 +384,36 @@ class Learner:
 
     def _judged(self, base: DrafterVersion, trained: Student) -> GateResult:
         """The gate's finding on held-out sessions, for the base and for what became of it."""
-        passages = self._parts.replay.held_out(self._settings.judging.max_passages)
+        self._enter("judging")
+        passages = self._held_out(self._settings.judging.max_passages)
         lessons = self._taught(passages)
         self._enter("judging")
         before = self._replayed(self._loaded(base).student, passages, lessons)
         after = self._replayed(trained, passages, lessons)
         keys = [(it.conversation, it.workload) for it in passages]
-        return judge(gathered(keys, before, after), self._settings.gate)
+        with self._looks.running("resampling"):
+            sessions = gathered(keys, before, after)
+            return judge(sessions, self._settings.gate, pause=self._looks.pause)
+
+    def _held_out(self, num: int | None = None) -> list[Passage]:
+        """What measures a drafter, at most `num` passages."""
+        with self._looks.running("comparing"):
+            return self._parts.replay.held_out(num, pause=self._looks.pause)
 
     def _replayed(
         self, student: Student, passages: Sequence[Passage], lessons: Sequence[Lesson]
     ) -> list[ReplayCounts]:
         """What greedy drafting would have accepted of what was said in each passage."""
         self._enter("judging")
-        micro_steps = MicroSteps(student.model, self._parts.gate, self._stop)
-        with micro_steps.running():
+        pause = self._looks.pause
+        with self._looks.running("replaying"), micro_steps(student.model, pause):
             return replay_lessons(
                 student,
                 lessons,
                 chain_tokens=self._settings.judging.chain_tokens,
                 batch=1,
                 said=[it.is_said[1:] for it in passages],
+                pause=pause,
             )
 
     def _written(
@@ -442,27 +432,38 @@ class Learner:
             chain_tokens=self._settings.judging.chain_tokens,
         )
         shutil.rmtree(self._candidate, ignore_errors=True)
-        save_opened(opened, trained, self._candidate)
+        with self._looks.finishing("writing"):
+            save_opened(opened, trained, self._candidate, rest=self._looks.rest)
         return trained
 
     def _publish(self, base: DrafterVersion, num_tokens: int, gate: GateResult) -> str:
-        """Look whether the candidate is whole, and publish it; the cycle ends."""
+        """Look whether the candidate is whole, and publish it; the cycle ends.
+
+        Raises:
+            DroppedError: somebody was forgotten meanwhile.
+        """
         registry, settings = self._parts.registry, self._settings
-        held_out = self._parts.replay.held_out()
+        rest = self._looks.rest
+        held_out = self._held_out(SMOKE_PROMPTS)
         try:
             if held_out:
-                check_drafter(
+                with self._looks.finishing("checking"):
+                    check_drafter(
+                        self._candidate,
+                        vocab_size=self._vocab_size,
+                        prompts=[it.token_ids.tolist() for it in held_out],
+                        rest=rest,
+                    )
+            self._require_unforgotten()  # the gate may have been closed for long
+            with self._looks.finishing("publishing"):
+                version = registry.publish(
+                    settings.group,
                     self._candidate,
-                    vocab_size=self._vocab_size,
-                    prompts=[it.token_ids.tolist() for it in held_out[:SMOKE_PROMPTS]],
+                    parent=base.version,
+                    num_tokens=num_tokens,
+                    gate=gate,
+                    rest=rest,
                 )
-            version = registry.publish(
-                settings.group,
-                self._candidate,
-                parent=base.version,
-                num_tokens=num_tokens,
-                gate=gate,
-            )
         except ConfigError as error:
             self.figures.events["unsound"] += 1
             return f"what was trained is not published: {error}"
@@ -482,15 +483,6 @@ class Learner:
     def _enter(self, phase: str) -> None:
         self.figures.phase = phase
         self._parts.gate.note(phase)
-
-    def _wait(self) -> None:
-        """Until there is time.
-
-        Raises:
-            StoppedError: `stop` was set.
-        """
-        if self._stop.is_set() or not self._parts.gate.wait_until_open(self._stop):
-            raise StoppedError
 
     def _require_unforgotten(self) -> None:
         if self._is_forgotten.is_set():

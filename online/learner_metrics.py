@@ -50,6 +50,7 @@ class LearnerCollector(Collector):
             phase.add_metric([group, name], float(figures.phase == name))
         yield phase
         yield self._time()
+        yield self._longest()
         for name, text, value in (
             ("base_version", "Version that it trains from.", figures.base),
             ("progress", "Of the training, 0 to 1.", figures.progress),
@@ -72,6 +73,19 @@ class LearnerCollector(Collector):
             )
             metric.add_metric([group], float(number))
             yield metric
+
+    def _longest(self) -> Metric:
+        """Parts between two looks at the gate."""
+        longest = GaugeMetricFamily(
+            "paceline_learner_longest_seconds",
+            "Longest part of each kind of work between two looks whether to wait, since the start: "
+            "by the clock, and of the learner's own processor time.",
+            labels=["group", "kind", "time"],
+        )
+        for kind, its in sorted(dict(self._figures.longest).items()):
+            longest.add_metric([self._group, kind, "clock"], its.seconds)
+            longest.add_metric([self._group, kind, "processor"], its.processor_seconds)
+        return longest
 
     def _time(self) -> Metric:
         """What held for how long."""

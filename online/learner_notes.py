@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -11,6 +11,7 @@ from typing import Final, Self
 import msgspec
 
 from paceline.caches.drafter_versions import DrafterVersion
+from paceline.online.looks import Longest
 from paceline.online.worthwhile import RecentLooks
 
 logger = logging.getLogger("paceline.learner")
@@ -106,6 +107,7 @@ class LearnerFigures:
         progress: of the training, 0 to 1.
         loss: of its last step.
         longest_part_seconds: longest time in which the last training did not look at the gate.
+        longest: parts of all work between two looks, by kind, since the start.
         reason: what was done last, or why nothing was.
     """
 
@@ -115,4 +117,5 @@ class LearnerFigures:
     progress: float = 0.0
     loss: float = 0.0
     longest_part_seconds: float = 0.0
+    longest: Mapping[str, Longest] = field(default_factory=dict)
     reason: str = ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.errors import RecordError
+from paceline.online.looks import never
 
 COMPLETE: Final = "complete"
 PATTERN: Final = "shard-*.npz"
@@ -105,8 +106,11 @@ class LessonShards:
             np.savez(file, **arrays)
         Path(beside).rename(name)
 
-    def read(self) -> tuple[list[Lesson], float]:
+    def read(self, *, pause: Callable[[], None] = never) -> tuple[list[Lesson], float]:
         """All lessons in the order they were added, and the seconds they took.
+
+        Args:
+            pause: called after each shard.
 
         Raises:
             RecordError: a shard is damaged.
@@ -122,6 +126,7 @@ class LessonShards:
                 raise RecordError(
                     f"{file} is damaged ({error}); delete the folder of replies to write them anew"
                 ) from error
+            pause()
         return lessons, seconds
 
     def _files(self) -> list[Path]:

@@ -6,7 +6,7 @@ How well it drafts is for the gate (`promotion`) to say.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,10 @@ import torch
 from paceline.caches.drafter_registry import folder_checksum
 from paceline.drafter_folder import kept_token_ids, read_record
 from paceline.errors import ConfigError
-from paceline.models import load_model
+from paceline.models import load_weights
+from paceline.online.looks import never
+from paceline.online.micro_steps import micro_steps
+from paceline.online.written_weights import row_parts
 
 CHAIN_TOKENS: Final = 4
 PROMPT_TOKENS: Final = 64
@@ -30,7 +33,12 @@ UNIFORM: Final = 1e-4
 
 
 def check_drafter(
-    folder: Path, *, vocab_size: int, prompts: Sequence[Sequence[int]], checksum: str | None = None
+    folder: Path,
+    *,
+    vocab_size: int,
+    prompts: Sequence[Sequence[int]],
+    checksum: str | None = None,
+    rest: Callable[[], None] = never,
 ) -> None:
     """Refuse a folder that is not whole, not finite, of another target, or drafts nothing.
 
@@ -40,21 +48,22 @@ def check_drafter(
         prompts: token ids of real requests, at least one with two different tokens; the first
             `PROMPT_TOKENS` of each are read.
         checksum: `folder_checksum` of it as it was recorded, None if it was not.
+        rest: called between parts of the work; does not raise.
 
     Raises:
         ConfigError: it is refused; the message has the reason.
     """
     if not any(len({*prompt}) > 1 for prompt in prompts):
         raise ConfigError("there is no prompt of two different tokens to try a drafter on")
-    if checksum is not None and (found := folder_checksum(folder)) != checksum:
+    if checksum is not None and (found := folder_checksum(folder, rest=rest)) != checksum:
         raise ConfigError(
             f"{folder} has checksum {found}, {checksum} was recorded: its files have changed or "
             "are not all there; publish the drafter again"
         )
     config = _config(folder)
     _check_vocabulary(folder, int(config.vocab_size), vocab_size)
-    _check_tensors(folder, config)
-    _check_drafts(folder, vocab_size, prompts)
+    _check_tensors(folder, config, rest)
+    _check_drafts(folder, vocab_size, prompts, rest)
 
 
 def check_alone(folder: Path, *, checksum: str | None = None) -> None:
@@ -101,7 +110,7 @@ def _check_vocabulary(folder: Path, mine: int, vocab_size: int) -> None:
         )
 
 
-def _check_tensors(folder: Path, config: Any) -> None:
+def _check_tensors(folder: Path, config: Any, rest: Callable[[], None]) -> None:
     """Every parameter is there, in its shape and finite, and nothing else."""
     shapes, groups = _expected(config)
     names: Counter[str] = Counter()
@@ -113,12 +122,20 @@ def _check_tensors(folder: Path, config: Any) -> None:
             raise ConfigError(
                 f"{folder} has {name} of shape {tuple(tensor.shape)}, its model of {shapes[name]}"
             )
-        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+        if not (tensor.is_floating_point() and _is_finite(tensor, rest)):
             raise ConfigError(f"{folder} has numbers in {name} that are infinite or none")
     if twice := sorted(name for name, count in names.items() if count > 1):
         raise ConfigError(f"{folder} has {', '.join(twice)} in several files")
     if missing := [" or ".join(group) for group in groups if not names.keys() & {*group}]:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}")
+
+
+def _is_finite(tensor: torch.Tensor, rest: Callable[[], None]) -> bool:
+    for part in row_parts(tensor):
+        rest()
+        if not part.isfinite().all():
+            return False
+    return True
 
 
 def _expected(config: Any) -> tuple[dict[str, tuple[int, ...]], list[list[str]]]:
@@ -150,12 +167,16 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 @torch.inference_mode()
-def _check_drafts(folder: Path, vocab_size: int, prompts: Sequence[Sequence[int]]) -> None:
+def _check_drafts(
+    folder: Path, vocab_size: int, prompts: Sequence[Sequence[int]], rest: Callable[[], None]
+) -> None:
     """A few tokens drafted behind each prompt come from distributions that are some."""
     kept = torch.tensor(kept_token_ids(folder, vocab_size) or range(vocab_size))
     try:
-        model = load_model(folder)[0]
-        logits = torch.cat([_drafted(model, prompt, kept) for prompt in prompts if prompt])
+        model = load_weights(folder)
+        rest()
+        with micro_steps(model, rest):
+            logits = torch.cat([_drafted(model, prompt, kept) for prompt in prompts if prompt])
     except Exception as error:  # whatever is wrong with it, it cannot be run
         raise ConfigError(f"{folder} cannot be run: {type(error).__name__}: {error}") from error
     if not logits.isfinite().all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from paceline.drafter_folder import (
     kept_token_ids,
     new_folder,
     read_record,
+    write_record,
 )
 from paceline.errors import ConfigError
-from paceline.models import load_model
-from paceline.online.cutting import save_drafter
+from paceline.models import load_weights
+from paceline.online.looks import never
 from paceline.online.student import Student
+from paceline.online.written_weights import row_parts, write_like
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,47 +33,78 @@ class OpenedDrafter:
 
     Attributes:
         student: it, in float32.
-        tokenizer: transformers'.
+        folder: that it was loaded from, which has to stay until it is saved.
         dtype: torch's, of its weights in files.
         record: what its `paceline.json` says.
     """
 
     student: Student
-    tokenizer: Any
+    folder: Path
     dtype: Any
     record: DrafterRecord
 
 
-def open_drafter(folder: Path, *, target: str, device: Any = "cpu") -> OpenedDrafter:
+def open_drafter(
+    folder: Path, *, target: str, device: Any = "cpu", rest: Callable[[], None] = never
+) -> OpenedDrafter:
     """Load a drafter's folder.
 
     Args:
         folder: Hugging Face folder; it is not changed.
         target: name of its target, for the record of a drafter that Paceline did not make.
         device: torch's, where it is to be.
+        rest: called between parts of the loading; does not raise.
 
     Raises:
         ConfigError: it cannot be trained.
     """
-    model, tokenizer = load_model(folder, keep_dtype=True)
+    model = load_weights(folder, keep_dtype=True)
+    rest()
     dtype, vocab_size = model.dtype, int(model.config.vocab_size)
     record = read_record(folder) or DrafterRecord(
         target=target, layers=(), vocab_size=vocab_size, kept_token_ids=()
     )
-    student = Student(model.float().to(device), kept_token_ids(folder, vocab_size))
-    return OpenedDrafter(student, tokenizer, dtype, record)
+    _make_float(model, rest)
+    student = Student(model.to(device), kept_token_ids(folder, vocab_size))
+    rest()
+    return OpenedDrafter(student, folder, dtype, record)
 
 
-def save_opened(opened: OpenedDrafter, distilled: Distilled, folder: Path) -> None:
-    """Write a trained drafter, whole or not at all; its weights in memory are rounded by it.
+def _make_float(model: torch.nn.Module, rest: Callable[[], None]) -> None:
+    """As `Module.float`, in parts."""
+    for tensor in model.state_dict(keep_vars=True).values():
+        if not tensor.is_floating_point() or tensor.dtype == torch.float32:
+            continue
+        converted = torch.empty_like(tensor, dtype=torch.float32)
+        for mine, stored in zip(row_parts(converted), row_parts(tensor.data), strict=True):
+            mine.copy_(stored)
+            rest()
+        tensor.data = converted
+    model.float()  # what is none of the state
+
+
+def save_opened(
+    opened: OpenedDrafter,
+    distilled: Distilled,
+    folder: Path,
+    *,
+    rest: Callable[[], None] = never,
+) -> None:
+    """Write a trained drafter, whole or not at all.
+
+    Args:
+        opened: not changed.
+        distilled: what its record says of the training.
+        folder: made.
+        rest: called between parts of the writing; does not raise.
 
     Raises:
         ConfigError: the folder exists.
     """
     record = msgspec.structs.replace(opened.record, distilled=distilled)
     with new_folder(folder) as beside:
-        model = opened.student.model.to("cpu", opened.dtype)
-        save_drafter(model, opened.tokenizer, record, beside)
+        write_like(opened.student.model, opened.folder, opened.dtype, beside, rest)
+        write_record(beside, record)
 
 
 def distilled_of(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final, NamedTuple
@@ -20,9 +20,10 @@ import numpy.typing as npt
 from paceline.caches.drafter_registry import GateResult, SliceResult
 from paceline.errors import ConfigError
 from paceline.online.greedy_replay import ReplayCounts, total
+from paceline.online.looks import never
 
-CHUNK: Final = 1000
-"""Resamples that are drawn at a time."""
+PART_DRAWS: Final = 1 << 16
+"""Sessions that are drawn at a time, over all resamples: a few ms."""
 OTHERS: Final = "(workloads with few sessions)"
 
 
@@ -110,10 +111,20 @@ def gathered(
     ]
 
 
-def judge(sessions: Iterable[SessionReplay], settings: GateSettings) -> GateResult:
+def judge(
+    sessions: Iterable[SessionReplay],
+    settings: GateSettings,
+    *,
+    pause: Callable[[], None] = never,
+) -> GateResult:
     """Whether the candidate passes, with all reasons if it does not.
 
     The order of the sessions does not matter. O(sessions x resamples).
+
+    Args:
+        sessions: what both do on each.
+        settings: what is asked of it.
+        pause: called between parts of the resamples; nothing depends on how many these are.
     """
     told = [it for it in sessions if it.before.num_rounds and it.after.num_rounds]
     table = _table(told)
@@ -122,14 +133,14 @@ def judge(sessions: Iterable[SessionReplay], settings: GateSettings) -> GateResu
         reasons.append(
             f"only {len(table)} held-out sessions, {settings.min_sessions} are needed to tell"
         )
-    change = _change(table, settings)
+    change = _change(table, settings, pause)
     if not change.lower > 0:
         reasons.append(
             f"not surely better: {change.before:.3f} accepted tokens a round before, "
             f"{change.after:.3f} after, and at {settings.confidence:.0%} confidence the change is "
             f"at least {change.lower:+.3f} only"
         )
-    elif (chance := chance_of_gain(table, settings)) > 1 - settings.confidence:
+    elif (chance := chance_of_gain(table, settings, pause=pause)) > 1 - settings.confidence:
         reasons.append(
             f"not surely better: of drafters that do not differ, {chance:.1%} would gain "
             f"{change.after - change.before:.3f} accepted tokens a round on these sessions"
@@ -137,7 +148,7 @@ def judge(sessions: Iterable[SessionReplay], settings: GateSettings) -> GateResu
     by_workload: dict[str, list[SessionReplay]] = defaultdict(list)
     for it in told:
         by_workload[it.workload].append(it)
-    reasons += _worse_slices(by_workload, settings)
+    reasons += _worse_slices(by_workload, settings, pause)
     before, after = (total(getattr(it, name) for it in told) for name in ("before", "after"))
     return GateResult(
         passed=not reasons,
@@ -162,7 +173,9 @@ class _Change(NamedTuple):
 
 
 def _worse_slices(
-    by_workload: Mapping[str, list[SessionReplay]], settings: GateSettings
+    by_workload: Mapping[str, list[SessionReplay]],
+    settings: GateSettings,
+    pause: Callable[[], None],
 ) -> list[str]:
     """Why workloads forbid the candidate: they lose more than the margin, and not by chance.
 
@@ -185,7 +198,8 @@ def _worse_slices(
         (before,), (after,) = _lengths(table.sum(axis=0, keepdims=True))
         if after - before >= -settings.slice_margin:
             continue
-        chance = chance_of_gain(table[:, [2, 3, 0, 1]], settings)  # as a gain of the old one
+        as_gain = table[:, [2, 3, 0, 1]]  # of the old one
+        chance = chance_of_gain(as_gain, settings, pause=pause)
         if chance <= (1 - settings.confidence) / len(judged):
             reasons.append(
                 f"{name} is worse: {before:.3f} accepted tokens a round before, {after:.3f} after "
@@ -208,7 +222,9 @@ def _table(sessions: Sequence[SessionReplay]) -> npt.NDArray[np.int64]:
     return np.array([rows[name] for name in sorted(rows)], np.int64).reshape(-1, 4)
 
 
-def _change(table: npt.NDArray[np.int64], settings: GateSettings) -> _Change:
+def _change(
+    table: npt.NDArray[np.int64], settings: GateSettings, pause: Callable[[], None]
+) -> _Change:
     """The change over all sessions of a table, with its one-sided bound.
 
     Sessions are drawn with replacement, each with what both drafters did on it, and the ratios of
@@ -223,16 +239,18 @@ def _change(table: npt.NDArray[np.int64], settings: GateSettings) -> _Change:
         return _Change(float(before), float(after), min(float(after - before), 0.0))
     rng = np.random.default_rng(settings.seed)
     drawn: list[npt.NDArray[np.float64]] = []
-    for start in range(0, settings.num_resamples, CHUNK):
-        size = min(CHUNK, settings.num_resamples - start)
+    for size in _parts(settings.num_resamples, num):
         # whole numbers, so that equal drafters give exactly equal sums
         old, new = _lengths(rng.multinomial(num, np.full(num, 1 / num), size=size) @ table)
         drawn.append(new - old)
+        pause()
     lower = np.quantile(np.concatenate(drawn), expanded_tail(1 - settings.confidence, num))
     return _Change(float(before), float(after), float(lower))
 
 
-def chance_of_gain(table: npt.NDArray[np.int64], settings: GateSettings) -> float:
+def chance_of_gain(
+    table: npt.NDArray[np.int64], settings: GateSettings, *, pause: Callable[[], None] = never
+) -> float:
     """Share of drafters no better that gain as much on these sessions as the candidate.
 
     If it makes no difference which drafter is which, swapping both at random in each session gives
@@ -242,17 +260,25 @@ def chance_of_gain(table: npt.NDArray[np.int64], settings: GateSettings) -> floa
     Args:
         table: int64 (sessions, 4): accepted tokens and rounds before, then after.
         settings: how many swaps are drawn, and from which seed.
+        pause: called between parts of them.
     """
     swapped = table[:, [2, 3, 0, 1]] - table
     rng = np.random.default_rng(settings.seed)
     (old,), (new,) = _lengths(table.sum(axis=0, keepdims=True))
     num_as_good = 1  # what was found is one of the draws
-    for start in range(0, settings.num_resamples, CHUNK):
-        size = min(CHUNK, settings.num_resamples - start)
+    for size in _parts(settings.num_resamples, len(table)):
         flips = rng.integers(0, 2, (size, len(table)))
         before, after = _lengths(flips @ swapped + table.sum(axis=0))
         num_as_good += int((after - before >= new - old).sum())
+        pause()
     return num_as_good / (settings.num_resamples + 1)
+
+
+def _parts(num_resamples: int, num_sessions: int) -> Iterator[int]:
+    """How many resamples are drawn at a time; the generator's stream does not depend on it."""
+    size = max(1, PART_DRAWS // max(num_sessions, 1))
+    for start in range(0, num_resamples, size):
+        yield min(size, num_resamples - start)
 
 
 def _lengths(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from paceline.online.looks import never
 from paceline.online.passages import Passage
 
 DIGEST_BYTES: Final = 16
+PART_PASSAGES: Final = 64
+"""Passages that are compared between two pauses: a few ms."""
 MOST_KNOWN: Final = 0.5
 """Share of what a passage is there for that may stand in replies which are learned from."""
 
@@ -25,7 +28,12 @@ def origin_of(prompt_ids: npt.NDArray[np.int32]) -> str:
     return blake2b(prompt_ids.astype("<i4").tobytes(), digest_size=DIGEST_BYTES).hexdigest()
 
 
-def without_learned(measured: Sequence[Passage], learned: Iterable[Passage]) -> list[Passage]:
+def without_learned(
+    measured: Sequence[Passage],
+    learned: Iterable[Passage],
+    *,
+    pause: Callable[[], None] = never,
+) -> list[Passage]:
     """Passages that say something of a drafter's learning, in their order.
 
     Left out is one of whose said tokens more than `MOST_KNOWN` stand in replies that are, word for
@@ -34,16 +42,24 @@ def without_learned(measured: Sequence[Passage], learned: Iterable[Passage]) -> 
     Args:
         measured: held out.
         learned: that a drafter may have been taught.
+        pause: called after every `PART_PASSAGES` passages.
     """
     if not measured:
         return []
-    known = {digest for passage in learned for digest, _ in replies_of(passage)}
+    known = {digest for passage in _paused(learned, pause) for digest, _ in replies_of(passage)}
     return [
         passage
-        for passage in measured
+        for passage in _paused(measured, pause)
         if sum(num for digest, num in replies_of(passage) if digest in known)
         <= MOST_KNOWN * passage.num_said
     ]
+
+
+def _paused(passages: Iterable[Passage], pause: Callable[[], None]) -> Iterator[Passage]:
+    for number, passage in enumerate(passages, 1):
+        yield passage
+        if number % PART_PASSAGES == 0:
+            pause()
 
 
 def replies_of(passage: Passage) -> Iterator[tuple[bytes, int]]:

@@ -24,6 +24,7 @@ from paceline.caches.records import SHARED_GROUP, SequenceRecord
 from paceline.caches.tombstones import Forgotten, Tombstone, subjects
 from paceline.errors import ConfigError, RecordError
 from paceline.online import replay_file
+from paceline.online.looks import never
 from paceline.online.passages import Cutting, Passage, SessionText
 from paceline.online.prompts import is_held_out
 from paceline.online.repeats import origin_of, without_learned
@@ -232,21 +233,23 @@ class Replay:
             return recent
         return [recent[i] for i in rng.choice(len(recent), num, replace=False)]
 
-    def held_out(self, num: int | None = None) -> list[Passage]:
+    def held_out(
+        self, num: int | None = None, *, pause: Callable[[], None] = never
+    ) -> list[Passage]:
         """Passages of held-out sessions; those of one session stand together, the oldest first.
 
-        Left out are those of which most is learned from as well (`repeats.without_learned`).
-        O(tokens held).
+        Left out are those of which most is learned from too (`repeats.without_learned`). O(tokens).
 
         Args:
             num: most of them, None for all. Half of these are the newest, the others the newest of
                 each workload by turns: traffic as it is now counts most, and no kind of work that
                 is held is forgotten over it. O(n log n).
+            pause: called between parts, without the lock.
         """
         with self._lock:
             self._settle()
             held, learned = sorted(self._held_out, key=_in_session), list(self._learned)
-        held = without_learned(held, learned)
+        held = without_learned(held, learned, pause=pause)
         if num is None or len(held) <= num:
             return held
         held.sort(key=lambda it: it.finished_at, reverse=True)

@@ -31,12 +31,14 @@ from paceline.errors import PacelineError
 from paceline.models import load_model, model_source, target_path
 from paceline.online.idle import GpuLoad, IdleGate, LoadAverage, LoadSource, ServedLoad
 from paceline.online.journal_follower import JournalFollower
-from paceline.online.learner import Learner, LearnerParts
+from paceline.online.learner import Learner
 from paceline.online.learner_metrics import LearnerCollector
+from paceline.online.learner_parts import LearnerParts
 from paceline.online.learner_settings import LearnerSettings
 from paceline.online.lesson_cache import LessonCache
 from paceline.online.lessons import Lesson
-from paceline.online.micro_steps import MicroSteps, StoppedError, run_only_when_idle
+from paceline.online.looks import Looks, StoppedError
+from paceline.online.micro_steps import micro_steps, run_only_when_idle
 from paceline.online.opened import torch_device
 from paceline.online.passage_teaching import (
     CachedTeacher,
@@ -140,7 +142,8 @@ class LearnerService:
             JournalStore(client, JournalKeys(namespace_of(fingerprint))),
             Path(settings.registry).expanduser(),
         )
-        teacher: PassageTeacher = open_teacher(settings, gate, self._stop, self._device, own)
+        looks = Looks(gate, self._stop)
+        teacher: PassageTeacher = open_teacher(settings, looks, self._device, own)
         if settings.teacher.kind != "text":
             teacher = CachedTeacher(teacher, cache, read_weight=settings.cycle.read_weight)
         parts = LearnerParts(
@@ -148,10 +151,11 @@ class LearnerService:
             teacher=teacher,
             registry=registry,
             gate=gate,
+            looks=looks,
             ranks=self._ranks,
             device=self._device,
         )
-        self.learner = Learner(settings, parts, self._stop)
+        self.learner = Learner(settings, parts)
         follower = JournalFollower(settings.redis_url, replay, on_forget=self.learner.forget)
         follower.start()
         stack.callback(follower.close)
@@ -296,8 +300,7 @@ def teacher_name(settings: LearnerSettings, fingerprint: ModelFingerprint) -> st
 
 def open_teacher(
     settings: LearnerSettings,
-    gate: IdleGate,
-    stop: threading.Event,
+    looks: Looks,
     device: Any,
     own: OwnRequests,
 ) -> PassageTeacher:
@@ -316,13 +319,13 @@ def open_teacher(
             model=settings.model,
             api_key=told.api_key or None,
             read_weight=read_weight,
-            may_go_on=lambda: gate.is_open() and not stop.is_set(),
+            may_go_on=looks.may_go_on,
             own=own,
         )
     target, _ = load_model(target_path(settings.target))
     target = target.to(device)
     teacher = Teacher(target, top_k=told.top_k, temperature=0.0)
-    reader = PausingReader(teacher, MicroSteps(target, gate, stop))
+    reader = PausingReader(teacher, target, looks)
     return TargetTeacher(reader, read_weight=read_weight)
 
 
@@ -331,12 +334,14 @@ class PausingReader:
 
     Args:
         teacher: reads.
-        micro_steps: of its target.
+        target: it reads with.
+        looks: at the gate.
     """
 
-    def __init__(self, teacher: Teacher, micro_steps: MicroSteps) -> None:
+    def __init__(self, teacher: Teacher, target: Any, looks: Looks) -> None:
         self._teacher = teacher
-        self._micro_steps = micro_steps
+        self._target = target
+        self._looks = looks
 
     def readings(self, texts: Sequence[Sequence[int]]) -> list[Lesson]:
         """As `Teacher.readings`.
@@ -344,6 +349,6 @@ class PausingReader:
         Raises:
             StoppedError: the learner was asked to stop.
         """
-        with self._micro_steps.running():
-            read: list[Lesson] = self._teacher.readings(texts)
+        with micro_steps(self._target, self._looks.pause):
+            read: list[Lesson] = self._teacher.readings(texts, pause=self._looks.pause)
         return read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -14,11 +14,16 @@ from paceline.errors import ConfigError
 from paceline.online.cutting import decoder_layers
 from paceline.online.greedy_replay import ReplayCounts, count_replay, total
 from paceline.online.lessons import Lesson
+from paceline.online.looks import never
+from paceline.online.micro_steps import after_part
 from paceline.online.objective import losses
 from paceline.online.settings import Objective
 
-HEAD_LOGITS: Final = {"cpu": 1 << 24, "cuda": 1 << 28}
+HEAD_LOGITS: Final = {"cpu": 1 << 21, "cuda": 1 << 28}
 """Most logits that are held at a time, by the kind of device."""
+BODY_TOKENS: Final = {"cpu": 1024, "cuda": 1 << 30}
+"""Most tokens that the body reads at a time, padding included, or one lesson: where others may want
+the processor, attention over several long ones would be too long a part."""
 SCALES: Final = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Configuration of models that change what their head gives."""
 
@@ -67,7 +72,7 @@ class Student:
         *,
         objective: Objective = "forward_kl",
         total_weight: float | None = None,
-        pause: Callable[[], None] = lambda: None,
+        pause: Callable[[], None] = never,
     ) -> float:
         """Add the gradients of the objective's mean over the tokens of the replies.
 
@@ -87,6 +92,19 @@ class Student:
             total_weight = weight_of(lessons)
         if not lessons or total_weight <= 0:
             return 0.0
+        return sum(
+            self._learn_part(part, objective, total_weight, pause)
+            for part in _parts(lessons, BODY_TOKENS.get(self._device.type, BODY_TOKENS["cpu"]))
+        )
+
+    def _learn_part(
+        self,
+        lessons: Sequence[Lesson],
+        objective: Objective,
+        total_weight: float,
+        pause: Callable[[], None],
+    ) -> float:
+        """As `learn`, for lessons that the body reads together."""
         hidden = self._hidden(lessons)
         top_ids = torch.from_numpy(np.concatenate([it.top_ids for it in lessons]))
         top_ids = top_ids.to(self._device).long()
@@ -100,8 +118,9 @@ class Student:
         for part, ids, p, weight in zip(
             *(it.split(self._positions) for it in (cut, top_ids, logprobs, weights)), strict=True
         ):
-            each = losses(objective, self._logits(part), self._rows[ids], p)
+            each = losses(objective, after_part(pause, self._logits(part)), self._rows[ids], p)
             loss = (each * weight).sum()
+            pause()
             loss.backward()
             total += loss.detach()
             pause()
@@ -109,10 +128,20 @@ class Student:
         return float(total)
 
     @torch.inference_mode()
-    def guesses(self, lessons: Sequence[Lesson]) -> torch.Tensor:
-        """Its likeliest token at each token of the replies, one reply behind the other, int64."""
+    def guesses(
+        self, lessons: Sequence[Lesson], *, pause: Callable[[], None] = never
+    ) -> torch.Tensor:
+        """Its likeliest token at each token of the replies, one reply behind the other, int64.
+
+        Args:
+            lessons: at least one.
+            pause: called between parts of the head.
+        """
         hidden = self._hidden(lessons)
-        rows = [self._logits(part).argmax(-1) for part in hidden.split(self._positions)]
+        rows: list[torch.Tensor] = []
+        for part in hidden.split(self._positions):
+            rows.append(self._logits(part).argmax(-1))
+            pause()
         return self._token_ids[torch.cat(rows)].cpu()
 
     def _hidden(self, lessons: Sequence[Lesson]) -> torch.Tensor:
@@ -171,6 +200,7 @@ def replay_lessons(
     chain_tokens: int,
     batch: int,
     said: Sequence[npt.NDArray[np.bool_]] | None = None,
+    pause: Callable[[], None] = never,
 ) -> list[ReplayCounts]:
     """What greedy drafting would have accepted of each lesson.
 
@@ -181,11 +211,12 @@ def replay_lessons(
         batch: lessons read at a time.
         said: of each lesson's reply, which tokens the target said; the others were read, and take
             no round. None: all that count for something.
+        pause: called between parts of the head, and after each lesson.
     """
     found: list[ReplayCounts] = []
     for start in range(0, len(lessons), batch):
         part = lessons[start : start + batch]
-        guesses = student.guesses(part).numpy()
+        guesses = student.guesses(part, pause=pause).numpy()
         for i, lesson in enumerate(part, start):
             mine, guesses = guesses[: lesson.num_reply], guesses[lesson.num_reply :]
             is_said = weights_of(lesson) > 0 if said is None else said[i]
@@ -198,4 +229,16 @@ def replay_lessons(
                     chain_tokens=chain_tokens,
                 )
             )
+            pause()
     return found
+
+
+def _parts(lessons: Sequence[Lesson], most: int) -> Iterator[Sequence[Lesson]]:
+    """Lessons that follow one another and are at most `most` tokens with their padding, or one."""
+    first, longest = 0, 0
+    for i, lesson in enumerate(lessons):
+        longest = max(longest, len(lesson.token_ids))
+        if i > first and longest * (i + 1 - first) > most:
+            yield lessons[first:i]
+            first, longest = i, len(lesson.token_ids)
+    yield lessons[first:]

@@ -5,16 +5,19 @@ Needs torch and transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
 
 from paceline.online.lessons import Lesson
+from paceline.online.looks import never
 
-READ_LOGITS: Final = 1 << 28
-"""Most logits of texts that are read in one pass: a gigabyte in float32."""
+READ_LOGITS: Final = {"cpu": 1 << 26, "cuda": 1 << 28}
+"""Most logits of texts that are read in one pass, by the kind of device: 256 MiB, 1 GiB."""
+PART_LOGITS: Final = 1 << 21
+"""Of which the likeliest are found at a time on a CPU: some 10 ms."""
 
 
 class Teacher:
@@ -73,27 +76,44 @@ class Teacher:
         ]
 
     @torch.inference_mode()
-    def readings(self, texts: Sequence[Sequence[int]]) -> list[Lesson]:
+    def readings(
+        self, texts: Sequence[Sequence[int]], *, pause: Callable[[], None] = never
+    ) -> list[Lesson]:
         """What it would have said after each token of texts; a tenth of the price of replies.
 
         Texts that are read together are padded on their right, where no token looks.
 
         Args:
             texts: token ids, each at least two.
+            pause: called between parts of what is done with the logits.
         """
         lessons: list[Lesson] = []
         vocab_size = int(self._model.config.vocab_size)
-        for part in _parts(texts, max(1, READ_LOGITS // vocab_size)):
+        most = READ_LOGITS.get(self._device.type, READ_LOGITS["cpu"])
+        for part in _parts(texts, max(1, most // vocab_size)):
             token_ids = torch.zeros(len(part), max(map(len, part)) - 1, dtype=torch.long)
             for i, text in enumerate(part):
                 token_ids[i, : len(text) - 1] = torch.tensor(text[:-1])
             output = self._model(input_ids=token_ids.to(self._device), use_cache=False)
             for text, logits in zip(part, output.logits, strict=True):
-                logprobs = logits[: len(text) - 1].float().log_softmax(dim=-1)
-                top = logprobs.topk(self._top_k, dim=-1)
                 said = torch.tensor(text[1:])
-                lessons.append(_lesson(text[:1], said, top.indices.cpu(), top.values.cpu()))
+                lessons.append(
+                    _lesson(text[:1], said, *self._likeliest(logits[: len(said)], pause))
+                )
         return lessons
+
+    def _likeliest(
+        self, logits: torch.Tensor, pause: Callable[[], None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ids, log probabilities) of the likeliest tokens at each place, best first."""
+        is_cpu = logits.device.type == "cpu"
+        size = max(1, PART_LOGITS // logits.shape[-1]) if is_cpu else len(logits)
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for part in logits.split(size):
+            top = part.float().log_softmax(dim=-1).topk(self._top_k, dim=-1)
+            found.append((top.indices.cpu(), top.values.cpu()))
+            pause()
+        return torch.cat([ids for ids, _ in found]), torch.cat([values for _, values in found])
 
     def _choose(self, logprobs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         if self._temperature == 0:

@@ -14,6 +14,8 @@ import torch
 
 from paceline.errors import RecordError
 from paceline.online.lessons import Lesson
+from paceline.online.looks import never
+from paceline.online.paused_file import PausedFile
 from paceline.online.ranks import Ranks
 from paceline.online.settings import Objective
 from paceline.online.student import Student, weight_of
@@ -24,6 +26,8 @@ BETAS: Final = (0.9, 0.95)
 WARM_UP: Final = 0.05
 LAST_RATE: Final = 0.05
 """Share of the steps in which the learning rate rises, and of the rate that is left at the end."""
+PART_NUMBERS: Final = 1 << 20
+"""Weights that are changed at a time, where no one parameter has more: some 5 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,9 @@ class Trainer:
         limits: when to end.
         clock: seconds that only grow.
         ranks: processes that share the work, all with the same student, lessons and limits.
-        pause: called between parts of a step.
+        pause: called between parts of a step's gradients.
+        rest: called between parts of what must not end halfway, as weights would be changed in part
+            or a checkpoint be taken for damaged; does not raise.
 
     Attributes:
         num_steps: done so far.
@@ -80,7 +86,8 @@ class Trainer:
         *,
         clock: Callable[[], float],
         ranks: Ranks | None = None,
-        pause: Callable[[], None] = lambda: None,
+        pause: Callable[[], None] = never,
+        rest: Callable[[], None] = never,
     ) -> None:
         self.num_steps = 0
         self.seconds = 0.0
@@ -91,6 +98,7 @@ class Trainer:
         self._clock = clock
         self._ranks = Ranks() if ranks is None else ranks
         self._pause = pause
+        self._rest = rest
         self._optimiser = torch.optim.AdamW(
             student.trained, lr=limits.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
         )
@@ -118,9 +126,8 @@ class Trainer:
             "optimiser": self._optimiser.state_dict(),
         }
         descriptor, beside = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(descriptor, "wb") as opened:
+        with PausedFile(descriptor, "wb", self._rest) as opened:
             torch.save(state, opened)
-            opened.flush()
             os.fsync(opened.fileno())
         Path(beside).rename(file)
 
@@ -132,7 +139,8 @@ class Trainer:
         """
         try:
             # to the CPU first: it may go on on another device than it was saved on
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            with PausedFile(file, "rb", self._rest) as opened:
+                state: dict[str, Any] = torch.load(opened, map_location="cpu", weights_only=True)
             with torch.no_grad():
                 for mine, saved in zip(self._student.trained, state["weights"], strict=True):
                     mine.copy_(saved)
@@ -158,8 +166,44 @@ class Trainer:
             pause=self._pause,
         )
         self._ranks.add_up(self._student.trained)
-        torch.nn.utils.clip_grad_norm_(self._student.trained, MAX_NORM)
-        self._optimiser.step()
+        self._change_weights()
+
+    def _change_weights(self) -> None:
+        """Clip the gradients and take the optimiser's step, some parameters at a time."""
+        learned = [it for it in self._student.trained if it.grad is not None]
+        parts = [*_parts(learned, PART_NUMBERS)]
+        norms: list[torch.Tensor] = []
+        for part in parts:
+            norms.append(
+                torch.nn.utils.get_total_norm([it.grad for it in part if it.grad is not None])
+            )
+            self._rest()
+        if not norms:
+            return
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        gradients = {it: it.grad for it in learned}
+        self._optimiser.zero_grad(set_to_none=True)
+        for part in parts:
+            for it in part:
+                it.grad = gradients[it]
+            torch.nn.utils.clip_grads_with_norm_(part, MAX_NORM, norm)
+            self._optimiser.step()  # of those that have a gradient
+            self._optimiser.zero_grad(set_to_none=True)
+            self._rest()
+
+
+def _parts(
+    parameters: Sequence[torch.nn.Parameter], most: int
+) -> Iterator[Sequence[torch.nn.Parameter]]:
+    """Parameters that follow one another and have at most `most` numbers, or one."""
+    first, num = 0, 0
+    for i, parameter in enumerate(parameters):
+        num += parameter.numel()
+        if i > first and num > most:
+            yield parameters[first:i]
+            first, num = i, parameter.numel()
+    if first < len(parameters):
+        yield parameters[first:]
 
 
 def rate(progress: float) -> float:

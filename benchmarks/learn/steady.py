@@ -49,6 +49,7 @@ LOOK_SECONDS: Final = 0.25
 FEED_PROMPTS: Final = 32
 """Prompts between two looks whether enough has been said; some six to a session."""
 SECONDS: Final = re.compile(r"^paceline_learner_seconds_total\{(.*)\} (\S+)$", re.MULTILINE)
+LONGEST: Final = re.compile(r"^paceline_learner_longest_seconds\{(.*)\} (\S+)$", re.MULTILINE)
 LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 ALWAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "cycle": {"min_new_tokens": 1, "idle_price": 0.0, "passages": 32},
@@ -200,6 +201,21 @@ def gate_figures(metrics: str) -> dict[str, float]:
     return found
 
 
+def part_figures(metrics: str, time: str) -> dict[str, float]:
+    """Longest part of each kind of work between two looks at the gate, in ms.
+
+    Args:
+        metrics: the learner's.
+        time: ``clock``, or ``processor`` for the learner's own processor time.
+    """
+    found: dict[str, float] = {}
+    for labels, value in LONGEST.findall(metrics):
+        its = dict(LABEL.findall(labels))
+        if its["time"] == time:
+            found[f"longest.{its['kind']}.{time}_ms"] = 1e3 * float(value)
+    return found
+
+
 @click.command("learn-latency")
 @click.argument("traces", type=click.Path(path_type=Path))
 @click.option("--drafter", required=True, type=click.Path(path_type=Path), help="Its folder.")
@@ -262,7 +278,10 @@ def learn_latency(
                     lambda asked: streamed(stack, asked, kind.name, output_tokens),
                 )
                 done.append(block)
-            gate = gate_figures(read_text(stack.learner_metrics))
+                if not number:  # from the second on, its clock runs while it is stopped
+                    parts = part_figures(read_text(stack.learner_metrics), "clock")
+            metrics = read_text(stack.learner_metrics)
+            gate = gate_figures(metrics) | parts | part_figures(metrics, "processor")
     settings = {
         "drafter": drafter.name,
         "workload": workload,

@@ -68,15 +68,27 @@ def load_model(model: Path | None, *, keep_dtype: bool = False) -> tuple[Any, An
     Raises:
         ConfigError: as `model_source`.
     """
+    from transformers import AutoTokenizer
+
+    loaded = load_weights(model, keep_dtype=keep_dtype)
+    return loaded, AutoTokenizer.from_pretrained(**model_source(model))
+
+
+def load_weights(model: Path | None, *, keep_dtype: bool = False) -> Any:
+    """As `load_model`, without the tokenizer, which takes longer to read than a small model.
+
+    Raises:
+        ConfigError: as `model_source`.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     where = model_source(model)
     as_stored = keep_dtype and "gguf_file" not in where
     loaded = AutoModelForCausalLM.from_pretrained(
         **where, dtype="auto" if as_stored else torch.float32
     )
-    return loaded.eval(), AutoTokenizer.from_pretrained(**where)
+    return loaded.eval()
 
 
 def make_plain(model: Any) -> None:

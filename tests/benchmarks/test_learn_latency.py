@@ -19,6 +19,7 @@ from paceline.benchmarks.learn.steady import (
     figures,
     gate_figures,
     only_if,
+    part_figures,
     spells_of,
     time_figures,
 )
@@ -26,6 +27,7 @@ from paceline.middleware.cli import cli
 from paceline.online.idle_time import Spell
 from paceline.online.learner_metrics import LearnerCollector
 from paceline.online.learner_notes import LearnerFigures
+from paceline.online.looks import Longest
 
 METRICS = """# HELP paceline_learner_gate_num_pauses How often it closed.
 # TYPE paceline_learner_gate_num_pauses gauge
@@ -91,6 +93,21 @@ def test_what_the_learner_tells_is_read_as_it_writes_it() -> None:
     assert not is_waiting(page)
     figures.phase = "waiting"
     assert is_waiting(generate_latest(registry).decode())
+
+
+def test_parts_between_looks_are_told_by_kind() -> None:
+    """As the learner writes them, by one of the two clocks."""
+    registry = CollectorRegistry()
+    figures = LearnerFigures(
+        longest={"training": Longest(0.04, 0.02), "loading": Longest(0.5, 0.1)}
+    )
+    registry.register(LearnerCollector("shared", figures, dict))
+    page = generate_latest(registry).decode()
+    assert part_figures(page, "clock") == {
+        "longest.training.clock_ms": pytest.approx(40.0),
+        "longest.loading.clock_ms": pytest.approx(500.0),
+    }
+    assert part_figures(page, "processor")["longest.loading.processor_ms"] == pytest.approx(100.0)
 
 
 def test_the_learner_stands_still_and_goes_on() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -250,7 +251,7 @@ def test_a_crash_leaves_no_half_version(
     class KilledError(BaseException):
         pass
 
-    def half(source: Path, target: Path) -> None:
+    def half(source: Path, target: Path, **_more: object) -> None:
         target.mkdir()
         shutil.copy(source / "config.json", target)
         raise KilledError
@@ -305,8 +306,8 @@ def test_a_source_that_changes_or_is_none_is_refused(
     """With its reason; nothing is left of it."""
     copytree = shutil.copytree
 
-    def changing(source: Path, target: Path) -> None:
-        copytree(source, target)
+    def changing(source: Path, target: Path, **more: Any) -> None:
+        copytree(source, target, **more)
         (source / "model.safetensors").write_bytes(b"another")
 
     with monkeypatch.context() as patch:

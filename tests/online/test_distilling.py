@@ -333,7 +333,7 @@ def test_texts_are_read_in_parts_that_fit(folder: Path, monkeypatch: pytest.Monk
     )
     whole = teacher.readings(texts)
     assert widths == [len(texts) * 29]
-    monkeypatch.setattr(module, "READ_LOGITS", 24 * model.config.vocab_size)
+    monkeypatch.setattr(module, "READ_LOGITS", {"cpu": 24 * model.config.vocab_size})
     parts = teacher.readings(texts)
     assert widths[1:] == [16, 29, 6, 11]
     for one, two, text in zip(whole, parts, texts, strict=True):

@@ -87,7 +87,7 @@ def test_a_stop_in_the_middle_changes_nothing(
     models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
 ) -> None:
     """Interrupted anywhere, the drafter that comes out is bit by bit the same."""
-    from paceline.online.micro_steps import StoppedError
+    from paceline.online.looks import StoppedError
 
     whole = small_learner(models, tmp_path / "whole", store)
     whole.hear(sessions)
@@ -113,6 +113,44 @@ def test_a_stop_in_the_middle_changes_nothing(
         assert again.learner.consider().startswith("version 2")
         assert num_steps + again.learner.figures.events["steps"] == 60
         assert again.registry.version(group, 2).checksum == expected.checksum
+
+
+def test_a_stop_while_it_is_judged_loses_no_training(
+    models: Path, sessions: Sessions, store: JournalStore, tmp_path: Path
+) -> None:
+    """The next start judges what was trained, and finds the same."""
+    from paceline.online.looks import StoppedError
+
+    told: dict[str, Any] = {"cycle": {"epochs": 1}}
+    whole = small_learner(models, tmp_path / "whole", store, **told)
+    whole.hear(sessions)
+    whole.learner.consider()
+    stop, num_looks = threading.Event(), 0
+
+    def look() -> None:
+        nonlocal num_looks
+        figures = first.learner.figures
+        num_looks += figures.progress == 1.0 and figures.phase == "judging"
+        if num_looks == 50:
+            stop.set()
+
+    told["group"] = "stopped"
+    first = small_learner(models, tmp_path / "stopped", store, hook=look, stop=stop, **told)
+    first.hear(sessions)
+    with pytest.raises(StoppedError):
+        first.learner.consider()
+    assert first.learner.figures.events["steps"] == 10
+    assert not first.registry.versions("stopped")[1:]
+    first.replay.save()
+    again = small_learner(models, tmp_path / "stopped", store, **told)
+    assert again.learner.consider().startswith("version 2")
+    assert again.learner.figures.events["steps"] == 0
+    expected = whole.registry.version("shared", 2)
+    found = again.registry.version("stopped", 2)
+    assert (found.checksum, found.gate) == (expected.checksum, expected.gate)
+    kinds = {"teaching", "training", "replaying", "resampling", "comparing", "lessons"}
+    kinds |= {"checkpoint", "loading", "writing", "checking", "publishing"}
+    assert whole.learner.figures.longest.keys() == kinds
 
 
 def test_who_is_forgotten_is_not_learned_from(

@@ -1,4 +1,4 @@
-"""Training in small parts: the gate is asked between them, and what is computed stays the same."""
+"""A model's passes in small parts: looks in between, and what is computed stays the same."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from paceline.online.looks import Looks, StoppedError
 from small_models import random_model
 
 
@@ -55,57 +56,92 @@ def test_pauses_change_nothing_that_is_computed() -> None:
     """Gradients with a gate that closes all the time are those without one."""
     import torch
 
-    from paceline.online.micro_steps import MicroSteps
+    from paceline.online.micro_steps import micro_steps
 
     model = random_model("llama", num_hidden_layers=2)
     expected = gradients(model, lambda: loss(model).backward())
     doors = Doors(frozenset(range(0, 1000, 2)))
-    steps = MicroSteps(model, doors, threading.Event(), clock=ticking())
+    looks = Looks(doors, threading.Event(), clock=ticking())
 
     def interrupted() -> None:
-        with steps.running():
+        with looks.running("training"), micro_steps(model, looks.pause):
             loss(model).backward()
 
     found = gradients(model, interrupted)
     assert len(found) == len(expected) > 0
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert steps.num_pauses == doors.waits > 10
+    assert looks.num_pauses == doors.waits > 10
 
 
 def test_the_gate_is_asked_between_all_large_parts_both_ways() -> None:
     """Each projection is followed by a look, forward and backward."""
     import torch
 
-    from paceline.online.micro_steps import LEAVES, MicroSteps
+    from paceline.online.micro_steps import LEAVES, micro_steps
 
     model = random_model("llama", num_hidden_layers=2)
     num_parts = sum(isinstance(module, LEAVES) for module in model.modules())
     num_linear = sum(isinstance(module, torch.nn.Linear) for module in model.modules())
     doors = Doors()
-    steps = MicroSteps(model, doors, threading.Event(), clock=ticking())
-    with torch.enable_grad(), steps.running():
+    looks = Looks(doors, threading.Event(), clock=ticking())
+    with torch.enable_grad(), looks.running("training"), micro_steps(model, looks.pause):
         loss(model).backward()
     # forward: all; backward: all whose output takes part; and one look at the beginning
     assert doors.looks >= 1 + num_parts + num_linear
-    assert steps.num_parts == doors.looks
-    assert steps.take_longest() == 1.0
-    assert steps.take_longest() == 0.0
+    assert looks.num_parts == doors.looks
+    assert looks.take_longest() == 1.0
+    assert looks.take_longest() == 0.0
 
 
-def test_outside_of_a_step_nobody_waits() -> None:
-    """Reading with the same model, as the promotion gate does, asks no gate."""
-    from paceline.online.micro_steps import MicroSteps
+def test_outside_of_work_nobody_waits() -> None:
+    """A model is as it was afterwards, and what is no part of any work asks no gate."""
+    from paceline.online.micro_steps import micro_steps
 
     model = random_model("llama", num_hidden_layers=2)
     doors = Doors(frozenset(range(1000)))
-    MicroSteps(model, doors, threading.Event())
-    loss(model)
-    assert doors.looks == 0
+    looks = Looks(doors, threading.Event())
+    with micro_steps(model, looks.pause):
+        loss(model)
+    with looks.running("training"):
+        num_looks = doors.looks
+        loss(model)
+        assert doors.looks == num_looks == 1
+
+
+def test_long_projections_are_computed_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and outputs in pieces give what the whole gives but for rounding, with more looks."""
+    import torch
+
+    from paceline.online import micro_steps as module
+
+    model = random_model("llama", num_hidden_layers=2)
+    whole = gradients(model, lambda: loss(model).backward())
+    expected = model(input_ids=torch.arange(12)[None]).logits
+    num_looks: list[int] = []
+    for rows, operations in ((1 << 20, 1 << 40), (5, 1 << 40), (5, 5 * 2 * 24 * 10)):
+        monkeypatch.setattr(module, "PART_ROWS", rows)
+        monkeypatch.setattr(module, "PART_OPERATIONS", operations)
+        looked: list[None] = []
+
+        def look(looked: list[None] = looked) -> None:
+            looked.append(None)
+
+        def in_pieces(look: Callable[[], None] = look) -> None:
+            with module.micro_steps(model, look):
+                loss(model).backward()
+
+        for mine, its in zip(gradients(model, in_pieces), whole, strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
+        with torch.inference_mode(), module.micro_steps(model, look):
+            found = model(input_ids=torch.arange(12)[None]).logits
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        num_looks.append(len(looked))
+    assert num_looks[0] * 2 < num_looks[1] < num_looks[2]
 
 
 def test_a_stop_ends_a_step_in_its_middle() -> None:
     """Also while the gate is closed."""
-    from paceline.online.micro_steps import MicroSteps, StoppedError
+    from paceline.online.micro_steps import micro_steps
 
     model = random_model("llama", num_hidden_layers=2)
     stop = threading.Event()
@@ -115,9 +151,13 @@ def test_a_stop_ends_a_step_in_its_middle() -> None:
             stop.set()
             return super().wait_until_open(stop)
 
-    steps = MicroSteps(model, Closing(frozenset({5})), stop)
-    with pytest.raises(StoppedError), steps.running():
+    looks = Looks(Closing(frozenset({5})), stop)
+    with (
+        pytest.raises(StoppedError),
+        looks.running("training"),
+        micro_steps(model, looks.pause),
+    ):
         loss(model)
-    assert steps.num_parts == 4
-    with pytest.raises(StoppedError), steps.running():
+    assert looks.num_parts == 5  # the last one ends where the work does
+    with pytest.raises(StoppedError), looks.running("training"):
         pass

@@ -110,8 +110,10 @@ def small_learner(
     """
     from paceline.models import load_model
     from paceline.online.idle import IdleGate, IdleSettings
-    from paceline.online.learner import Learner, LearnerParts
+    from paceline.online.learner import Learner
+    from paceline.online.learner_parts import LearnerParts
     from paceline.online.learner_settings import checked
+    from paceline.online.looks import Looks
     from paceline.online.passage_teaching import TargetTeacher
     from paceline.online.ranks import Ranks
     from paceline.online.replay import Replay
@@ -160,7 +162,8 @@ def small_learner(
         teacher=CountingTeacher(Teacher(target, top_k=8, temperature=0)),
         registry=registry,
         gate=gate,
+        looks=Looks(gate, stop),
         ranks=Ranks(),
     )
-    learner = Learner(settings, parts, stop)
+    learner = Learner(settings, parts)
     return SmallLearner(learner, replay, registry, gate, stop, taught, clock)
