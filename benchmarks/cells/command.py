@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
@@ -89,6 +90,63 @@ def _line(process: subprocess.Popen[str], settings: CellsSettings, folder: Path)
         log = (folder / f"{settings.way}-{settings.core}.log").read_text(errors="replace")
         raise ConfigError(f"the engine of {settings.way} ended:\n{log[-2000:]}")
     return line
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """What the engines of all ways have in common.
+
+    Attributes:
+        traces: folder of recorded traces.
+        model: Hugging Face folder of the target; None: the packaged one.
+        drafter: that of those ways that have one.
+        output_tokens: of a reply at most, on average.
+    """
+
+    traces: Path
+    model: Path | None
+    drafter: Path | None
+    output_tokens: int
+
+    def told(self, way: str, target: Path, core: int, cells: tuple[Cell, ...]) -> CellsSettings:
+        """What one of them is told."""
+        drafter = self.drafter if way in WITH_DRAFTER else None
+        return CellsSettings(
+            traces=str(self.traces.absolute()),
+            target=str(target.absolute()),
+            way=way,
+            drafter=str(drafter.absolute()) if drafter else "",
+            core=core,
+            cells=cells,
+            output_tokens=self.output_tokens,
+        )
+
+
+Results = dict[str, list[list[dict[str, CellResult]]]]
+"""Of each way, runs of (its own cells, those of the engine beside it)."""
+
+
+def run_ways(ways: Sequence[str], engines: Engines, repeats: Sequence[tuple[Cell, ...]]) -> Results:
+    """Each way beside an engine that is off, in the cells of each repeat; cores are swapped.
+
+    Raises:
+        ConfigError: a way cannot be, there is one core only, or an engine ended.
+    """
+    check_ways(ways, engines.drafter)
+    cores = sorted(os.sched_getaffinity(0))[:NUM_ENGINES]
+    if len(cores) < NUM_ENGINES:
+        raise ConfigError("one core is allowed; two are needed, one for each engine")
+    results: Results = {way: [] for way in ways}
+    with tempfile.TemporaryDirectory(prefix="paceline-cells-") as scratch:
+        target = engines.model or _exported(Path(scratch))
+        for repeat, wanted in enumerate(repeats):
+            for way in ways:
+                pair = [
+                    engines.told(each, target, cores[(place + repeat) % NUM_ENGINES], wanted)
+                    for place, each in enumerate((way, OFF))
+                ]
+                results[way].append(measure(pair, Path(scratch)))
+    return results
 
 
 def figures(results: Mapping[str, Sequence[list[dict[str, CellResult]]]]) -> dict[str, float]:
@@ -209,30 +267,9 @@ def cells(
     cores that nobody else uses.
     """
     chosen = chosen_ways(ways, has_drafter=drafter is not None, bandit=bandit)
-    check_ways(chosen, drafter)
-    cores = sorted(os.sched_getaffinity(0))[:NUM_ENGINES]
-    if len(cores) < NUM_ENGINES:
-        raise ConfigError("one core is allowed; two are needed, one for each engine")
     wanted = make_cells(sources or (AGENT, CONTROL), in_flight or IN_FLIGHT, prompts_factor)
-    results: dict[str, list[list[dict[str, CellResult]]]] = {way: [] for way in chosen}
-    with tempfile.TemporaryDirectory(prefix="paceline-cells-") as scratch:
-        target = model or _exported(Path(scratch))
-        for repeat in range(repeats):
-            for way in chosen:
-                pair = [
-                    CellsSettings(
-                        traces=str(traces.absolute()),
-                        target=str(target.absolute()),
-                        way=each,
-                        drafter=str(drafter.absolute()) if drafter and each in WITH_DRAFTER else "",
-                        core=cores[(place + repeat) % NUM_ENGINES],
-                        cells=wanted,
-                        output_tokens=output_tokens,
-                    )
-                    for place, each in enumerate((way, OFF))
-                ]
-                results[way].append(measure(pair, Path(scratch)))
-    found = figures(results)
+    engines = Engines(traces, model, drafter, output_tokens)
+    found = figures(run_ways(chosen, engines, [wanted] * repeats))
     click.echo(_table(found, chosen, [cell.name for cell in wanted]))
     settings = {
         "ways": chosen,

@@ -7,6 +7,7 @@ same cell, and writes the cell's result as a line to standard output.
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
 from hashlib import blake2b
@@ -15,7 +16,15 @@ from typing import Any
 
 import msgspec
 
-from paceline.benchmarks.cells.records import BANDIT, FIXED, OFF, Cell, CellResult, CellsSettings
+from paceline.benchmarks.cells.records import (
+    BANDIT,
+    FIXED,
+    OFF,
+    Cell,
+    CellResult,
+    CellsSettings,
+    Mark,
+)
 
 SLACK_TOKENS = 40
 GOLDEN = 0.618034
@@ -31,6 +40,8 @@ def run(settings: CellsSettings) -> None:
 
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what vLLM prints must not be taken for results
+    renderer = Renderer(load_encoder(settings.target))
+    asked = [read_cell(settings, cell, renderer) for cell in settings.cells]
     llm = LLM(
         settings.target,
         dtype="float32",
@@ -40,10 +51,8 @@ def run(settings: CellsSettings) -> None:
         disable_log_stats=False,
         **speculation(settings),
     )
-    renderer = Renderer(load_encoder(settings.target))
     print("ready", file=output, flush=True)
-    for cell in settings.cells:
-        prompts = read_cell(settings, cell, renderer)
+    for cell, prompts in zip(settings.cells, asked, strict=True):
         sys.stdin.readline()
         result = answer(llm, cell, prompts, settings.output_tokens)
         print(msgspec.json.encode(result).decode(), file=output, flush=True)
@@ -70,19 +79,29 @@ def speculation(settings: CellsSettings) -> dict[str, Any]:
 
 
 def read_cell(settings: CellsSettings, cell: Cell, renderer: Any) -> list[list[int]]:
-    """The prompts of a cell, in tokens: none that an earlier cell has asked."""
+    """The prompts of a cell, in tokens: none that an earlier cell has asked.
+
+    Raises:
+        ConfigError: a source has fewer.
+    """
     from paceline.benchmarks.exact.prompts import read_prompts
 
-    first, total = settings.place(cell)
-    prompts = read_prompts(
-        Path(settings.traces),
-        cell.source,
-        renderer,
-        num_prompts=total,
-        num_turns=5,
-        context_tokens=settings.context_tokens,
-    )
-    return [list(prompt.token_ids) for prompt in prompts[first : first + cell.num_prompts]]
+    asked: list[list[int]] = []
+    for source, number in cell.parts.items():
+        first, total = settings.place(cell, source)
+        prompts = read_prompts(
+            Path(settings.traces),
+            source,
+            renderer,
+            num_prompts=total,
+            num_turns=5,
+            context_tokens=settings.context_tokens,
+        )
+        part = [list(prompt.token_ids) for prompt in prompts[first : first + number]]
+        if cell.order is not None:
+            random.Random(f"{cell.order} {source}").shuffle(part)  # noqa: S311
+        asked += part
+    return asked
 
 
 def answer(llm: Any, cell: Cell, prompts: list[list[int]], output_tokens: int) -> CellResult:
@@ -91,43 +110,52 @@ def answer(llm: Any, cell: Cell, prompts: list[list[int]], output_tokens: int) -
     Counted is what is said from the end of the warm-up until the last prompt has been taken up, so
     that there are always as many in flight.
     """
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
     engine = llm.llm_engine
     said: dict[str, list[int]] = {}
     num_asked = num_done = 0
-    began: tuple[int, float, float, dict[str, int]] | None = None
-    ended: tuple[int, float, float, dict[str, int]] | None = None
+    marks: list[Mark] = []
+    turn: int | None = None
     while num_done < len(prompts):
         while num_asked < len(prompts) and num_asked - num_done < cell.in_flight:
-            request_id = f"{cell.name}/{num_asked}"
-            params = SamplingParams(
-                temperature=0,
-                max_tokens=longest_reply(num_asked, output_tokens),
-                output_kind=RequestOutputKind.CUMULATIVE,
-                extra_args={"paceline_tenant": cell.source},
-            )
-            engine.add_request(request_id, {"prompt_token_ids": prompts[num_asked]}, params)
+            _ask(engine, cell, num_asked, prompts[num_asked], output_tokens)
             num_asked += 1
-        if began is None and num_done >= cell.num_warm:
-            began = state(llm, said)
-        if ended is None and began is not None and num_asked == len(prompts):
-            ended = state(llm, said)
+        if not marks and num_done >= cell.num_warm:
+            marks.append(state(llm, said))
+        if turn is None and num_asked > len(prompts) - cell.num_then:
+            turn = len(marks) - 1
+        is_counted = bool(marks) and num_asked < len(prompts)
+        num_ended = 0
         for output in engine.step():
             said[output.request_id] = list(output.outputs[0].token_ids)
-            num_done += output.finished
-    assert began is not None
-    assert ended is not None
+            num_ended += output.finished
+        num_done += num_ended
+        if is_counted and num_ended:
+            marks += [state(llm, said)] * num_ended
     replies = [said[f"{cell.name}/{i}"] for i in range(len(prompts))]
+    began, ended = marks[0], marks[-1]
     return CellResult(
-        num_tokens=ended[0] - began[0],
-        seconds=ended[1] - began[1],
-        cpu_seconds=ended[2] - began[2],
-        draft_tokens=ended[3]["draft_tokens"] - began[3]["draft_tokens"],
-        accepted_tokens=ended[3]["accepted_tokens"] - began[3]["accepted_tokens"],
+        num_tokens=ended.num_tokens - began.num_tokens,
+        seconds=ended.seconds - began.seconds,
+        cpu_seconds=ended.cpu_seconds - began.cpu_seconds,
+        draft_tokens=ended.draft_tokens - began.draft_tokens,
+        accepted_tokens=ended.accepted_tokens - began.accepted_tokens,
         digest=blake2b(msgspec.json.encode(replies), digest_size=8).hexdigest(),
+        marks=() if turn is None else tuple(marks),
+        turn=turn or 0,
     )
+
+
+def _ask(engine: Any, cell: Cell, place: int, prompt: list[int], output_tokens: int) -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=longest_reply(place, output_tokens),
+        output_kind=RequestOutputKind.CUMULATIVE,
+        extra_args={"paceline_tenant": cell.source},
+    )
+    engine.add_request(f"{cell.name}/{place}", {"prompt_token_ids": prompt}, params)
 
 
 def longest_reply(place: int, output_tokens: int) -> int:
@@ -139,14 +167,15 @@ def longest_reply(place: int, output_tokens: int) -> int:
     return round(output_tokens * (0.5 + place * GOLDEN % 1.0))
 
 
-def state(llm: Any, said: dict[str, list[int]]) -> tuple[int, float, float, dict[str, int]]:
-    """(tokens said so far, seconds by the clock, by the processor, counts of drafts)."""
+def state(llm: Any, said: dict[str, list[int]]) -> Mark:
+    """Where the engine stands."""
     counts = dict.fromkeys(("draft_tokens", "accepted_tokens"), 0)
     for metric in llm.get_metrics():
         for name in counts:
             if metric.name == f"vllm:spec_decode_num_{name}":
                 counts[name] += metric.value
-    return sum(map(len, said.values())), time.perf_counter(), time.process_time(), counts
+    num_tokens = sum(map(len, said.values()))
+    return Mark(num_tokens, time.perf_counter(), time.process_time(), **counts)
 
 
 def environment(settings: CellsSettings) -> dict[str, str]:

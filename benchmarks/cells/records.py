@@ -21,17 +21,29 @@ class Cell(msgspec.Struct, frozen=True):
         in_flight: requests that are answered at a time.
         num_prompts: asked in all.
         num_warm: of these, answered before anything is counted.
+        then: the file whose prompts are asked behind a turn, as the same tenant's; "" without one.
+        num_then: of all prompts, the last ones, that are of it.
+        order: seed of the order of each file's prompts; None: as they are read.
     """
 
     source: str
     in_flight: int
     num_prompts: int
     num_warm: int
+    then: str = ""
+    num_then: int = 0
+    order: int | None = None
 
     @property
     def name(self) -> str:
         """As in figures."""
-        return f"{self.source}.c{self.in_flight}"
+        return f"{self.source}{f'-{self.then}' if self.then else ''}.c{self.in_flight}"
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """How many prompts are asked of each file, in this order."""
+        before = {self.source: self.num_prompts - self.num_then}
+        return before | ({self.then: self.num_then} if self.then else {})
 
 
 class CellsSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,11 +75,10 @@ class CellsSettings(msgspec.Struct, frozen=True, kw_only=True):
     draft_tokens: int = 16
     drafter_tokens: int = 3
 
-    def place(self, cell: Cell) -> tuple[int, int]:
-        """The first of its source's prompts that a cell asks, and how many all cells do."""
-        alike = [each for each in self.cells if each.source == cell.source]
-        before = alike[: alike.index(cell)]
-        return sum(each.num_prompts for each in before), sum(each.num_prompts for each in alike)
+    def place(self, cell: Cell, source: str) -> tuple[int, int]:
+        """The first of a source's prompts that a cell asks, and how many all cells do."""
+        asked = [each.parts.get(source, 0) for each in self.cells]
+        return sum(asked[: self.cells.index(cell)]), sum(asked)
 
     @property
     def method(self) -> str:
@@ -82,6 +93,24 @@ class CellsSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.draft_tokens
 
 
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """Where an engine stood at one moment.
+
+    Attributes:
+        num_tokens: said so far, by all requests.
+        seconds: by the clock, from a moment of the process's own.
+        cpu_seconds: that the process has had of the processor.
+        draft_tokens: verified so far.
+        accepted_tokens: of them, that were right.
+    """
+
+    num_tokens: int
+    seconds: float
+    cpu_seconds: float
+    draft_tokens: int
+    accepted_tokens: int
+
+
 class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one engine did in one cell, after its warm-up and while enough requests were there.
 
@@ -92,6 +121,9 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
         draft_tokens: verified.
         accepted_tokens: of them, that were right.
         digest: of all replies of the cell, in order.
+        marks: of a cell with a turn: at the end of the warm-up, then behind each request that
+            finished while enough were there, in order; those that finished together stand alike.
+        turn: which mark was the last when the first prompt behind the turn was taken up.
     """
 
     num_tokens: int
@@ -100,6 +132,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     draft_tokens: int
     accepted_tokens: int
     digest: str
+    marks: tuple[Mark, ...] = ()
+    turn: int = 0
 
     @property
     def speed(self) -> float:

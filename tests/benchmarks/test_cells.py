@@ -111,7 +111,7 @@ def test_no_prompt_is_asked_in_two_cells() -> None:
     settings = CellsSettings(traces="", target="", way="memory", core=0, cells=cells)
     asked = {"a": set[int](), "b": set[int]()}
     for cell in cells:
-        first, total = settings.place(cell)
+        first, total = settings.place(cell, cell.source)
         mine = set(range(first, first + cell.num_prompts))
         assert max(mine) < total == 16 + 48 + 96
         assert asked[cell.source].isdisjoint(mine)

@@ -1,4 +1,4 @@
-"""The whole of `paceline bench cells` on real engines beside each other."""
+"""The whole of `paceline bench cells` and `bench drift` on real engines beside each other."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ EPISODE = [
     {"role": "system", "content": "You repeat what you are told."},
     {"role": "user", "content": "Say one two three four five six seven eight, five times."},
     {"role": "assistant", "content": "one two three four five six seven eight"},
+]
+
+OTHER = [
+    {"role": "user", "content": "Count from nine to one, and then from one to nine."},
+    {"role": "assistant", "content": "nine eight seven six five four three two one"},
 ]
 
 
@@ -64,3 +69,29 @@ def test_fused_drafts_run_with_the_bandit_above(tmp_path: Path, target_folder: P
     assert report["settings"]["ways"] == ["fused-bandit"]
     assert found["fused-bandit.s.c2.identical"] == 1
     assert found["fused-bandit.s.c2.accepted_per_drafted"] > 0.3
+
+
+@TWO_CORES
+def test_a_turn_is_seen_by_engines_that_went_through_what_was_before(
+    tmp_path: Path, target_folder: Path
+) -> None:
+    """One tenant asks one kind, then another: replies stay the same, all that ended is counted."""
+    write_trace(tmp_path, "s", *[EPISODE] * 6)
+    write_trace(tmp_path, "t", *[OTHER] * 12)
+    target = cut_model(target_folder, tmp_path / "models" / "target", [0, 29])
+    file = tmp_path / "report.json"
+    arguments = ["bench", "drift", str(tmp_path), "s", "t", "--way", "memory-bandit"]
+    arguments += ["--in-flight", "2", "--before", "4", "--after", "12", "--within", "4"]
+    arguments += ["--window", "2", "--model", str(target), "--output-tokens", "24"]
+    done = CliRunner().invoke(cli, [*arguments, "--json", str(file)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found = json.loads(file.read_text())["figures"]
+    assert found["memory-bandit.identical"] == 1
+    # the first to be counted was taken up beside another, the last one is not waited for
+    assert found["after.requests"] in (10, 11, 12)
+    assert found["rest.requests"] == found["after.requests"] - 4
+    assert found["memory-bandit.after.drafted_per_token"] > 0
+    assert found["off.after.drafted_per_token"] == 0
+    assert found["off.is_best_after"] == 1
+    assert found["memory-bandit.rest.of_best"] == found["memory-bandit.rest.times_off"]
+    assert "memory-bandit: " in done.output
