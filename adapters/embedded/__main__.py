@@ -141,14 +141,6 @@ def keep_house(speculator: Speculator | None) -> None:
     envvar="PACELINE_BANDIT",
     help="Let a bandit narrow who drafts, and how far, where that was slower.",
 )
-@click.option(
-    "--packed-weights/--no-packed-weights",
-    "packs",
-    default=True,
-    show_default=True,
-    envvar="PACELINE_PACKED_WEIGHTS",
-    help="Keep large weights twice, so that rounds with drafts take less time.",
-)
 @click.option("--no-speculation", is_flag=True, help="Answer without drafts.")
 def main(
     host: str,
@@ -166,7 +158,6 @@ def main(
     kept_mib: int,
     always_draft: bool,
     bandit: bool,
-    packs: bool,
     no_speculation: bool,
 ) -> None:
     """Serve one model on this machine."""
@@ -182,13 +173,12 @@ def main(
         following = FollowSettings(
             folder=drafter_registry, group=drafter_group, redis_url=redis_url or ""
         )
-        target = Target.load(model, packs=packs)
-        load_drafter = partial(Target.load_drafter, packs=packs)
+        target = Target.load(model)
         name = model_name or (PACKAGED_NAME if model is None else model.name)
         speculator = None if no_speculation else Speculator()
         fingerprint = fingerprint_of(target, name)
         corpora = corpus_feed(corpus_dir, speculator, fingerprint)
-        small = None if drafter is None or no_speculation else load_drafter(drafter)
+        small = None if drafter is None or no_speculation else Target.load_drafter(drafter)
         drafter_name = "drafter" if drafter is None else drafter.name
         engine = EmbeddedEngine(
             target, speculator, settings, drafter=small, drafter_name=drafter_name
@@ -205,7 +195,7 @@ def main(
         if drafter_registry and not no_speculation:
             watch = follow_drafters(
                 following,
-                EmbeddedDrafterHost(engine, load=load_drafter),
+                EmbeddedDrafterHost(engine),
                 fingerprint,
                 folder=drafter,
                 model=small,

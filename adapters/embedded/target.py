@@ -11,7 +11,6 @@ import torch
 
 from paceline.adapters.embedded.key_values import CacheShape, KeyValues
 from paceline.adapters.embedded.packed_attention import NAME, PackedCache, Span
-from paceline.adapters.embedded.packed_linear import pack_linears
 from paceline.caches.tree import ROOT
 from paceline.drafter_folder import kept_token_ids
 from paceline.models import keep_head_rows, load_model
@@ -70,39 +69,24 @@ class Target:
         self.eos_token_ids = frozenset(eos if isinstance(eos, list) else [eos])
 
     @classmethod
-    def load(cls, folder: Path | None, *, packs: bool = True) -> Target:
-        """The model in `folder`, or the packaged one; see `load_model`.
-
-        Args:
-            folder: None for the packaged one.
-            packs: lay its weights out a second time for passes of several tokens
-                (`pack_linears`).
-        """
-        loaded = cls(*load_model(folder))
-        if packs:
-            pack_linears(loaded.model)
-        return loaded
+    def load(cls, folder: Path | None) -> Target:
+        """The model in `folder`, or the packaged one; see `load_model`."""
+        return cls(*load_model(folder))
 
     @classmethod
-    def load_drafter(cls, folder: Path, *, packs: bool = True) -> Target:
+    def load_drafter(cls, folder: Path) -> Target:
         """The model in `folder` to draft with: only the tokens its `paceline.json` keeps.
 
         A target must not be loaded like this: what is not kept it could not say.
 
-        Args:
-            folder: the drafter's.
-            packs: as for `load`.
-
         Raises:
             ConfigError: there is no model, or `paceline.json` cannot be read.
         """
-        loaded = cls.load(folder, packs=False)
+        loaded = cls.load(folder)
         kept = kept_token_ids(folder, loaded.model.config.vocab_size)
         if kept:
             loaded._kept_token_ids = torch.tensor(kept)
             keep_head_rows(loaded.model, loaded._kept_token_ids)
-        if packs:
-            pack_linears(loaded.model)
         return loaded
 
     @property
