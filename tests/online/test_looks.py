@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from idle_doors import Doors
 from paceline.caches.drafter_versions import copy_drafter, folder_checksum
 from paceline.online.greedy_replay import ReplayCounts
 from paceline.online.learner_metrics import LearnerCollector
@@ -22,23 +23,6 @@ from paceline.online.paused_file import PART_BYTES, PausedFile
 from paceline.online.promotion import GateSettings, SessionReplay, judge
 from paceline.online.repeats import without_learned
 from small_models import random_model
-
-
-class Doors:
-    """A gate that is closed at the given looks, and opens when somebody waits."""
-
-    def __init__(self, *closed_at: int) -> None:
-        self.looks = 0
-        self.waits = 0
-        self._closed_at = closed_at
-
-    def is_open(self) -> bool:
-        self.looks += 1
-        return self.looks not in self._closed_at
-
-    def wait_until_open(self, stop: threading.Event) -> bool:
-        self.waits += 1
-        return not stop.is_set()
 
 
 class Hand:

@@ -9,25 +9,9 @@ from typing import Any
 
 import pytest
 
+from idle_doors import Doors
 from paceline.online.looks import Looks, StoppedError
 from small_models import random_model
-
-
-class Doors:
-    """A gate that is closed at the given looks, and opens when somebody waits."""
-
-    def __init__(self, closed_at: frozenset[int] = frozenset()) -> None:
-        self.looks = 0
-        self.waits = 0
-        self._closed_at = closed_at
-
-    def is_open(self) -> bool:
-        self.looks += 1
-        return self.looks not in self._closed_at
-
-    def wait_until_open(self, stop: threading.Event) -> bool:
-        self.waits += 1
-        return not stop.is_set()
 
 
 def ticking() -> Callable[[], float]:
@@ -60,7 +44,7 @@ def test_pauses_change_nothing_that_is_computed() -> None:
 
     model = random_model("llama", num_hidden_layers=2)
     expected = gradients(model, lambda: loss(model).backward())
-    doors = Doors(frozenset(range(0, 1000, 2)))
+    doors = Doors(*range(0, 1000, 2))
     looks = Looks(doors, threading.Event(), clock=ticking())
 
     def interrupted() -> None:
@@ -98,7 +82,7 @@ def test_outside_of_work_nobody_waits() -> None:
     from paceline.online.micro_steps import micro_steps
 
     model = random_model("llama", num_hidden_layers=2)
-    doors = Doors(frozenset(range(1000)))
+    doors = Doors(*range(1000))
     looks = Looks(doors, threading.Event())
     with micro_steps(model, looks.pause):
         loss(model)
@@ -151,7 +135,7 @@ def test_a_stop_ends_a_step_in_its_middle() -> None:
             stop.set()
             return super().wait_until_open(stop)
 
-    looks = Looks(Closing(frozenset({5})), stop)
+    looks = Looks(Closing(5), stop)
     with (
         pytest.raises(StoppedError),
         looks.running("training"),
