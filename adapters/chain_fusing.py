@@ -297,10 +297,9 @@ class ChainFuser:
             num_more = len(issued.token_ids) - len(issued.recalled)
             num_alone = num_leading(issued.recalled, committed)
             self.alone[request_id] = len(issued.recalled), num_alone
-            num_gained = num_accepted - num_alone
-            self.gate.learn(
-                issued.key, issued.num_expected, num_gained - self.budget.price * num_more
-            )
+            num_gained: float = num_accepted - num_alone
+            num_gained -= self.budget.worth(num_more)
+            self.gate.learn(issued.key, issued.num_expected, num_gained)
 
 
 MOST_LATE: Final = 512

@@ -297,7 +297,7 @@ def _drafting(figures: DraftingFigures) -> Iterator[Metric]:
     yield events
     yield GaugeMetricFamily(
         "paceline_draft_price",
-        "Chance of being accepted below which a drafted token is not worth verifying, now.",
+        "Tokens that the time of one more verified token is worth, now.",
         value=figures.price,
     )
     seconds = GaugeMetricFamily(

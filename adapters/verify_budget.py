@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from paceline.caches import TreeBatch, choose_nodes, count_likelier
-from paceline.policies.round_cost import RoundCost
+from paceline.policies.round_cost import Ladder, RoundCost
+
+UNKNOWN: Final = Ladder(np.zeros(1), 0.0)
+ONE_DRAFT: Final = 2
+"""Length of the offsets of a batch of one request."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,11 +29,20 @@ class Outlook:
         tokens: that it is expected to yield.
         seconds: that it takes; 0 while they are not known.
         expected: float64, (requests,). Tokens of each draft that would be accepted, all verified.
+        num_verified: drafted tokens that would be.
+        ladder: what it takes by how many are, drafting included.
     """
 
     tokens: float
     seconds: float
     expected: npt.NDArray[np.float64]
+    num_verified: int = 0
+    ladder: Ladder = UNKNOWN
+
+    def further_seconds(self, num_more: int) -> float:
+        """What verifying each of so many tokens more would take, on average."""
+        more = self.ladder.at(self.num_verified + num_more) - self.ladder.at(self.num_verified)
+        return max(0.0, more / max(num_more, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +51,7 @@ class DraftingFigures:
 
     Attributes:
         events: counters, by kind.
-        price: chance below which a drafted token was not worth verifying, in the last round.
+        price: tokens that the time of one more drafted token was worth, in the last round.
         costs: what rounds of the ``target``, and passes of the ``model`` where there is one, take.
         arms: rounds of requests by the arm that they drafted with, where arms are chosen.
     """
@@ -46,6 +60,31 @@ class DraftingFigures:
     price: float
     costs: Mapping[str, RoundCost]
     arms: Mapping[str, int] = field(default_factory=dict)
+
+
+class _Choice(NamedTuple):
+    """A round's drafts, cut.
+
+    Attributes:
+        num_kept: int64 (requests,). Of each draft its first nodes.
+        expected: float64 (requests,). As in `Outlook`.
+        price: tokens that the time of one more is worth.
+        tokens: expected of the round.
+        ladder: what it takes, drafting included.
+        num_verified: nodes that were kept, of all drafts.
+    """
+
+    num_kept: npt.NDArray[np.int64]
+    expected: npt.NDArray[np.float64]
+    price: float
+    tokens: float
+    ladder: Ladder
+    num_verified: int
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.ladder.at(self.num_verified) if self.ladder.is_known else 0.0
 
 
 class VerifyBudget:
@@ -58,7 +97,8 @@ class VerifyBudget:
 
     Attributes:
         target: what its rounds take, without a model's drafting; for the engine to teach.
-        price: chance below which a drafted token was not worth verifying, in the last round.
+        price: tokens that the time of one more drafted token was worth, in the last round; what is
+            less likely was as a rule not worth verifying.
         num_cut: drafted tokens that were not worth it, since the start.
         is_free: nothing is cut in this round, as it is to be seen what it takes.
     """
@@ -71,15 +111,23 @@ class VerifyBudget:
         self.always_draft = always_draft
         self._num_requests = 0
         self._num_context = 0
+        self._ladder: Ladder | None = None
+        """Of the round that has begun."""
+        self._last: _Choice | None = None
+        """Of the last round, while it is known what rounds take."""
+        self._was_alone = False
+        """Whether that round was one request's."""
 
     def begin(self, num_requests: int, *, num_context: int = 0) -> None:
         """A round begins, of so many requests that are being answered, behind so many tokens."""
         self._num_requests = num_requests
         self._num_context = num_context
+        self._ladder = None
 
     def learn(self, num_requests: int, num_tokens: int, seconds: float) -> None:
         """The target's pass of the round that has begun took that long."""
         self.target.learn(num_requests, num_tokens, seconds, num_context=self._num_context)
+        self._ladder = None
 
     def spent(self, num_tokens: int, *, drafting_seconds: float = 0.0) -> tuple[float, float]:
         """What the round that has begun is expected to take; zeros while that is not known.
@@ -91,8 +139,11 @@ class VerifyBudget:
         Returns:
             Its seconds, and those of a round of the same requests without drafts.
         """
-        whole = self._seconds(num_tokens, drafting_seconds)
-        return whole, self._seconds(self._num_requests, 0.0)
+        ladder = self._known_ladder()
+        if not ladder.is_known:
+            return 0.0, 0.0
+        whole = drafting_seconds + ladder.at(max(0, num_tokens - self._num_requests))
+        return whole, ladder.at(0)
 
     def outlook(self, drafts: TreeBatch, *, drafting_seconds: float = 0.0) -> Outlook:
         """The round, if of these drafts what is worth it is verified.
@@ -101,9 +152,10 @@ class VerifyBudget:
             drafts: so far; paths come likeliest first.
             drafting_seconds: what a model has taken in this round so far.
         """
-        num_kept, expected, _, tokens = self._chosen(drafts, drafting_seconds)
-        num_tokens = self._num_requests + int(num_kept.sum())
-        return Outlook(tokens, self._seconds(num_tokens, drafting_seconds), expected)
+        chosen = self._chosen(drafts, drafting_seconds)
+        known = self._known_ladder().beside(drafting_seconds)
+        seconds = known.at(chosen.num_verified) if known.is_known else 0.0
+        return Outlook(chosen.tokens, seconds, chosen.expected, chosen.num_verified, known)
 
     def cut(self, drafts: TreeBatch, *, drafting_seconds: float = 0.0) -> npt.NDArray[np.int64]:
         """How many of each draft's nodes to verify, its first ones, int64 (requests,).
@@ -112,34 +164,59 @@ class VerifyBudget:
             drafts: of the batch; paths come likeliest first.
             drafting_seconds: what a model has taken in this round.
         """
-        num_kept, _, self.price, _ = self._chosen(drafts, drafting_seconds)
-        self.num_cut += len(drafts.prob) - int(num_kept.sum())
-        return num_kept
+        chosen = self._chosen(drafts, drafting_seconds)
+        self.price = chosen.price
+        self.num_cut += len(drafts.prob) - chosen.num_verified
+        self._last = chosen if chosen.ladder.is_known else None
+        self._was_alone = self._num_requests == 1
+        return chosen.num_kept
 
     def num_worth(self, drafts: TreeBatch) -> npt.NDArray[np.int64]:
-        """Nodes of each draft that are worth the last round's price, int64 (requests,). O(n)."""
-        if self.price <= 0.0:
+        """Nodes of each draft that would have been worth verifying in the last round.
+
+        Of a round of one request exactly; of others by the price that its tokens had. O(n log n).
+
+        Returns:
+            int64 (requests,).
+        """
+        if self._last is None:
             return np.diff(drafts.offsets)
+        is_one = len(drafts.offsets) == ONE_DRAFT
+        if self._was_alone and is_one:
+            return _choose(drafts, 1, self._last.ladder).num_kept
         return count_likelier(drafts.offsets, drafts.parent, drafts.prob, self.price)
 
-    def _chosen(
-        self, drafts: TreeBatch, drafting_seconds: float
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float, float]:
-        seconds = 0.0
-        if not (self.always_draft or self.is_free):
-            seconds = self._seconds(self._num_requests, drafting_seconds)
-        return choose_nodes(
-            drafts.offsets,
-            drafts.parent,
-            drafts.prob,
-            base_tokens=float(self._num_requests),
-            base_seconds=seconds,
-            token_seconds=self.target.token_seconds,
-        )
+    def worth(self, num_more: int) -> float:
+        """Tokens that the time of so many verified ones was worth, the last round's last ones.
 
-    def _seconds(self, num_tokens: int, drafting_seconds: float) -> float:
-        """Of the round, so many tokens verified; 0 if unknown."""
-        if not self.target.is_known:
+        Args:
+            num_more: that one way to draft has verified more than another; may be negative, then
+                what as many more would have taken.
+        """
+        if self._last is None:
             return 0.0
-        seconds = self.target.seconds(self._num_requests, num_tokens, self._num_context)
-        return drafting_seconds + seconds
+        ladder, now = self._last.ladder, self._last.num_verified
+        return self._last.rate * (ladder.at(now) - ladder.at(max(0, now - num_more)))
+
+    def _chosen(self, drafts: TreeBatch, drafting_seconds: float) -> _Choice:
+        ladder = UNKNOWN
+        if not (self.always_draft or self.is_free):
+            ladder = self._known_ladder().beside(drafting_seconds)
+        return _choose(drafts, self._num_requests, ladder)
+
+    def _known_ladder(self) -> Ladder:
+        if self._ladder is None:
+            self._ladder = self.target.ladder(self._num_requests, self._num_context)
+        return self._ladder
+
+
+def _choose(drafts: TreeBatch, num_requests: int, ladder: Ladder) -> _Choice:
+    num_kept, expected, price, tokens = choose_nodes(
+        drafts.offsets,
+        drafts.parent,
+        drafts.prob,
+        base_tokens=float(num_requests),
+        seconds=ladder.seconds,
+        token_seconds=ladder.token_seconds,
+    )
+    return _Choice(num_kept, expected, price, tokens, ladder, int(num_kept.sum()))

@@ -30,12 +30,13 @@ def choose_nodes(
     prob: npt.NDArray[np.float32],
     *,
     base_tokens: float,
-    base_seconds: float,
+    seconds: npt.NDArray[np.float64],
     token_seconds: float,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float, float]:
     """The drafted nodes that make a round's tokens a second the most, over its whole batch.
 
-    O(n log n). What is likelier than its time is worth is kept (TETRIS, arXiv 2502.15197).
+    O(n log n). As many of the likeliest are kept as are worth their time together (TETRIS, arXiv
+    2502.15197, with times that need not go up evenly).
 
     Args:
         offsets: (requests + 1,): request i has the nodes offsets[i]:offsets[i + 1].
@@ -43,16 +44,18 @@ def choose_nodes(
         prob: (nodes,): P(node accepted | parent accepted). Within a request paths come likeliest
             first.
         base_tokens: tokens of the round without drafts.
-        base_seconds: its time; 0 if unknown, then everything is kept.
-        token_seconds: what verifying one more takes; 0 keeps everything.
+        seconds: (at least 1,): its time with 0, 1, 2... tokens verified beside it; the first is 0
+            if unknown, then everything is kept.
+        token_seconds: what one more takes beyond those.
 
     Returns:
         How many nodes to keep of each request, int64 (requests,); how many are expected to be
-        accepted if all were, float64 (requests,); the chance up to which a node is not worth
-        verifying; the tokens that the round is expected to yield.
+        accepted if all were, float64 (requests,); the tokens that the time of one more verified
+        token is worth, on average around the choice (0 if unknown); the tokens that the round is
+        expected to yield.
 
     Raises:
-        ValueError: the arrays are no drafts.
+        ValueError: the arrays are no drafts, or seconds are empty, negative or not a number.
     """
 
 def count_likelier(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
+
+from paceline.policies.token_steps import MOST_TOKENS, TokenSteps
 
 DISCOUNT: Final = 0.98
 """What a pass still counts for after the next one."""
@@ -22,7 +26,6 @@ MOST_OUTLIERS: Final = 8
 """So many of them in a row are the new truth."""
 LEAST_SHARE: Final = 0.1
 """No pass is expected to take less than this part of the mean."""
-
 
 EAGER_PASSES: Final = 32
 SOLVE_INTERVAL: Final = 5
@@ -129,6 +132,37 @@ class _Plane:
         return a, b, c, d
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ladder:
+    """What passes of the same requests take, by how many drafted tokens they verify beside.
+
+    Attributes:
+        seconds: float64 (at least 1,), of 0, 1, 2... tokens; the first is 0 if nothing is known.
+        token_seconds: of each token beyond those.
+    """
+
+    seconds: npt.NDArray[np.float64]
+    token_seconds: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it says anything."""
+        return float(self.seconds[0]) > 0.0
+
+    def at(self, num_more: int) -> float:
+        """Seconds of a pass that verifies so many."""
+        last = len(self.seconds) - 1
+        if num_more <= last:
+            return float(self.seconds[num_more])
+        return float(self.seconds[last]) + self.token_seconds * (num_more - last)
+
+    def beside(self, seconds: float) -> Ladder:
+        """The same with so much more time in each pass; nothing where nothing is known."""
+        if not self.is_known or not seconds:
+            return self
+        return Ladder(self.seconds + seconds, self.token_seconds)
+
+
 class RoundCost:
     """Seconds of a pass: a part for the pass, one for each request, token and token of context.
 
@@ -136,11 +170,15 @@ class RoundCost:
     now. No part is negative. Where tokens have not varied for long, a token costs nothing again,
     and drafts come back to show what it costs. A pass may also read prompts: these have a part of
     their own, and it counts for the less in the others, the more of it is prompt. Some sums,
-    whatever was seen; everything is O(1).
+    whatever was seen; everything but `ladder` is O(1).
+
+    Beside that line stands what passes of each number of drafted tokens took (`TokenSteps`), as
+    time goes up in steps: `ladder` tells both.
     """
 
     def __init__(self) -> None:
         self._plane = _Plane()
+        self._steps = TokenSteps()
         self._has_begun = False
         self._num_odd = 0
 
@@ -159,7 +197,7 @@ class RoundCost:
 
     @property
     def token_seconds(self) -> float:
-        """What one more token takes."""
+        """What one more token takes, by the straight line."""
         return self._slope(1)
 
     @property
@@ -190,7 +228,7 @@ class RoundCost:
         *,
         num_prompt: float = 0.0,
     ) -> float:
-        """What a pass is expected to take.
+        """What a pass is expected to take, by the straight line.
 
         Args:
             num_requests: that are answered in it.
@@ -201,6 +239,23 @@ class RoundCost:
         if not self.is_known:
             return 0.0
         return self._plane.at((num_requests, num_tokens, num_context, num_prompt))
+
+    def ladder(self, num_requests: int, num_context: float = 0.0) -> Ladder:
+        """What passes of so many requests and 0, 1, 2... drafted tokens take. O(MOST_TOKENS).
+
+        Of as many as were seen together before it says what they took; of others, and of more than
+        `MOST_TOKENS`, what the straight line says.
+
+        Args:
+            num_requests: that are answered, with a token each.
+            num_context: as of `seconds`.
+        """
+        if not self.is_known:
+            return Ladder(np.zeros(1), 0.0)
+        at_first = self._plane.at((num_requests, num_requests, num_context, 0.0))
+        line = at_first + self.token_seconds * np.arange(MOST_TOKENS + 1)
+        seconds = self._steps.corrected(line, num_requests, num_context, self.context_seconds)
+        return Ladder(seconds, self.token_seconds)
 
     def learn(
         self,
@@ -224,8 +279,11 @@ class RoundCost:
             if self._num_odd < MOST_OUTLIERS:
                 return
             self._plane = _Plane()
+            self._steps = TokenSteps()
         self._num_odd = 0
         self._plane.add(parts, seconds, num_tokens / (num_tokens + num_prompt))
+        if not num_prompt:
+            self._steps.learn(num_requests, num_tokens - num_requests, num_context, seconds)
 
     def _slope(self, part: int) -> float:
         return self._plane.slopes[part] if self.is_known else 0.0

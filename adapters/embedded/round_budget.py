@@ -142,8 +142,10 @@ class RoundBudget:
         for request_id, issued in self._issued.items():
             tokens = committed.get(request_id)
             if tokens:
-                gained = self._worth(issued.drafted, tokens) - self._worth(issued.recalled, tokens)
-                self._gate.learn(issued.key, issued.num_expected, gained)
+                drafted, recalled = self._verified(issued.drafted), self._verified(issued.recalled)
+                gained = drafted.num_followed(tokens) - recalled.num_followed(tokens)
+                cost = self._verify.worth(len(drafted) - len(recalled))
+                self._gate.learn(issued.key, issued.num_expected, gained - cost)
         self._issued = {}
 
     def with_model(self) -> frozenset[str]:
@@ -162,8 +164,8 @@ class RoundBudget:
         found = {}
         for request_id, issued in self._issued.items():
             if tokens := committed.get(request_id):
-                (num_nodes,) = self._verify.num_worth(TreeBatch.of([issued.recalled])).tolist()
-                found[request_id] = num_nodes, issued.recalled.first(num_nodes).num_followed(tokens)
+                recalled = self._verified(issued.recalled)
+                found[request_id] = len(recalled), recalled.num_followed(tokens)
         return found
 
     def asked(self, asking: Sequence[Asking]) -> list[int]:
@@ -203,7 +205,7 @@ class RoundBudget:
         gains = [float(tree.path_probabilities()[-1] * tree.prob[-1]) for tree in going]
         now = TreeBatch.of(trees)
         outlook = self._verify.outlook(now, drafting_seconds=self._drafting_seconds)
-        verifying = self._verify.target.token_seconds
+        verifying = outlook.further_seconds(len(going))
         each = self.drafter.request_seconds + self.drafter.token_seconds + verifying
         return worth_their_time(
             gains,
@@ -280,7 +282,7 @@ class RoundBudget:
     def is_judging(self, is_judging: bool) -> None:
         self._gate.is_judging = is_judging
 
-    def _worth(self, tree: TokenTree, committed: Sequence[int]) -> float:
-        """Tokens that a draft has brought, less what verifying it was worth."""
-        num_nodes = int(self._verify.num_worth(TreeBatch.of([tree]))[0])
-        return tree.first(num_nodes).num_followed(committed) - self._verify.price * num_nodes
+    def _verified(self, tree: TokenTree) -> TokenTree:
+        """What of a draft was worth verifying in the last round."""
+        (num_nodes,) = self._verify.num_worth(TreeBatch.of([tree])).tolist()
+        return tree.first(num_nodes)

@@ -93,9 +93,9 @@ class RoundClock:
         now = self._round
         if now is None or not now.num_requests or not self._cost.is_known:
             return 0.0, 0.0
-        seconds = self._cost.seconds(now.num_requests, now.num_tokens, now.num_context)
-        undrafted = self._cost.seconds(now.num_requests, now.num_requests, now.num_context)
-        return seconds + now.drafting_seconds, undrafted
+        ladder = self._cost.ladder(now.num_requests, now.num_context)
+        seconds = ladder.at(now.num_tokens - now.num_requests)
+        return seconds + now.drafting_seconds, ladder.at(0)
 
     @contextmanager
     def drafting(self) -> Iterator[None]:

@@ -38,10 +38,14 @@ DraftBatch checked(NumpyArray offsets, NumpyArray parent, NumpyArray prob) {
   return drafts;
 }
 
-nb::tuple choose(NumpyArray offsets, NumpyArray parent, NumpyArray prob, double base_tokens, double base_seconds,
+nb::tuple choose(NumpyArray offsets, NumpyArray parent, NumpyArray prob, double base_tokens, NumpyArray seconds,
                  double token_seconds) {
-  const RoundChoice choice =
-      choose_nodes(checked(offsets, parent, prob), {base_tokens, base_seconds, token_seconds});
+  const RoundBase base{base_tokens, view<double>("seconds", seconds), token_seconds};
+  if (base.seconds.empty()) refuse("seconds", "empty", "give those of the round without drafts at least");
+  for (const double each : base.seconds) {
+    if (!(each >= 0.0)) refuse("seconds", std::to_string(each), "give 0 or more");  // nor NaN
+  }
+  const RoundChoice choice = choose_nodes(checked(offsets, parent, prob), base);
   return nb::make_tuple(to_numpy(choice.num_kept), to_numpy(choice.expected), choice.price, choice.tokens);
 }
 
@@ -54,7 +58,7 @@ nb::object likelier(NumpyArray offsets, NumpyArray parent, NumpyArray prob, doub
 void bind_round_budget(nb::module_& module) {
   // The contract of every function is in _native.pyi.
   module.def("choose_nodes", &choose, "offsets"_a, "parent"_a, "prob"_a, nb::kw_only(), "base_tokens"_a,
-             "base_seconds"_a, "token_seconds"_a);
+             "seconds"_a, "token_seconds"_a);
   module.def("count_likelier", &likelier, "offsets"_a, "parent"_a, "prob"_a, "price"_a);
 }
 

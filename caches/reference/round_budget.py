@@ -35,19 +35,35 @@ def likelier(draft: Draft, price: float) -> int:
 
 
 def choose(
-    drafts: Sequence[Draft], *, base_tokens: float, base_seconds: float, token_seconds: float
+    drafts: Sequence[Draft],
+    *,
+    base_tokens: float,
+    seconds: Sequence[float],
+    token_seconds: float,
 ) -> Choice:
-    """The best of all numbers of likeliest nodes. O(n²)."""
+    """The best of all numbers of likeliest nodes, of equal ones the most. O(n²)."""
     each = [chances_of(draft) for draft in drafts]
     expected = [sum(chances) for chances in each]
-    if base_seconds <= 0 or token_seconds <= 0:
+    if seconds[0] <= 0:
         kept = [len(draft) for draft in drafts]
         return Choice(kept, expected, 0.0, base_tokens + sum(expected))
-    likeliest = sorted((chance for chances in each for chance in chances), reverse=True)
+
+    def seconds_with(num: int) -> float:
+        beyond = max(0, num - len(seconds) + 1)
+        return seconds[num - beyond] + beyond * token_seconds
+
+    nodes = [(-chance, i, n) for i, draft in enumerate(each) for n, chance in enumerate(draft)]
+    nodes.sort()
     totals = [
-        (base_tokens + sum(likeliest[:n]), base_seconds + n * token_seconds)
-        for n in range(len(likeliest) + 1)
+        base_tokens - sum(chance for chance, _, _ in nodes[:num]) for num in range(len(nodes) + 1)
     ]
-    tokens, seconds = max(totals, key=lambda total: (total[0] / total[1], -total[1]))
-    price = tokens / seconds * token_seconds
-    return Choice([likelier(draft, price) for draft in drafts], expected, price, tokens)
+    best = max(range(len(totals)), key=lambda num: (totals[num] / seconds_with(num), num))
+    low, high = max(0, best - 3), best + 3
+    slope = (seconds_with(high) - seconds_with(low)) / (high - low)
+    price = max(0.0, totals[best] / seconds_with(best) * slope)
+    chosen = {(i, n) for _, i, n in nodes[:best]}
+    kept = [
+        next((n for n in range(len(draft)) if (i, n) not in chosen), len(draft))
+        for i, draft in enumerate(drafts)
+    ]
+    return Choice(kept, expected, price, totals[best])

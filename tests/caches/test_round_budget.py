@@ -39,20 +39,32 @@ def as_arrays(batch: list[Draft]) -> tuple[Any, Any, Any]:
     )
 
 
-@given(drafts_of_a_batch(), st.floats(0.5, 10), st.floats(0.01, 5), st.floats(0.001, 1.0))
+STEPS = st.lists(st.floats(0.0, 2.0), max_size=8).map(lambda steps: [0.0, *np.cumsum(steps)])
+"""What passes take with more and more tokens beside, less what they take with none."""
+
+
+@given(drafts_of_a_batch(), st.floats(0.5, 10), st.floats(0.01, 5), STEPS, st.floats(0.0, 1.0))
 def test_it_chooses_what_trying_every_number_chooses(
-    batch: list[Draft], tokens: float, seconds: float, each: float
+    batch: list[Draft], tokens: float, first: float, steps: list[float], each: float
 ) -> None:
     """The same rate as the best of all numbers of tokens, and the same sums."""
-    base = {"base_tokens": tokens, "base_seconds": seconds, "token_seconds": each}
-    kept, expected, price, yielded = choose_nodes(*as_arrays(batch), **base)
-    plain = choose(batch, **base)
-    assert expected.tolist() == pytest.approx(plain.expected, abs=1e-9)
-    assert price == pytest.approx(plain.price, rel=1e-9)
-    assert yielded / (seconds + each * kept.sum()) == pytest.approx(
-        plain.tokens / (seconds + each * sum(plain.num_kept)), rel=1e-6
+    seconds = [first + step for step in steps]
+    base = {"base_tokens": tokens, "token_seconds": each}
+    kept, expected, price, yielded = choose_nodes(
+        *as_arrays(batch), seconds=np.array(seconds), **base
     )
-    assert count_likelier(*as_arrays(batch), price).tolist() == kept.tolist()
+    plain = choose(batch, seconds=seconds, **base)
+    assert expected.tolist() == pytest.approx(plain.expected, abs=1e-9)
+
+    def takes(num: int) -> float:
+        beyond = max(0, num - len(seconds) + 1)
+        return seconds[num - beyond] + beyond * each
+
+    found, best = int(kept.sum()), sum(plain.num_kept)
+    assert yielded / takes(found) == pytest.approx(plain.tokens / takes(best), rel=1e-6)
+    if found == best:
+        assert kept.tolist() == plain.num_kept
+        assert price == pytest.approx(plain.price, rel=1e-6, abs=1e-9)
 
 
 @given(drafts_of_a_batch(), st.floats(0.0, 1.0))
@@ -67,7 +79,7 @@ def test_without_a_price_nothing_is_too_unlikely(seconds: float, each: float) ->
     """A token that costs nothing, or a round of unknown length, cuts no draft."""
     batch: list[Draft] = [[(-1, 0.5), (0, 0.0)], []]
     kept, expected, price, tokens = choose_nodes(
-        *as_arrays(batch), base_tokens=2.0, base_seconds=seconds, token_seconds=each
+        *as_arrays(batch), base_tokens=2.0, seconds=np.array([seconds]), token_seconds=each
     )
     assert kept.tolist() == [2, 0]
     assert (expected.tolist(), price, tokens) == ([0.5, 0.0], 0.0, 2.5)
@@ -75,11 +87,41 @@ def test_without_a_price_nothing_is_too_unlikely(seconds: float, each: float) ->
 
 def test_alone_on_a_small_cpu_likely_drafts_are_whole() -> None:
     """Where verifying eight tokens takes 1.4 times one, eight of nine in ten are all verified."""
-    base = {"base_tokens": 1.0, "base_seconds": 1.0, "token_seconds": 0.4 / 7}
+    base = {"base_tokens": 1.0, "seconds": np.ones(1), "token_seconds": 0.4 / 7}
     sure: Draft = [(n - 1, 0.9) for n in range(8)]
     unsure: Draft = [(n - 1, 0.5) for n in range(8)]
     assert choose_nodes(*as_arrays([sure]), **base)[0].tolist() == [8]
     assert 2 <= int(choose_nodes(*as_arrays([unsure]), **base)[0][0]) <= 4
+
+
+@pytest.mark.parametrize(("chances", "num_kept"), [([0.3, 0.3], 2), ([0.9] * 3, 2), ([0.9] * 5, 5)])
+def test_drafts_go_as_far_as_a_step(chances: list[float], num_kept: int) -> None:
+    """Two tokens are free and three more take half a pass: a third alone is not worth it."""
+    batch: list[Draft] = [[(n - 1, chance) for n, chance in enumerate(chances)]]
+    seconds = np.array([1.0, 1.0, 1.0, 1.5, 1.5, 1.5])
+    kept, *_ = choose_nodes(*as_arrays(batch), base_tokens=1.0, seconds=seconds, token_seconds=0.25)
+    assert kept.tolist() == [num_kept]
+
+
+def test_of_equal_chances_the_first_nodes_stay() -> None:
+    """Over several requests the first ones of those that come first, never one behind a cut one."""
+    batch: list[Draft] = [[(-1, 1.0), (0, 1.0)], [(-1, 1.0), (0, 1.0)]]
+    kept, *_ = choose_nodes(
+        *as_arrays(batch), base_tokens=2.0, seconds=np.array([1.0] * 4 + [9.0]), token_seconds=9.0
+    )
+    assert kept.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "message"),
+    [([], "seconds is empty"), ([-1.0], "seconds is -1"), ([1.0, float("nan")], "seconds is nan")],
+)
+def test_seconds_that_are_none_are_refused(seconds: list[float], message: str) -> None:
+    """With the value and the fix."""
+    with pytest.raises(ValueError, match=message):
+        choose_nodes(
+            *as_arrays([[]]), base_tokens=1.0, seconds=np.array(seconds), token_seconds=1.0
+        )
 
 
 @pytest.mark.parametrize(
