@@ -314,7 +314,7 @@ def part_figures(metrics: str, time: str) -> dict[str, float]:
 @click.option("--target", default="smollm2", show_default=True)
 @click.option("--workload", default="tau-bench:tau-airline", show_default=True)
 @click.option("--pairs", "num_pairs", default=8, show_default=True, help="Of blocks.")
-@click.option("--block-requests", default=10, show_default=True, help="In each block of a pair.")
+@click.option("--block-requests", default=12, show_default=True, help="In each block of a pair.")
 @click.option("--pause-seconds", default=1.0, show_default=True, help="Between two requests.")
 @click.option("--in-flight", default=1, show_default=True, help="Requests between two pauses.")
 @click.option("--feed-tokens", default=6_000, show_default=True, help="Said before it begins.")
