@@ -100,7 +100,7 @@ class IdleStats(NamedTuple):
         busy_seconds: in which it was closed.
         num_pauses: how often it closed.
         num_unknown: looks at which a source could not be asked.
-        load: of the most loaded source at the last look, infinite for one that is unknown.
+        load: of the most loaded source by the last look or glance, infinite for an unknown one.
         source: which that is.
         spells: all of these seconds by load, gate and what was done (`IdleGate.note`).
     """
@@ -161,7 +161,7 @@ class IdleGate:
         self._is_refused = False
         """Somebody was refused since the last glance, for what a quick source said."""
         self._ended_at: float | None = None
-        """When quick sources fell below the low mark, if nothing else has been loaded since."""
+        """When quick sources fell below the low mark, until quiet is counted from there."""
         self._was_low = True
         self._num_looks_again = 0
         self._away: set[str] = set()
@@ -287,7 +287,8 @@ class IdleGate:
                 self._is_open, self._low_since = False, None
             self._is_open = self._decided(self._load)
             self._num_pauses += was_open and not self._is_open
-            self._changed.notify_all()
+            if was_refused or self._is_open != was_open:
+                self._changed.notify_all()
 
     def _decided(self, load: float) -> bool:
         """Whether it is open at such a load; with the lock held."""
@@ -296,6 +297,7 @@ class IdleGate:
             return self._is_open and load <= self._settings.high
         if self._low_since is None:
             self._low_since = self._clock() if self._ended_at is None else self._ended_at
+            self._ended_at = None
         waited = self._clock() - self._low_since
         return self._is_open or waited >= self._settings.open_after_seconds
 
