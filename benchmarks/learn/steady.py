@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
-from threading import Event
 from typing import Any, Final, NamedTuple
 
 import click
@@ -42,7 +41,7 @@ from paceline.benchmarks.learn.stack import (
 from paceline.benchmarks.replay.tokens import Renderer, load_encoder
 from paceline.benchmarks.report import Report, write_report
 from paceline.errors import ConfigError
-from paceline.online.idle_time import Spell, idle_to_use
+from paceline.online.idle_time import WAITING, Spell, idle_to_use
 
 Times = npt.NDArray[np.float64]
 HELD_OUT: Final = 8
@@ -52,6 +51,8 @@ FEED_PROMPTS: Final = 32
 SECONDS: Final = re.compile(r"^paceline_learner_seconds_total\{(.*)\} (\S+)$", re.MULTILINE)
 LONGEST: Final = re.compile(r"^paceline_learner_longest_seconds\{(.*)\} (\S+)$", re.MULTILINE)
 PERCENTS: Final = (50, 90, 99)
+LEAST_PAIRS: Final = 4
+"""Two of each order: fewer leave nothing to draw from."""
 NUM_RESAMPLES: Final = 2000
 INTERVAL: Final = (2.5, 97.5)
 LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
@@ -71,8 +72,6 @@ class Block:
         is_learning: whether the learner ran.
         gaps: seconds between pieces of replies.
         firsts: seconds from requests to their first pieces.
-        num_looks: at what the learner did.
-        num_at_work: of these, at which it was at work.
         spells: seconds of the block by what the learner did in them.
     """
 
@@ -80,8 +79,6 @@ class Block:
         self.is_learning = is_learning
         self.gaps: list[float] = []
         self.firsts: list[float] = []
-        self.num_looks = 0
-        self.num_at_work = 0
         self.spells: dict[Spell, float] = {}
 
 
@@ -162,13 +159,6 @@ def spells_of(metrics: str) -> dict[Spell, float]:
     return found
 
 
-def watch(stack: Stack, block: Block, ended: Event) -> None:
-    """Look at what the learner does, until the block ends."""
-    while not ended.wait(LOOK_SECONDS):
-        block.num_looks += 1
-        block.num_at_work += not is_waiting(read_text(stack.learner_metrics))
-
-
 def run_block(
     stack: Stack,
     block: Block,
@@ -177,25 +167,18 @@ def run_block(
     in_flight: int,
     ask: Callable[[Asked], Streamed],
 ) -> None:
-    """Traffic: requests at once, a pause, the next ones."""
-    ended = Event()
+    """Traffic: requests at once, a pause, the next ones. Nobody asks the learner meanwhile."""
     with (
         only_if(block.is_learning, stack.learner_pid),
-        ThreadPoolExecutor(1) as pool,
         ThreadPoolExecutor(in_flight) as clients,
     ):
         before = spells_of(read_text(stack.learner_metrics)) if block.is_learning else {}
-        watching = pool.submit(watch, stack, block, ended) if block.is_learning else None
-        try:
-            for start in range(0, len(prompts), in_flight):
-                for reply in clients.map(ask, prompts[start : start + in_flight]):
-                    block.firsts.append(reply.first)
-                    block.gaps += reply.gaps
-                time.sleep(pause_seconds)
-        finally:
-            ended.set()
-        if watching is not None:
-            watching.result()
+        for start in range(0, len(prompts), in_flight):
+            for reply in clients.map(ask, prompts[start : start + in_flight]):
+                block.firsts.append(reply.first)
+                block.gaps += reply.gaps
+            time.sleep(pause_seconds)
+        if block.is_learning:
             now = spells_of(read_text(stack.learner_metrics))
             block.spells = {it: its - before.get(it, 0.0) for it, its in now.items()}
 
@@ -229,10 +212,7 @@ def figures(pairs: Sequence[Pair], learner: Mapping[str, float]) -> dict[str, fl
             found[f"{what}_p{percent}_ratio"] = ratio
             found[f"{what}_p{percent}_ratio.low"] = low
             found[f"{what}_p{percent}_ratio.high"] = high
-    blocks = [pair.learning for pair in pairs]
-    looks = sum(block.num_looks for block in blocks)
-    found["at_work_share"] = sum(block.num_at_work for block in blocks) / max(looks, 1)
-    return found | time_figures(blocks) | dict(learner)
+    return found | time_figures([pair.learning for pair in pairs]) | dict(learner)
 
 
 def ratios(
@@ -275,6 +255,8 @@ def time_figures(blocks: Sequence[Block]) -> dict[str, float]:
     to_use, used = idle_to_use(seconds)
     found = {"idle.seconds": to_use, "idle.used_seconds": used}
     found["idle.used_share"] = used / max(to_use, 1e-9)
+    at_work = sum(its for spell, its in seconds.items() if spell.phase != WAITING)
+    found["at_work_share"] = at_work / max(sum(seconds.values()), 1e-9)
     for spell, its in sorted(seconds.items()):
         gate = "open" if spell.is_open else "closed"
         found[f"time.{spell.level}.{gate}.{spell.phase}"] = its
@@ -343,8 +325,8 @@ def learn_latency(
     stopped; the same requests both ways. The engine has one core, the learner another. Needs two
     cores that nobody else uses.
     """
-    if num_pairs < 2 or num_pairs % 2:  # noqa: PLR2004  each way first as often as the other
-        raise ConfigError(f"--pairs is {num_pairs}; give an even number of 2 or more")
+    if num_pairs < LEAST_PAIRS or num_pairs % 2:  # each way first as often as the other
+        raise ConfigError(f"--pairs is {num_pairs}; give an even number of {LEAST_PAIRS} or more")
     if block_requests < 1 or in_flight < 1:
         raise ConfigError(
             f"--block-requests is {block_requests} and --in-flight {in_flight}; give 1 or more"

@@ -49,7 +49,7 @@ paceline_learner_seconds_total{gate="open",group="shared",load="some",phase="jud
 
 def block(*gaps: float, is_learning: bool) -> Block:
     made = Block(is_learning=is_learning)
-    made.gaps, made.num_looks, made.num_at_work = list(gaps), 4 * is_learning, 3 * is_learning
+    made.gaps = list(gaps)
     made.firsts = [10 * gap for gap in gaps]
     if is_learning:
         made.spells = {
@@ -78,7 +78,7 @@ def test_blocks_of_a_kind_are_taken_together() -> None:
     assert found["gap_p50_ratio"] == pytest.approx(1.2)
     assert found["learning.first_p50_ms"] == pytest.approx(120.0)
     assert found["first_p50_ratio"] == pytest.approx(1.2)
-    assert found["at_work_share"] == pytest.approx(0.75)
+    assert found["at_work_share"] == pytest.approx(19 / 25)
     assert found["gate.num_pauses"] == 2
     assert found["longest_part_ms"] == pytest.approx(31.0)
     assert (found["reaction.count"], found["reaction.longest_ms"]) == (4, pytest.approx(9.0))
@@ -189,7 +189,11 @@ def state(pid: int) -> str:
 
 @pytest.mark.parametrize(
     ("option", "value", "said"),
-    [("--pairs", "3", "even number"), ("--block-requests", "0", "1 or more")],
+    [
+        ("--pairs", "5", "even number"),
+        ("--pairs", "2", "even number"),
+        ("--block-requests", "0", "1 or more"),
+    ],
 )
 def test_pairs_that_make_no_sense_are_refused(
     option: str, value: str, said: str, tmp_path: Path

@@ -250,7 +250,7 @@ def test_openai_for_node(stack: Stack) -> None:
 
 def asked(engine: VllmServer, **more: object) -> urllib.request.Request:
     """A completion of many tokens."""
-    body = {"model": "target", "prompt": "one two", "max_tokens": 300, "ignore_eos": True}
+    body = {"model": "target", "prompt": "one two", "max_tokens": 120, "ignore_eos": True}
     return urllib.request.Request(  # noqa: S310  our own
         f"{engine.url}/v1/completions",
         json.dumps(body | more).encode(),
@@ -291,8 +291,8 @@ def test_a_learner_is_told_of_its_requests(stack: Stack) -> None:
             return True
 
         passage = Passage(
-            token_ids=np.arange(100, 2100, dtype=np.int32),
-            is_said=np.ones(2000, np.bool_),
+            token_ids=np.arange(100, 1100, dtype=np.int32),
+            is_said=np.ones(1000, np.bool_),
             tenant="a",
             scope="tenant:a",
             workload="",
