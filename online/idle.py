@@ -1,23 +1,18 @@
 """When the machine has time to spare: the gate that learning waits at.
 
 Sources say how loaded something is, 0 for idle, about 1 for full. The gate asks them in a thread of
-its own and opens while the most loaded is below one mark; above a higher one it closes.
+its own and opens while the most loaded is below one mark; above a higher one it closes. Quick
+sources can be read at any moment: whoever asks the gate sees at once what they say.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import re
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from importlib import import_module
-from typing import Any, Final, NamedTuple, Protocol, Self
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -27,12 +22,14 @@ from paceline.online.idle_time import IdleTime, Level, Spell
 
 logger = logging.getLogger("paceline.idle")
 
-PROBE_SECONDS: Final = 1.0
 STALE_SECONDS: Final = 10.0
-MAX_METRICS_BYTES: Final = 8_388_608
-RUNNING: Final = ("vllm:num_requests_running", "paceline_engine_running")
-WAITING: Final = ("vllm:num_requests_waiting", "paceline_engine_waiting")
-"""Gauges of vLLM, and of the embedded engine."""
+GLANCE_SECONDS: Final = 0.015
+"""Between two readings of quick sources."""
+FIND_SECONDS: Final = 0.5
+"""Between two searches of theirs."""
+LOOKS_AGAIN: Final = 3
+"""Looks at other sources, a glance apart, when quick ones say that the last request has ended: an
+engine's metrics can be a moment behind."""
 
 
 class LoadSource(Protocol):
@@ -47,151 +44,19 @@ class LoadSource(Protocol):
         """
 
 
-class ServedLoad:
-    """An engine's requests: those that run by how many are full load, those that wait as full.
+class QuickSource(Protocol):
+    """Something whose load can be read at any moment."""
 
-    Args:
-        url: of the engine, without ``/metrics``: vLLM, or the embedded engine.
-        full_requests: as many running ones are a load of 1.
-        own: how many requests of ours the engine may have had since it was called last; these are
-            no load.
-        fetch: gives the text of a URL; raises OSError where it cannot.
+    name: str
 
-    Raises:
-        ConfigError: the URL is not one, or `full_requests` is less than 1.
-    """
+    def load(self) -> float:
+        """How loaded it is now, >= 0. Takes microseconds, from any thread; never raises."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        full_requests: int = 8,
-        own: Callable[[], int] = lambda: 0,
-        fetch: Callable[[str], str] | None = None,
-    ) -> None:
-        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
-            raise ConfigError(f"{url!r} is no address of an engine; give http://HOST:PORT")
-        if full_requests < 1:
-            raise ConfigError(f"full_requests is {full_requests}; give 1 or more")
-        self.name = f"requests at {urlsplit(url).netloc.rpartition('@')[2]}"
-        self._url = f"{url.rstrip('/')}/metrics"
-        self._full_requests = full_requests
-        self._own = own
-        self._fetch = _fetched if fetch is None else fetch
+    def busy_since(self) -> float | None:
+        """`time.monotonic` when the load began that it has now, None if it has none."""
 
-    def load(self) -> float | None:
-        """See `LoadSource`; None if the engine is away or shows no such metrics."""
-        try:
-            text = self._fetch(self._url)
-        except OSError:
-            return None
-        running, waiting = _gauge(text, RUNNING), _gauge(text, WAITING) or 0.0
-        own = self._own()  # after the answer: whatever it counts of ours has begun by now
-        if running is None:
-            return None
-        theirs = max(0.0, running - own)
-        return theirs / self._full_requests + max(0.0, waiting - max(0.0, own - running))
-
-
-class GpuLoad:
-    """How much of the time a GPU has computed lately, by NVML. What learns on it counts as well.
-
-    After an error NVML is begun anew at the next look, for a GPU that was lost or a driver that was
-    reloaded; until then its load is unknown.
-
-    Args:
-        index: which GPU, in NVML's order (by PCI bus), whatever CUDA may see of them.
-        nvml: the module `pynvml`; imported if None.
-
-    Raises:
-        ConfigError: NVML, its Python binding or that GPU is missing, or it does not tell (as where
-            it is divided into instances).
-    """
-
-    def __init__(self, index: int = 0, *, nvml: Any = None) -> None:
-        self.name = f"GPU {index}"
-        self._index = index
-        self._handle: Any = None
-        self._is_begun = False
-        try:
-            self._nvml = import_module("pynvml") if nvml is None else nvml
-            self.load()
-        except Exception as error:  # whatever NVML raises: there is nothing to ask
-            raise ConfigError(
-                f"the load of GPU {index} cannot be read ({error}); install nvidia-ml-py, or leave "
-                "it to the engines' requests"
-            ) from error
-
-    def load(self) -> float | None:
-        """See `LoadSource`."""
-        nvml = self._nvml
-        try:
-            if self._handle is None:
-                nvml.nvmlInit()
-                self._is_begun = True
-                self._handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
-            return float(nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
-        except Exception:
-            self._end()
-            raise
-
-    def _end(self) -> None:
-        self._handle = None
-        if self._is_begun:
-            self._is_begun = False
-            with suppress(Exception):  # as broken as what brought us here
-                self._nvml.nvmlShutdown()
-
-
-class LoadAverage:
-    """Processes that want a CPU, a core each for a load of 1, without what we use ourselves.
-
-    Args:
-        own_cores: cores that we use, to be left out; by default what this process and its ended
-            children took since the last look.
-        average: the system's load average over one minute.
-        num_cores: of the machine; counted if None.
-        cpu_seconds: CPU time of this process so far.
-        clock: monotonic seconds.
-    """
-
-    name = "load average"
-
-    def __init__(
-        self,
-        *,
-        own_cores: Callable[[], float] | None = None,
-        average: Callable[[], float] = lambda: os.getloadavg()[0],
-        num_cores: int | None = None,
-        cpu_seconds: Callable[[], float] = lambda: sum(os.times()[:4]),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._average = average
-        self._num_cores = num_cores or os.cpu_count() or 1
-        self._own_cores = own_cores or _OwnCores(cpu_seconds, clock)
-
-    def load(self) -> float | None:
-        """See `LoadSource`."""
-        return max(0.0, self._average() - self._own_cores()) / self._num_cores
-
-
-class _OwnCores:
-    """Cores that this process uses, smoothed as the system's load average over a minute is."""
-
-    def __init__(self, cpu_seconds: Callable[[], float], clock: Callable[[], float]) -> None:
-        self._cpu_seconds = cpu_seconds
-        self._clock = clock
-        self._seen = cpu_seconds(), clock()
-        self._cores = 0.0
-
-    def __call__(self) -> float:
-        used, now = self._cpu_seconds(), self._clock()
-        seconds = now - self._seen[1]
-        if seconds > 0:
-            kept = math.exp(-seconds / 60)
-            self._cores = kept * self._cores + (1 - kept) * (used - self._seen[0]) / seconds
-            self._seen = used, now
-        return self._cores
+    def find(self) -> None:
+        """Look for what there is to read, which may take milliseconds; from one thread."""
 
 
 class IdleSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,9 +64,9 @@ class IdleSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         low: load below which it opens.
-        high: load above which it closes at once.
+        high: load above which it closes at once. One of 8 requests is 0.125.
         open_after_seconds: how long the load has to stay below `low` first.
-        look_seconds: time between two looks.
+        look_seconds: time between two looks at sources that have to be asked.
         unknown_is_idle: what a source that cannot be asked counts as. An engine that is away has
             no requests, but is as a rule about to start or to be repaired, and has the machine
             to itself for that: it counts as full unless this says otherwise.
@@ -211,8 +76,8 @@ class IdleSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     low: float = 0.1
-    high: float = 0.3
-    open_after_seconds: float = 0.5
+    high: float = 0.12
+    open_after_seconds: float = 0.1
     look_seconds: float = 0.2
     unknown_is_idle: bool = False
 
@@ -235,7 +100,7 @@ class IdleStats(NamedTuple):
         busy_seconds: in which it was closed.
         num_pauses: how often it closed.
         num_unknown: looks at which a source could not be asked.
-        load: of the most loaded source at the last look, infinite for one that is unknown.
+        load: of the most loaded source by the last look or glance, infinite for an unknown one.
         source: which that is.
         spells: all of these seconds by load, gate and what was done (`IdleGate.note`).
     """
@@ -266,6 +131,7 @@ class IdleGate:
     Args:
         sources: whose most loaded counts; none at all is always idle.
         settings: when it opens and closes.
+        quick: sources that count as well, and are read all the time.
         clock: monotonic seconds.
     """
 
@@ -274,9 +140,11 @@ class IdleGate:
         sources: Sequence[LoadSource],
         settings: IdleSettings | None = None,
         *,
+        quick: Sequence[QuickSource] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sources = tuple(sources)
+        self._quick = tuple(quick)
         self._settings = IdleSettings() if settings is None else settings
         self._clock = clock
         self._changed = threading.Condition()
@@ -288,6 +156,14 @@ class IdleGate:
         self._time, self._phase = IdleTime(), NOTHING_TO_DO
         self._num_pauses = self._num_unknown = 0
         self._load, self._source = math.inf, "not looked yet"
+        self._asked_load = self._load, self._source
+        """What those had that have to be asked, at the last look."""
+        self._is_refused = False
+        """Somebody was refused since the last glance, for what a quick source said."""
+        self._ended_at: float | None = None
+        """When quick sources fell below the low mark, until quiet is counted from there."""
+        self._was_low = True
+        self._num_looks_again = 0
         self._away: set[str] = set()
         self._stopping = threading.Event()
         self._thread = threading.Thread(
@@ -316,12 +192,23 @@ class IdleGate:
             self._changed.notify_all()
 
     def is_open(self) -> bool:
-        """Whether there is time to spare; what the last look found. O(1), takes no lock.
+        """Whether there is time to spare: what the last look found, and quick sources say now.
 
-        A look that hangs tells nothing: what was found longer than `STALE_SECONDS` ago is not
-        believed.
+        O(quick sources), takes no lock. A look that hangs tells nothing: what was found longer than
+        `STALE_SECONDS` ago is not believed.
         """
-        return self._is_open and self._clock() - self._looked_at <= STALE_SECONDS
+        if not self._is_open or self._clock() - self._looked_at > STALE_SECONDS:
+            return False
+        for source in self._quick:
+            if source.load() > self._settings.high:
+                self._is_refused = True
+                return False
+        return True
+
+    def busy_since(self) -> float | None:
+        """`time.monotonic` when what quick sources are loaded with began, None if they are not."""
+        began = [since for source in self._quick if (since := source.busy_since()) is not None]
+        return min(began, default=None)
 
     def wait_until_open(self, stop: threading.Event) -> bool:
         """Wait for time to spare; False if `stop` was set, or the gate has been closed for good."""
@@ -358,23 +245,59 @@ class IdleGate:
     def look(self) -> None:
         """Ask all sources and open or close; what the thread does every so often."""
         found = [(self._asked(source), source.name) for source in self._sources]
-        load, name = max(found, default=(0.0, "nothing"))
+        self._asked_load = max(found, default=(0.0, "nothing"))
+        self._settle()
+
+    def glance(self) -> bool:
+        """Read quick sources and open or close.
+
+        Where their load has just ended, the other sources are looked at at once; returns whether
+        they were.
+        """
+        is_low = self._read()[0] < self._settings.low
+        has_ended = is_low and (self._is_refused or not self._was_low)
+        self._was_low = is_low
+        if has_ended:
+            self._ended_at, self._num_looks_again = self._clock(), LOOKS_AGAIN
+        elif not is_low:
+            self._ended_at, self._num_looks_again = None, 0
+        is_behind = has_ended or self._asked_load[0] >= self._settings.low
+        looks = is_behind and self._num_looks_again > 0
+        self._num_looks_again = self._num_looks_again - 1 if looks else 0
+        if looks:
+            self.look()
+        else:
+            self._settle()
+        return looks
+
+    def _read(self) -> tuple[float, str]:
+        """Load and name of the most loaded quick source."""
+        found = [(source.load(), source.name) for source in self._quick]
+        return max(found, default=(0.0, "nothing"))
+
+    def _settle(self) -> None:
+        """Open or close, by what was asked last and what quick sources say now."""
         with self._changed:
             self._account()
             self._looked_at = self._clock()
-            self._load, self._source = load, name
-            was_open = self._is_open
-            self._is_open = self._decided(load)
+            was_open, was_refused = self._is_open, self._is_refused
+            self._is_refused = False
+            self._load, self._source = max(self._asked_load, self._read())
+            if was_refused:  # by load that has ended since: what follows is quiet anew
+                self._is_open, self._low_since = False, None
+            self._is_open = self._decided(self._load)
             self._num_pauses += was_open and not self._is_open
-            self._changed.notify_all()
+            if was_refused or self._is_open != was_open:
+                self._changed.notify_all()
 
     def _decided(self, load: float) -> bool:
-        """Whether it is open after a look; with the lock held."""
+        """Whether it is open at such a load; with the lock held."""
         if load >= self._settings.low:
-            self._low_since = None
+            self._low_since = self._ended_at = None
             return self._is_open and load <= self._settings.high
         if self._low_since is None:
-            self._low_since = self._clock()
+            self._low_since = self._clock() if self._ended_at is None else self._ended_at
+            self._ended_at = None
         waited = self._clock() - self._low_since
         return self._is_open or waited >= self._settings.open_after_seconds
 
@@ -432,9 +355,22 @@ class IdleGate:
             self._num_users += change
 
     def _look_until_stopped(self) -> None:
+        pause = GLANCE_SECONDS if self._quick else self._settings.look_seconds
+        look_at = find_at = self._clock()
         while not self._stopping.is_set():
-            self.look()
-            self._stopping.wait(self._settings.look_seconds)
+            if (now := self._clock()) >= find_at:
+                find_at = now + FIND_SECONDS
+                for source in self._quick:
+                    source.find()
+            has_looked = bool(self._quick) and self.glance()
+            # asking is work for engines: while they say themselves that they have some, none does
+            is_due = not self._quick or (now >= look_at and self._read()[0] <= self._settings.high)
+            if is_due and not has_looked:
+                self.look()
+                has_looked = True
+            if has_looked:
+                look_at = self._clock() + self._settings.look_seconds
+            self._stopping.wait(pause)
 
 
 class _Use:
@@ -448,24 +384,3 @@ class _Use:
 
     def __exit__(self, *_exception: object) -> None:
         self._gate._enter(-1)
-
-
-def _gauge(text: str, names: Sequence[str]) -> float | None:
-    """Sum of the first gauge that Prometheus's text holds, over its labels; None if none is there.
-
-    Raises:
-        ValueError: its value is no number.
-    """
-    for name in names:
-        found = re.findall(
-            rf"^{re.escape(name)}(?:\{{[^\n]*\}})?[ \t]+(\S+)", text, flags=re.MULTILINE
-        )
-        if found:
-            return sum(float(value) for value in found)
-    return None
-
-
-def _fetched(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=PROBE_SECONDS) as response:  # noqa: S310  scheme checked
-        data: bytes = response.read(MAX_METRICS_BYTES)
-    return data.decode("utf-8", "replace")

@@ -19,7 +19,7 @@ class Spell(NamedTuple):
     """What held for some time.
 
     Attributes:
-        level: how loaded the most loaded source was at the last look.
+        level: how loaded the most loaded source was by the last look, or what it told since.
         is_open: whether the gate was.
         phase: of `PHASES`, what the learner did, or stood still in.
     """

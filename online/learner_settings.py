@@ -60,12 +60,15 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         engines: base URLs of engines whose running and waiting requests count.
+        files: whether requests count as well that engines of this machine tell of in the registry's
+            folder, all that follow it together; only beside `engines`.
         full_requests: as many running ones are a load of 1.
         gpus: indices of GPUs whose use counts.
         load_average: whether the machine's load average counts, without the learner's own part.
     """
 
     engines: tuple[str, ...] = ()
+    files: bool = True
     full_requests: int = 8
     gpus: tuple[int, ...] = ()
     load_average: bool = False

@@ -22,6 +22,9 @@ class Gate(Protocol):
     def wait_until_open(self, stop: threading.Event) -> bool:
         """Wait for it; False if `stop` was set."""
 
+    def busy_since(self) -> float | None:
+        """`time.monotonic` since when somebody else needs the machine; None if that is not told."""
+
 
 class Longest(NamedTuple):
     """Of parts of one kind, maybe of two different ones.
@@ -34,6 +37,20 @@ class Longest(NamedTuple):
 
     seconds: float = 0.0
     processor_seconds: float = 0.0
+
+
+class Reactions(NamedTuple):
+    """Times that work went on behind the moment from which it should not have.
+
+    Attributes:
+        num: of parts that ended at a gate which requests had closed meanwhile.
+        seconds: together, each from its request's beginning, or its own if that was later.
+        longest_seconds: the longest of them.
+    """
+
+    num: int = 0
+    seconds: float = 0.0
+    longest_seconds: float = 0.0
 
 
 class Looks:
@@ -52,6 +69,7 @@ class Looks:
         seconds: spent in them, without the waiting.
         num_pauses: times the work stood still.
         longest: parts by kind, since the beginning.
+        reactions: how long parts went on beside a request.
     """
 
     def __init__(
@@ -66,6 +84,7 @@ class Looks:
         self.seconds = 0.0
         self.num_pauses = 0
         self.longest: dict[str, Longest] = {}
+        self.reactions = Reactions()
         self._gate = gate
         self._stop = stop
         self._clock = clock
@@ -109,7 +128,7 @@ class Looks:
         """
         if self._kind is not None:
             self._note()
-            self._wait()
+            self._wait(is_working=True)
 
     def rest(self) -> None:
         """As `pause`, in what must not end halfway: once `stop` is set, without waiting."""
@@ -118,15 +137,19 @@ class Looks:
         self._note()
         if not (self._stop.is_set() or self._gate.is_open()):
             self.num_pauses += 1
+            self._note_reaction()
             self._gate.wait_until_open(self._stop)
         self._begin()
 
     def may_go_on(self) -> bool:
         """A part has ended: whether the next may begin, for who leaves off instead of waiting."""
+        is_open = self._gate.is_open()
         if self._kind is not None:
             self._note()
+            if not is_open:
+                self._note_reaction()
             self._begin()
-        return self._gate.is_open() and not self._stop.is_set()
+        return is_open and not self._stop.is_set()
 
     def take_longest(self) -> float:
         """Seconds of the longest part of any kind since the last call."""
@@ -158,11 +181,23 @@ class Looks:
                 max(seconds, longest.seconds), max(processor_seconds, longest.processor_seconds)
             )
 
-    def _wait(self) -> None:
+    def _note_reaction(self) -> None:
+        """The part that has just ended may have gone on beside a request."""
+        since = self._gate.busy_since()
+        if since is None:
+            return
+        seconds = self._clock() - max(since, self._began_at)
+        num, total, longest = self.reactions
+        self.reactions = Reactions(num + 1, total + seconds, max(longest, seconds))
+
+    def _wait(self, *, is_working: bool = False) -> None:
+        """Wait while the gate is closed; `is_working` behind a part, not before the first."""
         if self._stop.is_set():
             raise StoppedError
         if not self._gate.is_open():
             self.num_pauses += 1
+            if is_working:
+                self._note_reaction()
             if not self._gate.wait_until_open(self._stop):
                 raise StoppedError
         self._begin()

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.errors import ConfigError, LearningError
+from paceline.load_file import TEACHING_KEY
 from paceline.online.lessons import Lesson
 from paceline.online.passage_teaching import READ_WEIGHT, lesson_of
 from paceline.online.passages import Passage
@@ -179,6 +180,7 @@ class ServedTeacher:
                 "max_tokens": 1,
                 "temperature": 0,
                 "prompt_logprobs": self.top_k,
+                "vllm_xargs": {TEACHING_KEY: 1},
             }
             answer = self._asked("POST", "/v1/completions", msgspec.json.encode(body))
             if answer is None:

@@ -28,8 +28,9 @@ from paceline.caches.journal_store import JournalStore
 from paceline.caches.keys import JournalKeys, namespace_of
 from paceline.caches.records import ModelFingerprint, tokenizer_digest
 from paceline.errors import PacelineError
+from paceline.load_file import EngineFiles
 from paceline.models import load_model, model_source, target_path
-from paceline.online.idle import GpuLoad, IdleGate, LoadAverage, LoadSource, ServedLoad
+from paceline.online.idle import IdleGate, LoadSource, QuickSource
 from paceline.online.journal_follower import JournalFollower
 from paceline.online.learner import Learner
 from paceline.online.learner_metrics import LearnerCollector
@@ -37,6 +38,7 @@ from paceline.online.learner_parts import LearnerParts
 from paceline.online.learner_settings import LearnerSettings
 from paceline.online.lesson_cache import LessonCache
 from paceline.online.lessons import Lesson
+from paceline.online.load_sources import GpuLoad, LoadAverage, ServedLoad, ToldLoad
 from paceline.online.looks import Looks, StoppedError
 from paceline.online.micro_steps import micro_steps, run_only_when_idle
 from paceline.online.opened import torch_device
@@ -123,7 +125,12 @@ class LearnerService:
         folder.mkdir(parents=True, exist_ok=True)
         fingerprint = fingerprint_of(settings)
         own = OwnRequests()
-        gate = stack.enter_context(IdleGate(load_sources(settings, own), settings.idle))
+        files = stack.enter_context(closing(EngineFiles(Path(settings.registry))))
+        gate = stack.enter_context(
+            IdleGate(
+                load_sources(settings, own), settings.idle, quick=quick_sources(settings, files)
+            )
+        )
         cache = LessonCache(
             folder / "lessons",
             teacher=teacher_name(settings, fingerprint),
@@ -161,7 +168,7 @@ class LearnerService:
         stack.callback(follower.close)
         stack.callback(self._ranks.from_first, NO_WORK)
         if settings.metrics.port:
-            stack.enter_context(self._metrics(replay, follower, gate, cache))
+            stack.enter_context(self._metrics(replay, follower, gate, cache, looks))
         self._schedule(stack, registry)
 
     def _schedule(self, stack: ExitStack, registry: DrafterRegistry) -> None:
@@ -212,7 +219,12 @@ class LearnerService:
 
     @contextmanager
     def _metrics(
-        self, replay: Replay, follower: JournalFollower, gate: IdleGate, cache: LessonCache
+        self,
+        replay: Replay,
+        follower: JournalFollower,
+        gate: IdleGate,
+        cache: LessonCache,
+        looks: Looks,
     ) -> Iterator[None]:
         """Tell Prometheus; a port that cannot be had costs metrics alone."""
 
@@ -221,6 +233,12 @@ class LearnerService:
             del seen["source"], seen["spells"]
             named = {"replay": replay.stats(), "journal": follower.stats(), "gate": seen}
             named["lesson_cache"] = cache.stats()
+            reactions = looks.reactions
+            named["reaction"] = {
+                "count_total": reactions.num,
+                "seconds_total": reactions.seconds,
+                "longest_seconds": reactions.longest_seconds,
+            }
             numbers = {f"{part}_{k}": v for part, its in named.items() for k, v in its.items()}
             return numbers | {"failures_total": self._num_failures}
 
@@ -280,6 +298,14 @@ def load_sources(settings: LearnerSettings, own: OwnRequests) -> list[LoadSource
     if told.load_average:
         sources.append(LoadAverage())
     return sources
+
+
+def quick_sources(settings: LearnerSettings, files: EngineFiles) -> list[QuickSource]:
+    """What tells at any moment whether there is time, where requests at engines are to count."""
+    told = settings.load
+    if not (told.engines and told.files):
+        return []
+    return [ToldLoad(files, full_requests=told.full_requests)]
 
 
 def _none() -> int:

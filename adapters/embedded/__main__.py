@@ -31,6 +31,7 @@ from paceline.caches.policy_sync import PolicySync
 from paceline.caches.records import SHARED_GROUP
 from paceline.caches.tombstones import Tombstone
 from paceline.errors import PacelineError
+from paceline.load_file import EngineLoad
 from paceline.models import PACKAGED_NAME
 from paceline.policies.bandits import PolicyState
 
@@ -181,7 +182,12 @@ def main(
         small = None if drafter is None or no_speculation else Target.load_drafter(drafter)
         drafter_name = "drafter" if drafter is None else drafter.name
         engine = EmbeddedEngine(
-            target, speculator, settings, drafter=small, drafter_name=drafter_name
+            target,
+            speculator,
+            settings,
+            drafter=small,
+            drafter_name=drafter_name,
+            load=EngineLoad(Path(drafter_registry)) if drafter_registry else None,
         )
         journal, shared_arms = None, None
         if redis_url and speculator is not None:

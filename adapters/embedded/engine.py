@@ -32,6 +32,7 @@ from paceline.adapters.served_totals import UNKNOWN
 from paceline.adapters.speculator import Speculator
 from paceline.adapters.verify_budget import DraftingFigures
 from paceline.errors import EngineError
+from paceline.load_file import EngineLoad
 from paceline.policies.round_split import RoundTime
 
 logger = logging.getLogger("paceline.embedded")
@@ -55,6 +56,7 @@ class EmbeddedEngine:
             store of its own.
         clock: monotonic seconds; what is worth its time is decided by it.
         on_swap: told of the drafter's version that drafts from now on, on the engine's thread.
+        load: told of requests as they come and go, from those that wait on; closed with the engine.
 
     Attributes:
         counts: totals since the start.
@@ -74,6 +76,7 @@ class EmbeddedEngine:
         prefixes: PrefixStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
         on_swap: Callable[[int], None] | None = None,
+        load: EngineLoad | None = None,
     ) -> None:
         self.target = target
         self._speculator = speculator
@@ -105,6 +108,7 @@ class EmbeddedEngine:
             clock=clock,
         )
         self._on_swap = on_swap
+        self._load = load
         self._committed: dict[str, list[int]] = {}
         """What came of the round so far."""
         self._spent = UNKNOWN
@@ -172,9 +176,12 @@ class EmbeddedEngine:
             EngineError: too many are waiting.
         """
         job.submitted_at = self._clock()
+        if self._load is not None:
+            self._load.begin(job)
         try:
             self._waiting.put_nowait(job)
         except queue.Full:
+            self._has_ended(job)
             raise EngineError(
                 f"{MAX_WAITING} requests are waiting already; try again later"
             ) from None
@@ -191,6 +198,12 @@ class EmbeddedEngine:
         self._waiting.put(None)
         if self._thread.is_alive():
             self._thread.join()
+        if self._load is not None:
+            self._load.close()
+
+    def _has_ended(self, job: Job) -> None:
+        if self._load is not None:
+            self._load.end(job)
 
     def generate(self, request: GenerationRequest) -> Iterator[Progress]:
         """Generate on the caller's thread; only while the engine is not started.
@@ -422,6 +435,7 @@ class EmbeddedEngine:
         self._failed(running.job, error)
 
     def _failed(self, job: Job, error: Exception) -> None:
+        self._has_ended(job)
         self.counts.failed += 1
         logger.error("request %s failed", job.request.info.request_id, exc_info=error)
         job.on_progress(Progress(error=f"the engine failed: {type(error).__name__}"))
@@ -431,6 +445,7 @@ class EmbeddedEngine:
         if running not in self._running:
             return
         self._running.remove(running)
+        self._has_ended(running.job)
         if self.arms is not None:
             request_id = running.request_id
             self.decisions.choose(request_id, self.arms.reason(request_id))

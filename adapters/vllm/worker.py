@@ -34,11 +34,13 @@ from paceline.adapters.vllm.fused import FusedProposer
 from paceline.adapters.vllm.proposer import DraftProposer
 from paceline.adapters.vllm.seeding import make_rewindable
 from paceline.adapters.vllm.settings import WorkerSettings
+from paceline.adapters.vllm.step_load import StepLoad
 from paceline.caches import DraftIndex, ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
 from paceline.caches.journal import Journal
 from paceline.caches.policy_sync import PolicySync
 from paceline.errors import JournalError, PacelineError
+from paceline.load_file import EngineLoad
 from paceline.policies.bandits import PolicyState
 
 logger = logging.getLogger("paceline.vllm")
@@ -63,6 +65,7 @@ class SpeculatingWorker:
     _stop_metrics: Callable[[], None] | None = None
     _corpora: CorpusFeed | None = None
     _watch: DrafterWatch | None = None
+    _load: StepLoad | None = None
     _shares: bool = False
     _shared_arms: PolicySync[PolicyState] | None = None
 
@@ -91,6 +94,8 @@ class SpeculatingWorker:
                 logger.error("drafts are vLLM's own: %s", reason)
         else:
             self._fuse(settings)
+        if settings.drafter_registry and drafts_count_here():
+            self._load = StepLoad(EngineLoad(Path(settings.drafter_registry)))
 
     def _fuse(self, settings: WorkerSettings) -> None:
         """Draft beside vLLM's model drafter. A vLLM that it does not fit is left as it is."""
@@ -187,7 +192,9 @@ class SpeculatingWorker:
         return self._shares and (self._journal is None or not self._journal.is_connected)
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        """Close the requests that left the engine, then run the step."""
+        """Tell of requests that came and went, close those that left, then run the step."""
+        if self._load is not None:
+            self._load.begin(scheduler_output)
         if self._proposer is not None and scheduler_output.finished_req_ids:
             self._proposer.finish(scheduler_output.finished_req_ids)
         if self._proposer is not None:
@@ -196,6 +203,8 @@ class SpeculatingWorker:
 
     def shutdown(self) -> None:
         """Publish what is open, flush the journal, then shut the platform's worker down."""
+        if self._load is not None:
+            self._load.close()
         if self._watch is not None:
             self._watch.close()
         if self._stop_metrics is not None:

@@ -7,6 +7,7 @@ import logging
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from paceline.adapters.speculator import Speculator
 from paceline.caches.drafter_registry import DrafterRegistry
 from paceline.caches.drafter_versions import folder_checksum
 from paceline.caches.records import SHARED_GROUP
+from paceline.load_file import EngineFiles
 from redis_server import RedisServer
 from small_models import random_model
 from small_traces import save_tokenizer
@@ -426,6 +428,16 @@ def test_the_checksum_is_of_what_was_published(
     assert one.swapped == []
 
 
+def open_requests(place: Path) -> int:
+    """Requests that the one engine that follows a registry tells of in its folder."""
+    files = EngineFiles(place)
+    files.find()
+    assert len(files) == 1
+    found = files.num_open()
+    files.close()
+    return found
+
+
 def test_a_served_engine_follows_by_itself(
     redis_server: RedisServer, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -434,6 +446,7 @@ def test_a_served_engine_follows_by_itself(
     from paceline.adapters.embedded.target import Target
 
     place = tmp_path / "versions"
+    place.mkdir()
     fingerprint = fingerprint_of(Target.load(folders["target"]), MODEL_NAME)
     registry = open_registry(redis_server.url, place, fingerprint)
     arguments = ["--redis", redis_server.url, "--drafter", str(folders["poor"]), "--always-draft"]
@@ -455,6 +468,13 @@ def test_a_served_engine_follows_by_itself(
         registry.promote(SHARED_GROUP, version, reason="first")
         wait_until(lambda: drafts_with(version), seconds=60)
         wait_until(lambda: server.metric("paceline_drafter_version") == version, seconds=60)
+        assert open_requests(place) == 0
+        asked = {"prompt": "abc", "max_tokens": 200, "ignore_eos": True}
+        with ThreadPoolExecutor(1) as client:
+            reply = client.submit(post_json, f"{server.url}/v1/completions", asked)
+            wait_until(lambda: open_requests(place) == 1, seconds=60)
+            reply.result()
+        wait_until(lambda: open_requests(place) == 0, seconds=60)
         wait_until(lambda: [each.version for each in registry.live(SHARED_GROUP)] == [version], 60)
         log = (tmp_path / "engine.log").read_text(encoding="utf-8")
         assert f"paceline.drafter drafting with version {version} of shared" in log

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
+from paceline.load_file import EngineFiles, EngineLoad
 from waiting import wait_until
 
 if TYPE_CHECKING:
@@ -69,12 +71,15 @@ class Client:
         return [token for step in self.steps[name] for token in step.token_ids]
 
 
-def make_engine(target: Target, speculator: Any = None, **settings: Any) -> EmbeddedEngine:
+def make_engine(
+    target: Target, speculator: Any = None, load: EngineLoad | None = None, **settings: Any
+) -> EmbeddedEngine:
     from paceline.adapters.embedded.engine import EmbeddedEngine
     from paceline.adapters.embedded.engine_settings import EngineSettings
 
     # by a clock that stands still no draft costs anything: nothing depends on how fast it runs here
-    return EmbeddedEngine(target, speculator, EngineSettings(**settings), clock=lambda: 0.0)
+    told = EngineSettings(**settings)
+    return EmbeddedEngine(target, speculator, told, clock=lambda: 0.0, load=load)
 
 
 @pytest.fixture
@@ -281,3 +286,34 @@ def test_log_probabilities_come_with_each_token(target: Target) -> None:
         assert said.top[0] == (said.token_id, said.logprob)
         assert said.logprob == pytest.approx(other.logprob, abs=1e-3)
         assert said.logprob > said.top[1][1]
+
+
+def test_a_learner_is_told_of_every_request_that_is_open(target: Target, tmp_path: Path) -> None:
+    """From the moment it is submitted, waiting or not, until it ends in whichever way."""
+    from paceline.adapters.embedded import engine as module
+    from paceline.errors import EngineError
+
+    client = Client(make_engine(target, load=EngineLoad(tmp_path), max_running=1))
+    files = EngineFiles(tmp_path)
+    files.find()
+    going = client.submit(request(target, PROMPTS[0], "going", max_tokens=200))
+    client.submit(request(target, PROMPTS[2], "waiting", max_tokens=4))
+    client.submit(request(target, [10**9], "bad"))
+    assert files.num_open() == 3
+    for number in range(module.MAX_WAITING - 3):
+        client.submit(request(target, PROMPTS[2], f"more-{number}", max_tokens=1)).aborted.set()
+    with pytest.raises(EngineError, match="waiting already"):
+        client.submit(request(target, PROMPTS[2], "too many"))
+    assert files.num_open() == module.MAX_WAITING
+    client.engine.start()
+    wait_until(lambda: bool(client.steps["going"]), seconds=120)
+    going.aborted.set()
+    client.wait("going", "waiting", "bad")
+    wait_until(lambda: files.num_open() == 0, seconds=120)
+    assert client.engine.counts.failed == 1
+    client.submit(request(target, PROMPTS[0], "last", max_tokens=4))
+    assert files.num_open() == 1
+    client.engine.close()
+    assert files.num_open() == 0
+    files.find()
+    assert len(files) == 0

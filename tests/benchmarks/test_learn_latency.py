@@ -9,17 +9,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 
+from paceline.benchmarks.learn.records import Asked
 from paceline.benchmarks.learn.stack import is_waiting
 from paceline.benchmarks.learn.steady import (
     Block,
+    Pair,
     figures,
     gate_figures,
     only_if,
     part_figures,
+    ratios,
+    run_pair,
     spells_of,
     time_figures,
 )
@@ -33,6 +38,9 @@ METRICS = """# HELP paceline_learner_gate_num_pauses How often it closed.
 # TYPE paceline_learner_gate_num_pauses gauge
 paceline_learner_gate_num_pauses{group="shared"} 2.0
 paceline_learner_longest_part_seconds{group="shared"} 0.031
+paceline_learner_reaction_count_total{group="shared"} 4.0
+paceline_learner_reaction_seconds_total{group="shared"} 0.02
+paceline_learner_reaction_longest_seconds{group="shared"} 0.009
 # TYPE paceline_learner_seconds_total counter
 paceline_learner_seconds_total{gate="closed",group="shared",load="idle",phase="training"} 5.0
 paceline_learner_seconds_total{gate="open",group="shared",load="some",phase="judging"} 1.5e+01
@@ -41,7 +49,8 @@ paceline_learner_seconds_total{gate="open",group="shared",load="some",phase="jud
 
 def block(*gaps: float, is_learning: bool) -> Block:
     made = Block(is_learning=is_learning)
-    made.gaps, made.num_looks, made.num_at_work = list(gaps), 4 * is_learning, 3 * is_learning
+    made.gaps = list(gaps)
+    made.firsts = [10 * gap for gap in gaps]
     if is_learning:
         made.spells = {
             Spell("idle", True, "training"): 8.0,
@@ -53,21 +62,67 @@ def block(*gaps: float, is_learning: bool) -> Block:
     return made
 
 
+def pair(learning: list[float], stopped: list[float], *, learner_first: bool = True) -> Pair:
+    return Pair(
+        block(*learning, is_learning=True), block(*stopped, is_learning=False), learner_first
+    )
+
+
 def test_blocks_of_a_kind_are_taken_together() -> None:
-    """Percentiles of all their gaps, and how many times those without the learner's they are."""
-    blocks = [
-        block(0.010, 0.012, is_learning=True),
-        block(0.010, 0.010, is_learning=False),
-        block(0.014, is_learning=True),
-    ]
-    found = figures(blocks, gate_figures(METRICS))
-    assert found["learning.pieces"] == 3
+    """Percentiles of all their times, and how many times those without the learner's they are."""
+    pairs = [pair([0.010, 0.012], [0.010, 0.010]), pair([0.014], [0.010], learner_first=False)]
+    found = figures(pairs, gate_figures(METRICS))
+    assert found["learning.gap_count"] == 3
     assert found["learning.gap_p50_ms"] == pytest.approx(12.0)
     assert found["stopped.gap_p99_ms"] == pytest.approx(10.0)
     assert found["gap_p50_ratio"] == pytest.approx(1.2)
-    assert found["at_work_share"] == pytest.approx(0.75)
+    assert found["learning.first_p50_ms"] == pytest.approx(120.0)
+    assert found["first_p50_ratio"] == pytest.approx(1.2)
+    assert found["at_work_share"] == pytest.approx(19 / 25)
     assert found["gate.num_pauses"] == 2
     assert found["longest_part_ms"] == pytest.approx(31.0)
+    assert (found["reaction.count"], found["reaction.longest_ms"]) == (4, pytest.approx(9.0))
+    assert found["reaction.mean_ms"] == pytest.approx(5.0)
+
+
+def test_pairs_tell_how_sure_a_ratio_is() -> None:
+    """Nothing between alike pairs, however slow; more the more they differ, around the ratio."""
+    alike = [np.array([0.01, 0.02]) * number for number in (1, 2, 3, 4)]
+    order = np.array([True, False] * 2)
+    slower = [1.5 * times for times in alike]
+    for ratio, low, high in ratios(slower, alike, order):
+        assert ratio == pytest.approx(1.5)
+        assert low <= ratio <= high
+    (first, *_) = ratios([alike[0] * 1.5] * 4, [alike[0]] * 4, order)
+    assert first == pytest.approx((1.5, 1.5, 1.5))
+    differing = [times * factor for times, factor in zip(alike, (0.5, 1.0, 2.0, 3.0), strict=True)]
+    for _, low, high in ratios(differing, alike, order):
+        assert high - low > 0.1
+
+
+def test_each_order_is_drawn_as_often_as_it_was_asked() -> None:
+    """What the second block is quicker by, as memory knows its replies, makes no ratio unsure."""
+    beside = [np.array([2.0]), np.array([1.0])] * 3
+    alone = [np.array([1.0]), np.array([2.0])] * 3
+    order = np.array([True, False] * 3)
+    assert [[*each] for each in ratios(beside, alone, order)] == [[1.0, 1.0, 1.0]] * 3
+
+
+def test_both_blocks_of_a_pair_ask_the_same() -> None:
+    """As sessions of their own; the learner runs in the one that it says."""
+    asked: list[tuple[bool, list[Asked]]] = []
+    prompts = [Asked("one", (1, 2)), Asked("two", (3,))]
+    for learner_first in (True, False):
+        made = run_pair(
+            prompts,
+            learner_first=learner_first,
+            run=lambda block, its: asked.append((block.is_learning, list(its))),
+        )
+        assert made.learner_first is learner_first
+        assert (made.learning.is_learning, made.stopped.is_learning) == (True, False)
+    assert [way for way, _ in asked] == [True, False, False, True]
+    assert all([it.token_ids for it in its] == [(1, 2), (3,)] for _, its in asked)
+    assert len({it.session for _, its in asked[:2] for it in its}) == 4
 
 
 def test_where_time_goes_is_of_blocks_with_the_learner() -> None:
@@ -132,9 +187,19 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
-def test_blocks_come_in_fours(tmp_path: Path) -> None:
-    """Each way first and last as often as the other."""
-    arguments = ["bench", "learn-latency", str(tmp_path), "--drafter", "d", "--blocks", "6"]
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--pairs", "5", "even number"),
+        ("--pairs", "2", "even number"),
+        ("--block-requests", "0", "1 or more"),
+    ],
+)
+def test_pairs_that_make_no_sense_are_refused(
+    option: str, value: str, said: str, tmp_path: Path
+) -> None:
+    """Each way comes first as often as the other, and somebody asks."""
+    arguments = ["bench", "learn-latency", str(tmp_path), "--drafter", "d", option, value]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code != 0
-    assert "multiple of 4" in done.output + str(done.exception)
+    assert said in done.output + str(done.exception)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from paceline.errors import ConfigError
-from paceline.online.idle import GpuLoad, IdleGate, IdleSettings
+from paceline.online.idle import IdleGate, IdleSettings
+from paceline.online.load_sources import GpuLoad
 from waiting import wait_until
 
 pynvml = pytest.importorskip("pynvml", reason="needs nvidia-ml-py, of the extra learn")

@@ -12,15 +12,9 @@ from typing import Any
 import pytest
 
 from paceline.errors import ConfigError
-from paceline.online.idle import (
-    STALE_SECONDS,
-    GpuLoad,
-    IdleGate,
-    IdleSettings,
-    LoadAverage,
-    ServedLoad,
-)
+from paceline.online.idle import STALE_SECONDS, IdleGate, IdleSettings
 from paceline.online.idle_time import Spell, idle_to_use
+from paceline.online.load_sources import GpuLoad, LoadAverage, ServedLoad
 from paceline.processes import free_port
 from sessions import Clock
 from waiting import wait_until

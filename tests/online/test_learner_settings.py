@@ -37,14 +37,14 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
     file.write_text(
         "redis_url: redis://r\nregistry: drafters\ndata: /data\nmodel: m\ntarget: t\n"
         "drafter: first\nload: {engines: ['http://e:1']}\ncycle: {epochs: 2}\n"
-        "teacher: {kind: served, url: 'http://e:1'}\nidle: {low: 0.2}\n"
+        "teacher: {kind: served, url: 'http://e:1'}\nidle: {high: 0.4}\n"
     )
     found = read_settings(file)
     assert found.registry == str(tmp_path / "drafters")
     assert found.data == "/data"
     assert found.drafter == str(tmp_path / "first")
     assert found.target == str(tmp_path / "t")
-    assert (found.cycle.epochs, found.idle.low, found.load.engines) == (2, 0.2, ("http://e:1",))
+    assert (found.cycle.epochs, found.idle.high, found.load.engines) == (2, 0.4, ("http://e:1",))
     file.write_text(file.read_text().replace("target: t", "target: smollm2"))
     assert read_settings(file).target == "smollm2"
 

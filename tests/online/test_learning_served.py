@@ -87,7 +87,8 @@ def learner_of(models: Path, folder: Path, redis_url: str, engine_url: str, port
         "target": str(models / "target"),
         "drafter": str(models / "drafter"),
         "load": {"engines": [engine_url]},
-        "idle": {"open_after_seconds": 0.1, "look_seconds": 0.05},
+        # it has to find its time between requests that are POLL_SECONDS apart
+        "idle": {"open_after_seconds": 0.02, "look_seconds": 0.05},
         "metrics": {"port": port},
         "threads": 1,
     }

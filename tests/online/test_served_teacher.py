@@ -120,7 +120,8 @@ def test_what_vllm_tells_becomes_a_lesson(engine: Engine) -> None:
     assert lesson.weights is not None
     assert lesson.weights.tolist() == [0.25, 1.0]
     asked = {"model": "target", "prompt": [5, 6, 7], "max_tokens": 1, "temperature": 0}
-    assert engine.asked[0] == {**asked, "prompt_logprobs": 3}
+    told = {"vllm_xargs": {"paceline_teaching": 1}}  # its engine counts it as no load
+    assert engine.asked[0] == {**asked, "prompt_logprobs": 3, **told}
     assert engine.keys[0] == "Bearer k"
     assert teacher.stats()["taught_tokens"] == 5
 

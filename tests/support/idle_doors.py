@@ -20,3 +20,6 @@ class Doors:
     def wait_until_open(self, stop: threading.Event) -> bool:
         self.waits += 1
         return not stop.is_set()
+
+    def busy_since(self) -> float | None:
+        return None

@@ -12,15 +12,21 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from paceline.load_file import EngineFiles
 from paceline.middleware.config import make_config
 from paceline.middleware.server import running_proxy
+from paceline.online.passages import Passage
+from paceline.online.served_teacher import ServedTeacher
 from paceline.processes import free_port
 from redis_server import RedisServer
 from sdk_clients import OPENAI_2, ROOT, SdkClients
@@ -240,6 +246,64 @@ def test_openai_for_node(stack: Stack) -> None:
     assert found["response"]
     assert all(map(city_of, found["response"]))
     assert {"response.function_call_arguments.delta", "response.completed"} <= set(found["events"])
+
+
+def asked(engine: VllmServer, **more: object) -> urllib.request.Request:
+    """A completion of many tokens."""
+    body = {"model": "target", "prompt": "one two", "max_tokens": 120, "ignore_eos": True}
+    return urllib.request.Request(  # noqa: S310  our own
+        f"{engine.url}/v1/completions",
+        json.dumps(body | more).encode(),
+        {"content-type": "application/json"},
+    )
+
+
+def test_a_learner_is_told_of_its_requests(stack: Stack) -> None:
+    """In the registry's folder, until they end or their clients leave; a teacher's are none."""
+    with closing(EngineFiles(stack.registry)) as files:
+
+        def num_open() -> int:
+            files.find()
+            assert len(files) == 1
+            return files.num_open()
+
+        wait_until(lambda: num_open() == 0)
+        with urllib.request.urlopen(asked(stack.engine, stream=True), timeout=60) as left:  # noqa: S310  our own
+            left.readline()
+            assert num_open() == 1
+        wait_until(lambda: num_open() == 0)  # vLLM has made a step for that alone
+
+        def whole(number: int) -> str:
+            request = asked(stack.engine, prompt=f"count to {number}")
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  our own
+                reason: str = json.load(answer)["choices"][0]["finish_reason"]
+            return reason
+
+        with ThreadPoolExecutor(2) as clients:
+            replies = clients.map(whole, (8, 9))
+            wait_until(lambda: num_open() == 2)
+            assert [*replies] == ["length"] * 2
+        wait_until(lambda: num_open() == 0)
+        seen: list[int] = []
+
+        def may_go_on() -> bool:
+            seen.append(num_open())
+            return True
+
+        passage = Passage(
+            token_ids=np.arange(100, 1100, dtype=np.int32),
+            is_said=np.ones(1000, np.bool_),
+            tenant="a",
+            scope="tenant:a",
+            workload="",
+            session="s",
+            begun_at=1.0,
+            finished_at=1.0,
+        )
+        teacher = ServedTeacher(stack.engine.url, model="target", may_go_on=may_go_on)
+        assert len(teacher.teach([passage])) == 1
+        assert len(seen) > 10
+        assert set(seen) == {0}
 
 
 def test_a_learner_beside_it_learns(stack: Stack) -> None:

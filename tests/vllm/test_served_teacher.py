@@ -16,7 +16,7 @@ import pytest
 from captured import metric_in
 from paceline.errors import LearningError
 from paceline.models import load_model
-from paceline.online.idle import ServedLoad
+from paceline.online.load_sources import ServedLoad
 from paceline.online.passage_teaching import TargetTeacher
 from paceline.online.passages import Passage
 from paceline.online.served_teacher import ServedTeacher
