@@ -20,9 +20,9 @@ logger = logging.getLogger("paceline.learner")
 LEAVES: Final = (torch.nn.Linear, torch.nn.Embedding)
 """Parts that take most of a pass."""
 PART_ROWS: Final = 256
-PART_OPERATIONS: Final = 1 << 31
+PART_OPERATIONS: Final = 1 << 30
 """Most rows of a projection on a CPU that are computed at a time, and about how many operations of
-them: some 15 ms of a core forward, twice as many backward."""
+them: some 8 ms of a core forward, twice as many backward."""
 
 Look = Callable[[], None]
 
