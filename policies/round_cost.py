@@ -253,7 +253,7 @@ class RoundCost:
         if not self.is_known:
             return Ladder(np.zeros(1), 0.0)
         at_first = self._plane.at((num_requests, num_requests, num_context, 0.0))
-        line = at_first + self.token_seconds * np.arange(MOST_TOKENS + 1)
+        line = at_first + self.token_seconds * np.arange(MOST_TOKENS + 1, dtype=np.float64)
         seconds = self._steps.corrected(line, num_requests, num_context, self.context_seconds)
         return Ladder(seconds, self.token_seconds)
 

@@ -92,4 +92,5 @@ class TokenSteps:
         # fewer tokens take no longer than a size that is known well: the line may be above it
         bound = np.where(trust >= LEAST_TRUST, means, np.inf)
         bound = np.minimum.accumulate(bound[::-1])[::-1]
-        return np.maximum(trust * means + (1.0 - trust) * np.minimum(line, bound), 0.0)
+        seconds: Floats = trust * means + (1.0 - trust) * np.minimum(line, bound)
+        return np.maximum(seconds, 0.0)
