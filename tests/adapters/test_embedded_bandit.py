@@ -128,7 +128,10 @@ def test_probabilities_that_are_wrong_cost_nothing_for_long(tenants: tuple[str, 
 
 
 def test_costs_that_no_plane_has_are_seen() -> None:
-    """Where the first drafted token of a round costs most, rounds do not stay slower for it."""
+    """Where the first drafted token of a round costs most, rounds do not stay slower for it.
+
+    Neither chosen by time, which learns of steps, nor with the bandit above.
+    """
     seconds = {}
     for name, speculator, settings in (
         ("off", None, {}),
@@ -138,7 +141,7 @@ def test_costs_that_no_plane_has_are_seen() -> None:
         engine = make_engine(speculator, step=0.12, **settings)
         replies(engine, range(8))
         seconds[name], _ = replies(engine, range(8, 16))
-    assert seconds["off"] / seconds["time"] < 0.9
+    assert seconds["off"] / seconds["time"] > 0.98
     assert seconds["off"] / seconds["bandit"] > 0.98
 
 
