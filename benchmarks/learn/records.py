@@ -110,11 +110,11 @@ class ExamineWork(msgspec.Struct, frozen=True, tag="examine"):
 
 
 class SpeedWork(msgspec.Struct, frozen=True, tag="speed"):
-    """Answer prompts with memory and a drafter.
+    """Answer prompts with memory and each of some drafters, prompt by prompt in turns.
 
     Attributes:
         target: as in `AnswerWork`.
-        drafter: folder, "" for none.
+        drafters: folders, "" for none.
         prompts: what is asked.
         output_tokens: longest reply.
         in_flight: requests at a time.
@@ -124,7 +124,7 @@ class SpeedWork(msgspec.Struct, frozen=True, tag="speed"):
     """
 
     target: str
-    drafter: str
+    drafters: tuple[str, ...]
     prompts: tuple[Asked, ...]
     output_tokens: int
     in_flight: int
@@ -134,17 +134,24 @@ class SpeedWork(msgspec.Struct, frozen=True, tag="speed"):
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """What an engine came to.
+    """What an engine came to, turn by turn: as many prompts as are in flight make one.
 
     Attributes:
-        tokens_per_second: said.
+        num_tokens: said in each turn.
+        seconds: of each turn.
         tokens_per_round: of a request.
         digest: of the replies.
     """
 
-    tokens_per_second: float
+    num_tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
     tokens_per_round: float
     digest: str
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all turns."""
+        return sum(self.num_tokens) / sum(self.seconds)
 
 
 class TeachWork(msgspec.Struct, frozen=True, tag="teach"):

@@ -20,7 +20,7 @@ from paceline.benchmarks.learn.records import (
     Speed,
     Workload,
 )
-from paceline.benchmarks.learn.speeds import measured, speed_work
+from paceline.benchmarks.learn.speeds import measured, speed_work, times_as_fast
 from paceline.benchmarks.learn.stack import Stack, run_worker, running_stack
 from paceline.benchmarks.replay.tokens import Renderer, load_encoder
 from paceline.caches.drafter_registry import DrafterRegistry
@@ -123,18 +123,18 @@ class LearnRun:
                 self._serve(stack, workload, tokens)
                 if workload is settings.workloads[0]:
                     best = current_folder(stack.registry) or best
+        named = {"frozen": settings.drafter, "learned": best}
         work = speed_work(
             settings.target,
+            list(named.values()),
             self._prompts[settings.workloads[0].name].held_out,
             output=settings.output_tokens,
             in_flight=settings.in_flight,
             draft=settings.draft_tokens,
             core=self._cores[0],
         )
-        named = {"frozen": settings.drafter, "learned": best}
-        speeds = measured(work, named, SPEED_REPEATS, self._folder)
-        frozen, learned = (_median(speeds[name]) for name in named)
-        return frozen, learned
+        speeds = measured(work, list(named), SPEED_REPEATS, self._folder)
+        return speeds["frozen"], speeds["learned"]
 
     def _serve(self, stack: Stack, workload: Workload, tokens: int) -> None:
         """One workload's traffic, with its marks."""
@@ -204,16 +204,15 @@ def current_folder(registry: DrafterRegistry) -> str:
     return registry.version(SHARED_GROUP, current).folder if current else ""
 
 
-def _median(speeds: Sequence[Speed]) -> Speed:
-    return sorted(speeds, key=lambda it: it.tokens_per_second)[len(speeds) // 2]
-
-
 def figures(marks: Sequence[Mark], frozen: Speed, learned: Speed) -> dict[str, float]:
     """Flat names to numbers."""
+    ratio, low, high = times_as_fast(learned, frozen)
     found: dict[str, float] = {
         "speed.frozen": frozen.tokens_per_second,
         "speed.learned": learned.tokens_per_second,
-        "speed.ratio": learned.tokens_per_second / frozen.tokens_per_second,
+        "speed.ratio": ratio,
+        "speed.ratio.low": low,
+        "speed.ratio.high": high,
         "speed.frozen_tokens_per_round": frozen.tokens_per_round,
         "speed.learned_tokens_per_round": learned.tokens_per_round,
         "speed.identical": float(frozen.digest == learned.digest),

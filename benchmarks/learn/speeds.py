@@ -10,6 +10,8 @@ from typing import Final
 
 import click
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from paceline.benchmarks.learn.options import two_cores
 from paceline.benchmarks.learn.prompts import read_prompts
@@ -21,51 +23,83 @@ from paceline.errors import ConfigError
 
 MEMORY: Final = "memory"
 WARM_SHARE: Final = 0.25
+NUM_RESAMPLES: Final = 2000
+INTERVAL: Final = (2.5, 97.5)
 
 
-def measured(
-    work: SpeedWork, drafters: Mapping[str, str], repeats: int, folder: Path
-) -> dict[str, list[Speed]]:
-    """Speeds by name, each engine anew.
-
-    Forwards, then backwards, again and again, so that what drifts is shared evenly.
+def measured(work: SpeedWork, names: Sequence[str], repeats: int, folder: Path) -> dict[str, Speed]:
+    """Speeds by name; turns of all repeats, each of which begins with engines anew.
 
     Args:
-        work: all but the drafter.
-        drafters: folders by name, "" for none.
-        repeats: measurements of each.
+        work: with the drafters.
+        names: of them, in their order.
+        repeats: processes, one after the other.
         folder: for logs.
     """
-    found: dict[str, list[Speed]] = {name: [] for name in drafters}
-    names = list(drafters)
-    for repeat in range(repeats):
-        for name in names if repeat % 2 == 0 else reversed(names):
-            told = msgspec.structs.replace(work, drafter=drafters[name])
-            found[name].append(msgspec.convert(run_worker(told, folder), Speed))
-    return found
+    runs = [
+        msgspec.convert(run_worker(work, folder), list[Speed], strict=False) for _ in range(repeats)
+    ]
+    return {name: _joined([run[i] for run in runs]) for i, name in enumerate(names)}
 
 
-def figures(speeds: Mapping[str, Sequence[Speed]], beside: str) -> dict[str, float]:
-    """Medians, and how many times those of one name they are."""
+def _joined(speeds: Sequence[Speed]) -> Speed:
+    return Speed(
+        num_tokens=tuple(num for speed in speeds for num in speed.num_tokens),
+        seconds=tuple(each for speed in speeds for each in speed.seconds),
+        tokens_per_round=statistics.fmean(speed.tokens_per_round for speed in speeds),
+        digest=" ".join(sorted({speed.digest for speed in speeds})),
+    )
+
+
+def figures(speeds: Mapping[str, Speed], beside: str) -> dict[str, float]:
+    """Flat names to numbers; how many times the speed of one they have, with a 95 % interval."""
     found: dict[str, float] = {}
-    digests = {speed.digest for its in speeds.values() for speed in its}
+    digests = {speed.digest for speed in speeds.values()}
     for name, its in speeds.items():
-        found[f"{name}.tokens_per_second"] = statistics.median(s.tokens_per_second for s in its)
-        found[f"{name}.tokens_per_round"] = statistics.median(s.tokens_per_round for s in its)
-    for name in speeds:
-        found[f"{name}.times_{beside}"] = (
-            found[f"{name}.tokens_per_second"] / found[f"{beside}.tokens_per_second"]
-        )
-    return found | {"identical": float(len(digests) == 1)}
+        found[f"{name}.tokens_per_second"] = its.tokens_per_second
+        found[f"{name}.tokens_per_round"] = its.tokens_per_round
+        times, low, high = times_as_fast(its, speeds[beside])
+        found[f"{name}.times_{beside}"] = times
+        found[f"{name}.times_{beside}.low"] = low
+        found[f"{name}.times_{beside}.high"] = high
+    is_one = len(digests) == 1 and " " not in next(iter(digests))
+    return found | {"identical": float(is_one)}
+
+
+def times_as_fast(speed: Speed, beside: Speed) -> tuple[float, float, float]:
+    """How many times as fast, and the 95 % interval of a bootstrap over turns.
+
+    Args:
+        speed: of one engine.
+        beside: of the other, turn by turn the same prompts.
+    """
+    rng = np.random.default_rng(0)
+    turns = len(speed.seconds)
+    drawn = rng.integers(0, turns, (NUM_RESAMPLES, turns))
+
+    def rates(its: Speed) -> npt.NDArray[np.float64]:
+        num_tokens, seconds = np.array(its.num_tokens), np.array(its.seconds)
+        found: npt.NDArray[np.float64] = num_tokens[drawn].sum(1) / seconds[drawn].sum(1)
+        return found
+
+    low, high = np.percentile(rates(speed) / rates(beside), INTERVAL)
+    return speed.tokens_per_second / beside.tokens_per_second, float(low), float(high)
 
 
 def speed_work(
-    target: str, prompts: Sequence[Asked], *, output: int, in_flight: int, draft: int, core: int
+    target: str,
+    drafters: Sequence[str],
+    prompts: Sequence[Asked],
+    *,
+    output: int,
+    in_flight: int,
+    draft: int,
+    core: int,
 ) -> SpeedWork:
-    """What is measured, without a drafter yet; the first quarter of the prompts warms up."""
+    """What is measured; the first quarter of the prompts warms up."""
     return SpeedWork(
         target=target,
-        drafter="",
+        drafters=tuple(drafters),
         prompts=tuple(prompts),
         output_tokens=output,
         in_flight=in_flight,
@@ -92,7 +126,7 @@ def speed_work(
 @click.option("--output-tokens", default=64, show_default=True)
 @click.option("--in-flight", default=4, show_default=True)
 @click.option("--draft-tokens", default=8, show_default=True)
-@click.option("--repeats", default=3, show_default=True)
+@click.option("--repeats", default=1, show_default=True, help="With engines anew.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
 )
@@ -111,8 +145,9 @@ def drafters(
 ) -> None:
     """Tokens a second with memory alone, and with each drafter beside it.
 
-    In the embedded engine on one core, greedily, one engine after the other. Ratios are to memory
-    alone and to the first drafter. The prompts are those that `bench learn` measures by.
+    In the embedded engine on one core, greedily; the engines answer the same prompts by turns, as
+    many at a time as are in flight. Ratios are to memory alone and to the first drafter, with 95 %
+    intervals. The prompts are those that `bench learn` measures by.
     """
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}; give 1 or more")
@@ -120,17 +155,19 @@ def drafters(
     renderer = Renderer(load_encoder(None if target == "smollm2" else target))
     kind = Workload.parse(workload)
     prompts = read_prompts(traces.absolute(), kind, renderer, context_tokens, held_out).held_out
+    named = {MEMORY: ""}
+    named |= {f"drafter-{i}": str(folder.absolute()) for i, folder in enumerate(folders, 1)}
     work = speed_work(
         target,
+        list(named.values()),
         prompts,
         output=output_tokens,
         in_flight=in_flight,
         draft=draft_tokens,
         core=core,
     )
-    named = {f"drafter-{i}": str(folder.absolute()) for i, folder in enumerate(folders, 1)}
     with tempfile.TemporaryDirectory(prefix="paceline-drafters-") as scratch:
-        speeds = measured(work, {MEMORY: "", **named}, repeats, Path(scratch))
+        speeds = measured(work, list(named), repeats, Path(scratch))
     found = figures(speeds, MEMORY) | figures(speeds, "drafter-1")
     settings = {
         "drafters": [folder.name for folder in folders],

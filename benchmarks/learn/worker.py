@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -69,40 +70,88 @@ def examine(work: ExamineWork) -> list[list[Examined]]:
     return found
 
 
-def speed(work: SpeedWork) -> Speed:
-    """Of an embedded engine with memory and the drafter, if there is one."""
+def speed(work: SpeedWork) -> list[Speed]:
+    """Of an embedded engine with memory and each drafter, in their order.
+
+    The engines answer the same prompts one after the other, forwards and backwards by turns: what
+    the machine's speed does meanwhile is in all of them. They share the target's weights.
+    """
     from paceline.adapters.embedded.engine import EmbeddedEngine
     from paceline.adapters.embedded.engine_settings import EngineSettings
     from paceline.adapters.embedded.target import Target
     from paceline.adapters.speculator import Speculator
-    from paceline.benchmarks.exact.answers import answer_all
     from paceline.models import target_path
 
-    engine = EmbeddedEngine(
-        Target.load(target_path(work.target)),
-        Speculator(),
-        EngineSettings(max_running=work.in_flight, max_draft_tokens=work.draft_tokens),
-        drafter=Target.load_drafter(Path(work.drafter)) if work.drafter else None,
-    )
-    engine.start()
-    try:
-        warm, asked = work.prompts[: work.num_warm], work.prompts[work.num_warm :]
-        answer_all(engine, _requests(warm, work, "warm"), clock=time.perf_counter)
-        rounds, began = engine.counts.rounds, time.perf_counter()
-        answers = answer_all(engine, _requests(asked, work, "asked"), clock=time.perf_counter)
+    target = Target.load(target_path(work.target))
+    settings = EngineSettings(max_running=work.in_flight, max_draft_tokens=work.draft_tokens)
+    with ExitStack() as stack:
+        runs = []
+        for folder in work.drafters:
+            drafter = Target.load_drafter(Path(folder)) if folder else None
+            engine = EmbeddedEngine(target, Speculator(), settings, drafter=drafter)
+            engine.start()
+            stack.callback(engine.close)
+            runs.append(_EngineRun(engine, work))
+        for is_warm, prompts in (
+            (True, work.prompts[: work.num_warm]),
+            (False, work.prompts[work.num_warm :]),
+        ):
+            for number, first in enumerate(range(0, len(prompts), work.in_flight)):
+                turn = prompts[first : first + work.in_flight]
+                for run in runs if number % 2 == 0 else reversed(runs):
+                    run.answer(turn, name=f"{is_warm}-{number}", counts=not is_warm)
+        return [run.speed() for run in runs]
+
+
+class _EngineRun:
+    """What one engine has come to so far.
+
+    Args:
+        engine: a started embedded engine.
+        work: what is asked of it.
+    """
+
+    def __init__(self, engine: Any, work: SpeedWork) -> None:
+        self._engine = engine
+        self._work = work
+        self._num_tokens: list[int] = []
+        self._seconds: list[float] = []
+        self._num_rounds = 0
+        self._replies: list[Sequence[int]] = []
+
+    def answer(self, prompts: Sequence[Asked], *, name: str, counts: bool) -> None:
+        """Answer some prompts at once.
+
+        Args:
+            prompts: as many as are in flight, at most.
+            name: of the turn, each another one.
+            counts: whether the turn is measured.
+        """
+        from paceline.benchmarks.exact.answers import answer_all
+
+        requests = _requests(prompts, self._work, name)
+        rounds, began = self._engine.counts.rounds, time.perf_counter()
+        answers = answer_all(self._engine, requests, clock=time.perf_counter)
         seconds = time.perf_counter() - began
-    finally:
-        engine.close()
-    replies = [answer.token_ids for answer in answers]
-    num_tokens = sum(map(len, replies))
-    return Speed(
-        tokens_per_second=num_tokens / seconds,
-        tokens_per_round=(num_tokens - len(replies)) / max(engine.counts.rounds - rounds, 1),
-        digest=blake2b(msgspec.json.encode(replies), digest_size=8).hexdigest(),
-    )
+        if not counts:
+            return
+        self._seconds.append(seconds)
+        self._num_rounds += self._engine.counts.rounds - rounds
+        self._replies += [answer.token_ids for answer in answers]
+        self._num_tokens.append(sum(len(answer.token_ids) for answer in answers))
+
+    def speed(self) -> Speed:
+        """Of all turns that counted."""
+        further = sum(self._num_tokens) - len(self._replies)
+        return Speed(
+            num_tokens=tuple(self._num_tokens),
+            seconds=tuple(self._seconds),
+            tokens_per_round=further / max(self._num_rounds, 1),
+            digest=blake2b(msgspec.json.encode(self._replies), digest_size=8).hexdigest(),
+        )
 
 
-def _requests(prompts: tuple[Asked, ...], work: SpeedWork, name: str) -> list[Any]:
+def _requests(prompts: Sequence[Asked], work: SpeedWork, name: str) -> list[Any]:
     from paceline.adapters.embedded.requests import GenerationRequest
     from paceline.adapters.embedded.sampling import SamplingParams
     from paceline.adapters.request_info import RequestInfo

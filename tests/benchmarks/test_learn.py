@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import click
 import pytest
 
+from learning import write_models
 from paceline.benchmarks.learn.command import learn
 from paceline.benchmarks.learn.options import learner_option
 from paceline.benchmarks.learn.plot import draw
@@ -19,6 +21,7 @@ from paceline.benchmarks.learn.prompts import around, read_prompts
 from paceline.benchmarks.learn.records import Asked, Examined, Mark, Speed, Workload
 from paceline.benchmarks.learn.run import figures
 from paceline.benchmarks.learn.speeds import figures as speed_figures
+from paceline.benchmarks.learn.speeds import measured, speed_work
 from paceline.benchmarks.learn.stack import Stack, value_of
 from paceline.benchmarks.replay.tokens import Renderer, load_encoder
 from paceline.errors import ConfigError
@@ -66,8 +69,8 @@ def test_figures_and_plot_hold_every_mark(tmp_path: Path) -> None:
         )
         for workload, served, version in (("a", 0, 1), ("a", 1000, 2), ("b", 2000, 3))
     ]
-    found = figures(marks, Speed(10.0, 1.5, "x"), Speed(12.0, 2.0, "x"))
-    assert found["speed.ratio"] == 1.2
+    found = figures(marks, Speed((30,), (3.0,), 1.5, "x"), Speed((30,), (2.5,), 2.0, "x"))
+    assert found["speed.ratio"] == pytest.approx(1.2)
     assert found["speed.identical"] == 1
     assert found["mark-02.version"] == 3
     assert found["mark-01.a.learned.accepted_length"] == 3.0
@@ -103,19 +106,47 @@ def test_a_number_is_found_among_metrics() -> None:
     assert Workload.parse("s").name == "s"
 
 
-def test_speeds_are_medians_beside_one_of_them() -> None:
-    """And whether all have said the same."""
+def test_speeds_are_told_beside_one_of_them() -> None:
+    """How sure a ratio is, and whether all have said the same."""
     speeds = {
-        "memory": [Speed(10.0, 1.0, "x"), Speed(30.0, 1.0, "x"), Speed(11.0, 1.0, "x")],
-        "drafter-1": [Speed(22.0, 2.0, "x")],
+        "memory": Speed((20, 40, 20), (2.0, 4.0, 2.0), 1.0, "x"),
+        "drafter-1": Speed((20, 40, 20), (1.0, 2.0, 1.0), 2.0, "x"),
+        "drafter-2": Speed((20, 40, 20), (1.0, 4.0, 3.0), 2.0, "x"),
     }
     found = speed_figures(speeds, "memory")
-    assert found["memory.tokens_per_second"] == 11.0
-    assert found["drafter-1.times_memory"] == 2.0
+    assert found["memory.tokens_per_second"] == 10.0
     assert found["drafter-1.tokens_per_round"] == 2.0
+    sure = [found[f"drafter-1.times_memory{end}"] for end in ("", ".low", ".high")]
+    assert sure == pytest.approx([2.0, 2.0, 2.0])
+    unsure = [found[f"drafter-2.times_memory{end}"] for end in (".low", "", ".high")]
+    assert unsure == sorted(unsure)
+    assert unsure == pytest.approx([2 / 3, 1.0, 2.0])
     assert found["identical"] == 1
-    speeds["drafter-1"] = [Speed(22.0, 2.0, "y")]
+    speeds["drafter-1"] = Speed((20, 40, 20), (1.0, 2.0, 1.0), 2.0, "y")
     assert speed_figures(speeds, "memory")["identical"] == 0
+
+
+def test_engines_answer_the_same_prompts_by_turns(tmp_path: Path) -> None:
+    """Without a drafter and with two, in a process of its own: turns behind those that warm up."""
+    write_models(tmp_path)
+    drafter = str(tmp_path / "drafter")
+    work = speed_work(
+        str(tmp_path / "target"),
+        ["", drafter, drafter],
+        [Asked(f"s{i}", (5 + i, 7, 11, 13, 5 + i % 3)) for i in range(8)],
+        output=12,
+        in_flight=2,
+        draft=4,
+        core=min(os.sched_getaffinity(0)),
+    )
+    speeds = measured(work, ["memory", "a", "b"], 1, tmp_path)
+    for its in speeds.values():
+        assert its.num_tokens == (24, 24, 24)
+        assert len(its.seconds) == 3
+        assert its.tokens_per_round >= 1
+    found = speed_figures(speeds, "memory")
+    assert found["identical"] == 1
+    assert found["a.times_memory.low"] <= found["a.times_memory"] <= found["a.times_memory.high"]
 
 
 def test_a_session_is_asked_in_its_order() -> None:
