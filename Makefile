@@ -10,14 +10,21 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := core caches policies adapters online middleware benchmarks
 SOURCES := pyproject.toml $(shell find $(ROOMS) -type f -not -path '*/__pycache__/*')
 
-.PHONY: serve test lint format unit bench docs reference clean system-packages sdks
+.PHONY: serve test test-served test-rest lint format unit bench docs reference clean system-packages sdks
 
 serve: $(VENV)/.installed-serve
 	$(BIN)/paceline serve
 
 test: system-packages $(VENV)/.installed-test sdks
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-served test-rest
+
+# The two halves of the tests, beside each other: real vLLM servers and agent SDKs wait much of the time.
+test-served:
+	$(BIN)/python -m pytest -m "vllm or sdks"
+
+test-rest:
+	$(BIN)/python -m pytest -m "not vllm and not sdks"
 
 # The tests that need no vLLM server and no further SDKs: a quick look while working.
 unit: system-packages $(VENV)/.installed-test
