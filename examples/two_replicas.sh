@@ -9,8 +9,10 @@ work=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$work"' EXIT
 
 redis-server --port "$((port + 3))" --bind 127.0.0.1 --save '' --dir "$work" --loglevel warning &
+engines=()
 for n in 1 2; do
   python -m paceline.adapters.embedded --port "$((port + n))" --redis "$redis" &
+  engines[n]=$!
 done
 cat >"$work/proxy.yaml" <<YAML
 listen: {host: 127.0.0.1, port: $port}
@@ -20,7 +22,10 @@ upstreams:
 routing: {policy: round_robin}   # so that both serve here; without it the second would go where the first was read
 YAML
 for n in 1 2; do
-  until curl -sf "http://127.0.0.1:$((port + n))/health" >/dev/null; do sleep 0.5; done
+  until curl -sf "http://127.0.0.1:$((port + n))/health" >/dev/null; do
+    kill -0 "${engines[n]}" # ends the script if the engine has ended
+    sleep 0.5
+  done
 done
 paceline proxy --config "$work/proxy.yaml" &
 until curl -sf "http://127.0.0.1:$port/ready" >/dev/null; do sleep 0.2; done

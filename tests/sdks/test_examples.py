@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from paceline.processes import free_port
+from free_ports import first_of_free_ports
 from sdk_clients import ROOT, SdkClients
 
 pytestmark = [pytest.mark.sdks, pytest.mark.model, pytest.mark.redis, pytest.mark.timeout(300)]
 
 EXAMPLES = ROOT / "examples"
 MAX_LINES = 60
+PORTS = 4
+"""That a script of its own servers takes, one after the other."""
 
 
 def run_shell(name: str, *arguments: str) -> str:
@@ -27,7 +29,7 @@ def run_shell(name: str, *arguments: str) -> str:
         env={
             **{k: v for k, v in os.environ.items() if not k.startswith("PACELINE_")},
             "PATH": f"{here}:{os.environ['PATH']}",
-            "PACELINE_PORT": str(free_port()),
+            "PACELINE_PORT": str(first_of_free_ports(PORTS)),
             "HF_HUB_OFFLINE": "1",
         },
         capture_output=True,

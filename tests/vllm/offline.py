@@ -66,7 +66,9 @@ def main(model: str, *, speculate: bool) -> dict[str, Any]:
 
 def try_dear_tokens(llm: Any, proposer: Any) -> dict[str, Any]:
     """An engine that believes a round to take as long as its tokens."""
-    from paceline.policies.round_cost import RoundCost
+    import numpy as np
+
+    from paceline.policies.round_cost import Ladder, RoundCost
 
     class Dear(RoundCost):
         """Learns nothing more."""
@@ -74,15 +76,9 @@ def try_dear_tokens(llm: Any, proposer: Any) -> dict[str, Any]:
         is_known = True
         token_seconds = 1.0
 
-        def seconds(
-            self,
-            num_requests: float,
-            num_tokens: float,
-            num_context: float = 0.0,
-            *,
-            num_prompt: float = 0.0,
-        ) -> float:
-            return num_tokens
+        def ladder(self, num_requests: int, num_context: float = 0.0) -> Ladder:
+            """A second for each token."""
+            return Ladder(np.array([float(num_requests)]), 1.0)
 
         def learn(
             self,
