@@ -25,6 +25,7 @@ MEMORY: Final = "memory"
 WARM_SHARE: Final = 0.25
 NUM_RESAMPLES: Final = 2000
 INTERVAL: Final = (2.5, 97.5)
+"""Percents between which 95 % of a bootstrap's resamples lie."""
 
 
 def measured(work: SpeedWork, names: Sequence[str], repeats: int, folder: Path) -> dict[str, Speed]:

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from paceline.benchmarks.learn.options import run_options, two_cores
 from paceline.benchmarks.learn.prompts import around, read_prompts
 from paceline.benchmarks.learn.records import Asked, Workload
+from paceline.benchmarks.learn.speeds import INTERVAL, NUM_RESAMPLES
 from paceline.benchmarks.learn.stack import (
     MODEL,
     REQUEST_SECONDS,
@@ -53,8 +54,6 @@ LONGEST: Final = re.compile(r"^paceline_learner_longest_seconds\{(.*)\} (\S+)$",
 PERCENTS: Final = (50, 90, 99)
 LEAST_PAIRS: Final = 4
 """Two of each order: fewer leave nothing to draw from."""
-NUM_RESAMPLES: Final = 2000
-INTERVAL: Final = (2.5, 97.5)
 LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 ALWAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "cycle": {"min_new_tokens": 1, "idle_price": 0.0, "passages": 32},
