@@ -82,6 +82,13 @@ def cli() -> None:
     "--port", default=DEFAULT_PORT, show_default=True, help="Port to listen on; 0 takes a free one."
 )
 @click.option("--model", help="Hugging Face folder to serve.  [default: the packaged SmolLM2-135M]")
+@click.option(
+    "--dtype",
+    type=click.Choice(("float32", "bfloat16")),
+    default="float32",
+    show_default=True,
+    help="What the model computes in; bfloat16 is quicker on processors that have it.",
+)
 @click.option("--drafter", help="Folder of a small model that drafts too (`paceline drafter`).")
 @click.option(
     "--redis", "redis_url", help="Redis for the shared memory.  [default: an embedded Valkey]"
@@ -113,6 +120,7 @@ def serve(
     host: str,
     port: int,
     model: str | None,
+    dtype: str,
     drafter: str | None,
     redis_url: str | None,
     policy_file: Path | None,
@@ -131,6 +139,7 @@ def serve(
         host=host,
         port=port,
         model=model,
+        dtype=dtype,
         drafter=drafter,
         redis_url=redis_url,
         policy_file=policy_file,

@@ -63,6 +63,7 @@ class ServeSettings:
         host: address the proxy listens on; without a policy file only a loopback one is allowed.
         port: its port, 0 for a free one.
         model: Hugging Face folder, None for the packaged SmolLM2-135M.
+        dtype: what it computes in, ``float32`` or ``bfloat16``.
         drafter: folder of a small model that drafts beside memory, None for memory alone.
         redis_url: Redis that holds the memory, None for an embedded Valkey.
         policy_file: tenants and their keys, None for one local tenant without a key.
@@ -76,6 +77,7 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8080
     model: str | None = None
+    dtype: str = "float32"
     drafter: str | None = None
     redis_url: str | None = None
     policy_file: Path | None = None
@@ -307,7 +309,7 @@ def _engine(
     settings: ServeSettings, config: ProxyConfig, redis_url: str, log: Path
 ) -> ChildProcess:
     command = [sys.executable, "-m", "paceline.adapters.embedded", "--host", "127.0.0.1"]
-    command += ["--port", config.upstreams[0].url.rpartition(":")[2]]
+    command += ["--port", config.upstreams[0].url.rpartition(":")[2], "--dtype", settings.dtype]
     if settings.model is not None:
         command += ["--model", settings.model]
     if settings.drafter is not None:

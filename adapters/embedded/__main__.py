@@ -18,6 +18,7 @@ from paceline.adapters.embedded.drafter_host import EmbeddedDrafterHost
 from paceline.adapters.embedded.engine import EmbeddedEngine
 from paceline.adapters.embedded.engine_settings import EngineSettings
 from paceline.adapters.embedded.heap import give_back_freed
+from paceline.adapters.embedded.precision import DTYPES, FLOAT32
 from paceline.adapters.embedded.server import EngineServer
 from paceline.adapters.embedded.target import Target
 from paceline.adapters.housekeeping import Housekeeping
@@ -84,6 +85,13 @@ def keep_house(speculator: Speculator | None) -> None:
     type=click.Path(path_type=Path),
     help="Hugging Face folder.  [default: the packaged SmolLM2-135M]",
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    default=FLOAT32,
+    show_default=True,
+    help="What the model and its drafter compute in.",
+)
 @click.option("--model-name", help="Name that clients use.  [default: the folder's, or smollm2]")
 @click.option(
     "--redis", "redis_url", envvar="PACELINE_REDIS_URL", help="Journal to share the memory through."
@@ -147,6 +155,7 @@ def main(
     host: str,
     port: int,
     model: Path | None,
+    dtype: str,
     model_name: str | None,
     redis_url: str | None,
     corpus_dir: str | None,
@@ -174,12 +183,14 @@ def main(
         following = FollowSettings(
             folder=drafter_registry, group=drafter_group, redis_url=redis_url or ""
         )
-        target = Target.load(model)
+        target = Target.load(model, dtype=dtype)
         name = model_name or (PACKAGED_NAME if model is None else model.name)
         speculator = None if no_speculation else Speculator()
         fingerprint = fingerprint_of(target, name)
         corpora = corpus_feed(corpus_dir, speculator, fingerprint)
-        small = None if drafter is None or no_speculation else Target.load_drafter(drafter)
+        small = None
+        if drafter is not None and not no_speculation:
+            small = Target.load_drafter(drafter, dtype=dtype)
         drafter_name = "drafter" if drafter is None else drafter.name
         engine = EmbeddedEngine(
             target,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from paceline.adapters.drafter_files import check_weights, read_weights, require_vocabulary
@@ -18,14 +19,15 @@ class EmbeddedDrafterHost:
 
     Args:
         engine: may run or not.
-        load: reads a folder; by itself with the trimmed head that its record names.
+        load: reads a folder; by itself with the trimmed head that its record names, to compute in
+            what the target computes in.
     """
 
     def __init__(
-        self, engine: EmbeddedEngine, *, load: Callable[[Path], Target] = Target.load_drafter
+        self, engine: EmbeddedEngine, *, load: Callable[[Path], Target] | None = None
     ) -> None:
         self._engine = engine
-        self._load = load
+        self._load = load or partial(Target.load_drafter, dtype=engine.target.dtype)
 
     @property
     def tally(self) -> DrafterTally:

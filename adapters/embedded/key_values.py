@@ -10,6 +10,13 @@ import torch
 
 FIRST_CAPACITY: Final = 64
 GROWTH: Final = 1.5
+BLOCK_TOKENS: Final = 16
+"""Tokens that are read together: as many as numbers fit into a register of AVX-512."""
+
+
+def in_blocks(num_tokens: int) -> int:
+    """So many tokens and the rest of the last one's block."""
+    return -(-num_tokens // BLOCK_TOKENS) * BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,8 @@ class KeyValues:
     """A growing buffer of keys and values, (layers, 2, heads, capacity, head_dim).
 
     A forward pass writes its tokens past the end with `write`; they count once `advance` says so,
-    and `keep` throws the rejected ones of a drafted tree away.
+    and `keep` throws the rejected ones of a drafted tree away. What lies behind the end is nothing
+    or what was thrown away.
 
     Args:
         shape: of a token.
@@ -77,7 +85,7 @@ class KeyValues:
         capacity = self._buffer.shape[3]
         if wanted <= capacity:
             return
-        grown = self._empty(max(wanted, int(capacity * GROWTH)))
+        grown = self._empty(in_blocks(max(wanted, int(capacity * GROWTH))))
         grown[:, :, :, : self._num_tokens] = self._buffer[:, :, :, : self._num_tokens]
         self._buffer = grown
 
@@ -87,12 +95,13 @@ class KeyValues:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put one layer's keys and values, (heads, new, head_dim), past the end.
 
-        Room must be reserved. Returns all of the layer's, (heads, held + new, head_dim).
+        Room must be reserved. Returns all of the layer's and what lies behind them in the last
+        block, (heads, `in_blocks(held + new)`, head_dim).
         """
         end = self._num_tokens + keys.shape[1]
-        held = self._buffer[layer, :, :, :end]
-        held[0, :, self._num_tokens :] = keys
-        held[1, :, self._num_tokens :] = values
+        held = self._buffer[layer, :, :, : in_blocks(end)]
+        held[0, :, self._num_tokens : end] = keys
+        held[1, :, self._num_tokens : end] = values
         return held[0], held[1]
 
     def advance(self, num_tokens: int) -> None:
@@ -127,6 +136,6 @@ class KeyValues:
 
     def _empty(self, capacity: int) -> torch.Tensor:
         shape = self.shape
-        return torch.empty(
+        return torch.zeros(
             (shape.num_layers, 2, shape.num_heads, capacity, shape.head_dim), dtype=shape.dtype
         )

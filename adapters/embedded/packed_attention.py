@@ -2,7 +2,9 @@
 
 Everything but attention treats tokens alike, so a batch is one row of tokens without padding. Each
 sequence attends to its own keys and values, and within a drafted tree each token to its ancestors
-alone (tree attention: Miao et al., SpecInfer, arXiv 2305.09781).
+alone (tree attention: Miao et al., SpecInfer, arXiv 2305.09781). Keys are read in whole blocks, of
+which a mask hides the rest: so torch adds up what a token attends to in the same order, and finds
+the same to the last bit, however many drafted tokens stand behind it.
 
 transformers' attention interface hands every attending layer of a model to `attend`, so that any
 architecture which uses that interface works.
@@ -19,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
-from paceline.adapters.embedded.key_values import KeyValues
+from paceline.adapters.embedded.key_values import KeyValues, in_blocks
 from paceline.errors import EngineError
 
 NAME: Final = "paceline_packed"
@@ -48,23 +50,23 @@ class Span:
     positions: torch.Tensor
     is_ancestor: torch.Tensor | None
 
-    def mask(self, window: int | None) -> torch.Tensor | None:
-        """Whom each token attends to, bool (tokens, held + tokens); None for everyone.
+    def mask(self, window: int | None) -> torch.Tensor:
+        """Whom each token attends to, bool (tokens, `in_blocks(held + tokens)`).
 
         Args:
             window: most positions back that are attended to, None for all.
         """
         num_new, num_held = self.end - self.start, len(self.key_values)
-        is_narrow = window is not None and num_held + num_new > window
-        if num_new == 1 and not is_narrow:
-            return None
+        end = num_held + num_new
         own = self.is_ancestor
         if own is None:
             own = torch.ones(num_new, num_new, dtype=torch.bool).tril()
-        mask = torch.cat([torch.ones(num_new, num_held, dtype=torch.bool), own], dim=1)
-        if is_narrow:
+        mask = torch.zeros(num_new, in_blocks(end), dtype=torch.bool)
+        mask[:, :num_held] = True
+        mask[:, num_held:end] = own
+        if window is not None and end > window:
             at = torch.cat([torch.arange(num_held), self.positions])
-            mask &= self.positions[:, None] - at[None, :] < window
+            mask[:, :end] &= self.positions[:, None] - at[None, :] < window
         return mask
 
 
@@ -78,7 +80,7 @@ class PackedCache(Cache):
     def __init__(self, spans: Sequence[Span]) -> None:
         super().__init__(layers=[])
         self.spans = spans
-        self._masks: dict[int | None, list[torch.Tensor | None]] = {}
+        self._masks: dict[int | None, list[torch.Tensor]] = {}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -86,10 +88,24 @@ class PackedCache(Cache):
         """Nothing yet: `attend` knows the layer as well and keeps what it needs."""
         return key_states, value_states
 
-    def masks(self, window: int | None) -> list[torch.Tensor | None]:
-        """Each span's mask, made once for all layers with the same window."""
+    def masks(self, window: int | None, like: torch.Tensor, repeats: int) -> list[torch.Tensor]:
+        """Each span's mask, made once for all layers with the same window.
+
+        Args:
+            window: as in `Span.mask`.
+            like: of the scores' type.
+            repeats: queries of each token.
+
+        Returns:
+            What is added to the scores, (repeats * tokens, keys): zero or minus infinity.
+        """
         if window not in self._masks:
-            self._masks[window] = [span.mask(window) for span in self.spans]
+            self._masks[window] = [
+                torch.zeros(mask.shape, dtype=like.dtype)
+                .masked_fill_(~mask, -torch.inf)
+                .repeat(repeats, 1)
+                for mask in (span.mask(window) for span in self.spans)
+            ]
         return self._masks[window]
 
 
@@ -132,7 +148,8 @@ def attend(
     num_heads = key.shape[1]
     rows = query[0].unflatten(0, (num_heads, -1))  # heads, queries a head, tokens, head_dim
     attended = torch.empty_like(rows)
-    for span, mask in zip(paceline_batch.spans, paceline_batch.masks(sliding_window), strict=True):
+    masks = paceline_batch.masks(sliding_window, query, rows.shape[1])
+    for span, mask in zip(paceline_batch.spans, masks, strict=True):
         keys, values = span.key_values.write(
             module.layer_idx, key[0, :, span.start : span.end], value[0, :, span.start : span.end]
         )
@@ -142,7 +159,7 @@ def attend(
             queries.flatten(1, 2)[None],
             keys[None],
             values[None],
-            attn_mask=None if mask is None else mask.repeat(queries.shape[1], 1),
+            attn_mask=mask,
             scale=scaling,
         )
         attended[:, :, span.start : span.end] = out[0].view_as(queries)

@@ -11,6 +11,7 @@ import torch
 
 from paceline.adapters.embedded.key_values import CacheShape, KeyValues
 from paceline.adapters.embedded.packed_attention import NAME, PackedCache, Span
+from paceline.adapters.embedded.precision import FLOAT32, compute_in
 from paceline.caches.tree import ROOT
 from paceline.drafter_folder import kept_token_ids
 from paceline.models import keep_head_rows, load_model
@@ -69,12 +70,14 @@ class Target:
         self.eos_token_ids = frozenset(eos if isinstance(eos, list) else [eos])
 
     @classmethod
-    def load(cls, folder: Path | None) -> Target:
-        """The model in `folder`, or the packaged one; see `load_model`."""
-        return cls(*load_model(folder))
+    def load(cls, folder: Path | None, *, dtype: str = FLOAT32) -> Target:
+        """The model in `folder`, or the packaged one; see `load_model` and `compute_in`."""
+        model, tokenizer = load_model(folder)
+        compute_in(model, dtype)
+        return cls(model, tokenizer)
 
     @classmethod
-    def load_drafter(cls, folder: Path) -> Target:
+    def load_drafter(cls, folder: Path, *, dtype: str = FLOAT32) -> Target:
         """The model in `folder` to draft with: only the tokens its `paceline.json` keeps.
 
         A target must not be loaded like this: what is not kept it could not say.
@@ -82,11 +85,14 @@ class Target:
         Raises:
             ConfigError: there is no model, or `paceline.json` cannot be read.
         """
-        loaded = cls.load(folder)
-        kept = kept_token_ids(folder, loaded.model.config.vocab_size)
-        if kept:
-            loaded._kept_token_ids = torch.tensor(kept)
-            keep_head_rows(loaded.model, loaded._kept_token_ids)
+        model, tokenizer = load_model(folder)
+        kept = kept_token_ids(folder, model.config.vocab_size)
+        kept_ids = torch.tensor(kept) if kept else None
+        if kept_ids is not None:
+            keep_head_rows(model, kept_ids)
+        compute_in(model, dtype)
+        loaded = cls(model, tokenizer)
+        loaded._kept_token_ids = kept_ids
         return loaded
 
     @property
@@ -94,6 +100,11 @@ class Target:
         """Tokens that it has logits for."""
         kept = self._kept_token_ids
         return int(self.model.config.vocab_size) if kept is None else len(kept)
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in, as in `compute_in`."""
+        return str(self.shape.dtype).removeprefix("torch.")
 
     def sequence(self) -> KeyValues:
         """An empty sequence."""

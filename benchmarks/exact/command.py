@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 import msgspec
 
+from paceline.adapters.embedded.precision import DTYPES
 from paceline.adapters.embedded.target import Target
 from paceline.benchmarks.exact.judge import (
     ALL,
@@ -59,8 +60,10 @@ def run_exact(settings: ExactSettings, folder: Path) -> tuple[Report, list[Diffe
         )
     ]
     prompts = [prompt for batch in batches(settings, prompts) for prompt in batch]
-    target = Target.load(Path(settings.model) if settings.model else None)
-    drafter = Target.load_drafter(Path(settings.drafter)) if settings.drafter else None
+    target = Target.load(Path(settings.model) if settings.model else None, dtype=settings.dtype)
+    drafter = None
+    if settings.drafter:
+        drafter = Target.load_drafter(Path(settings.drafter), dtype=settings.dtype)
     with click.progressbar(length=len(prompts), label="prompts") as bar:
         results = run_modes(
             settings,
@@ -121,6 +124,13 @@ def _work_folder(folder: Path | None) -> Iterator[Path]:
 @click.option("--traces", required=True, help="Folder of recorded traces and prompts.")
 @click.option("--model", default="", help="Hugging Face folder of the target.  [default: SmolLM2]")
 @click.option("--drafter", default="", help="Folder of a small model that drafts.")
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    default=DEFAULTS.dtype,
+    show_default=True,
+    help="What both compute in.",
+)
 @click.option(
     "--source", "sources", multiple=True, help=f"May be repeated.  [default: {', '.join(SOURCES)}]"
 )

@@ -56,6 +56,7 @@ class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
         traces: folder of traces and prompts.
         model: Hugging Face folder of the target, "" for the packaged one.
         drafter: folder of the model that drafts, "" for none.
+        dtype: what both compute in.
         sources: files to take prompts from.
         modes: names of `MODES`; the one without speculation is always run.
         prompts: of each source.
@@ -74,6 +75,7 @@ class ExactSettings(msgspec.Struct, frozen=True, kw_only=True):
     traces: str
     model: str = ""
     drafter: str = ""
+    dtype: str = "float32"
     sources: tuple[str, ...] = SOURCES
     modes: tuple[str, ...] = MODE_NAMES
     prompts: int = 50

@@ -9,7 +9,12 @@ from typing import Any, Final
 import click
 import msgspec
 
-from paceline.benchmarks.learn.options import run_options, two_cores
+from paceline.benchmarks.learn.options import (
+    branches_option,
+    dtype_option,
+    run_options,
+    two_cores,
+)
 from paceline.benchmarks.learn.plot import draw
 from paceline.benchmarks.learn.records import Workload
 from paceline.benchmarks.learn.run import LearnBenchSettings, LearnRun, figures
@@ -27,6 +32,7 @@ WORKLOADS: Final = ("tau-bench:tau-airline", "intercode-sql")
     help="Folder of the drafter to begin with, distilled on something else.",
 )
 @click.option("--target", default="smollm2", show_default=True)
+@dtype_option
 @click.option("--workload", default=WORKLOADS[0], show_default=True, help="SOURCE[:TASKS].")
 @click.option("--then", default=WORKLOADS[1], show_default=True, help="What traffic turns to.")
 @click.option("--tokens", default=200_000, show_default=True, help="Said in the first workload.")
@@ -39,6 +45,7 @@ WORKLOADS: Final = ("tau-bench:tau-airline", "intercode-sql")
 @click.option("--output-tokens", default=64, show_default=True)
 @click.option("--in-flight", default=8, show_default=True)
 @click.option("--draft-tokens", default=8, show_default=True)
+@branches_option
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it there.")
 @run_options
 def learn(

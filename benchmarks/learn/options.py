@@ -52,6 +52,18 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(("float32", "bfloat16")),
+    default="float32",
+    show_default=True,
+    help="What the target and its drafter compute in.",
+)
+branches_option = click.option(
+    "--branches", default=1, show_default=True, help="Most drafted tokens that continue one."
+)
+
+
 def two_cores() -> tuple[int, int]:
     """The engine's and the learner's.
 

@@ -110,25 +110,29 @@ class ExamineWork(msgspec.Struct, frozen=True, tag="examine"):
 
 
 class SpeedWork(msgspec.Struct, frozen=True, tag="speed"):
-    """Answer prompts with memory and each of some drafters, prompt by prompt in turns.
+    """Answer prompts with each of some ways to draft, prompt by prompt in turns.
 
     Attributes:
         target: as in `AnswerWork`.
-        drafters: folders, "" for none.
+        dtype: what it and the drafters compute in.
+        drafters: folders, "" for memory alone, None for no drafts.
         prompts: what is asked.
         output_tokens: longest reply.
         in_flight: requests at a time.
         draft_tokens: most tokens drafted a request and round.
+        branches: most drafted tokens that continue one.
         num_warm: prompts that are asked first and not counted.
         core: to compute on.
     """
 
     target: str
-    drafters: tuple[str, ...]
+    dtype: str
+    drafters: tuple[str | None, ...]
     prompts: tuple[Asked, ...]
     output_tokens: int
     in_flight: int
     draft_tokens: int
+    branches: int
     num_warm: int
     core: int
 

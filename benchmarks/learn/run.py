@@ -38,6 +38,7 @@ class LearnBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         traces: folder of recorded traces.
         target: Hugging Face folder, GGUF file or the packaged model's name.
+        dtype: what the engine computes in.
         drafter: folder of the drafter that the run begins with.
         workloads: the first one, and what the traffic turns to.
         tokens: said in each of them.
@@ -49,11 +50,13 @@ class LearnBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
         output_tokens: longest reply.
         in_flight: requests at a time.
         draft_tokens: most tokens drafted a request and round.
+        branches: most drafted tokens that continue one.
         learner: settings of the learner.
     """
 
     traces: str
     target: str
+    dtype: str
     drafter: str
     workloads: tuple[Workload, ...]
     tokens: tuple[int, ...]
@@ -65,6 +68,7 @@ class LearnBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     in_flight: int
     draft_tokens: int
+    branches: int
     learner: dict[str, Any]
 
 
@@ -116,6 +120,10 @@ class LearnRun:
             self._folder,
             settings.learner,
             self._cores,
+            engine=(
+                *("--dtype", settings.dtype, "--max-branches", str(settings.branches)),
+                *("--max-draft-tokens", str(settings.draft_tokens)),
+            ),
         ) as stack:
             self._began = self._clock()
             best = settings.drafter
@@ -126,11 +134,13 @@ class LearnRun:
         named = {"frozen": settings.drafter, "learned": best}
         work = speed_work(
             settings.target,
+            settings.dtype,
             list(named.values()),
             self._prompts[settings.workloads[0].name].held_out,
             output=settings.output_tokens,
             in_flight=settings.in_flight,
             draft=settings.draft_tokens,
+            branches=settings.branches,
             core=self._cores[0],
         )
         speeds = measured(work, list(named), SPEED_REPEATS, self._folder)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from paceline.benchmarks.learn.options import two_cores
+from paceline.benchmarks.learn.options import branches_option, dtype_option, two_cores
 from paceline.benchmarks.learn.prompts import read_prompts
 from paceline.benchmarks.learn.records import Asked, Speed, SpeedWork, Workload
 from paceline.benchmarks.learn.stack import run_worker
@@ -21,6 +21,7 @@ from paceline.benchmarks.replay.tokens import Renderer, load_encoder
 from paceline.benchmarks.report import Report, write_report
 from paceline.errors import ConfigError
 
+OFF: Final = "off"
 MEMORY: Final = "memory"
 WARM_SHARE: Final = 0.25
 NUM_RESAMPLES: Final = 2000
@@ -89,22 +90,26 @@ def times_as_fast(speed: Speed, beside: Speed) -> tuple[float, float, float]:
 
 def speed_work(
     target: str,
-    drafters: Sequence[str],
+    dtype: str,
+    drafters: Sequence[str | None],
     prompts: Sequence[Asked],
     *,
     output: int,
     in_flight: int,
     draft: int,
+    branches: int,
     core: int,
 ) -> SpeedWork:
     """What is measured; the first quarter of the prompts warms up."""
     return SpeedWork(
         target=target,
+        dtype=dtype,
         drafters=tuple(drafters),
         prompts=tuple(prompts),
         output_tokens=output,
         in_flight=in_flight,
         draft_tokens=draft,
+        branches=branches,
         num_warm=round(WARM_SHARE * len(prompts)),
         core=core,
     )
@@ -121,12 +126,14 @@ def speed_work(
     help="Its folder; may be repeated.",
 )
 @click.option("--target", default="smollm2", show_default=True)
+@dtype_option
 @click.option("--workload", default="tau-bench:tau-airline", show_default=True)
 @click.option("--held-out", default=48, show_default=True, help="Prompts of the last sessions.")
 @click.option("--context-tokens", default=192, show_default=True)
 @click.option("--output-tokens", default=64, show_default=True)
 @click.option("--in-flight", default=4, show_default=True)
 @click.option("--draft-tokens", default=8, show_default=True)
+@branches_option
 @click.option("--repeats", default=1, show_default=True, help="With engines anew.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
@@ -135,16 +142,18 @@ def drafters(
     traces: Path,
     folders: tuple[Path, ...],
     target: str,
+    dtype: str,
     workload: str,
     held_out: int,
     context_tokens: int,
     output_tokens: int,
     in_flight: int,
     draft_tokens: int,
+    branches: int,
     repeats: int,
     json_file: Path | None,
 ) -> None:
-    """Tokens a second with memory alone, and with each drafter beside it.
+    """Tokens a second without drafts, with memory alone, and with each drafter beside it.
 
     In the embedded engine on one core, greedily; the engines answer the same prompts by turns, as
     many at a time as are in flight. Ratios are to memory alone and to the first drafter, with 95 %
@@ -156,15 +165,17 @@ def drafters(
     renderer = Renderer(load_encoder(None if target == "smollm2" else target))
     kind = Workload.parse(workload)
     prompts = read_prompts(traces.absolute(), kind, renderer, context_tokens, held_out).held_out
-    named = {MEMORY: ""}
+    named: dict[str, str | None] = {OFF: None, MEMORY: ""}
     named |= {f"drafter-{i}": str(folder.absolute()) for i, folder in enumerate(folders, 1)}
     work = speed_work(
         target,
+        dtype,
         list(named.values()),
         prompts,
         output=output_tokens,
         in_flight=in_flight,
         draft=draft_tokens,
+        branches=branches,
         core=core,
     )
     with tempfile.TemporaryDirectory(prefix="paceline-drafters-") as scratch:
@@ -178,6 +189,8 @@ def drafters(
         "output_tokens": output_tokens,
         "in_flight": in_flight,
         "draft_tokens": draft_tokens,
+        "branches": branches,
+        "dtype": dtype,
         "repeats": repeats,
     }
     write_report(Report("drafters", settings, found), json_file)

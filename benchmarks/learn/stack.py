@@ -162,6 +162,7 @@ def running_stack(
     *,
     policy_file: Path | None = None,
     key: str = "",
+    engine: Sequence[str] = (),
 ) -> Iterator[Stack]:
     """Everything on one machine: the engine on one core, the learner on another.
 
@@ -173,6 +174,7 @@ def running_stack(
         cores: the engine's and the learner's.
         policy_file: of the proxy; without one all is learned from.
         key: of a tenant of it.
+        engine: further arguments of the engine.
     """
     with ExitStack() as stack:
         store = EmbeddedStore(folder / "store")
@@ -186,11 +188,11 @@ def running_stack(
         }
         engine_port, metrics_port = free_port(), free_port()
         engine_url = f"http://127.0.0.1:{engine_port}"
-        command = pinned(cores[0], *_engine(target, drafter, folder, engine_port))
-        engine = stack.enter_context(
+        command = pinned(cores[0], *_engine(target, drafter, folder, engine_port), *engine)
+        serving = stack.enter_context(
             ChildProcess("the engine", command, env=environment, log=folder / "engine.log")
         )
-        engine.wait_until(lambda: answers(f"{engine_url}/health"), timeout_seconds=START_SECONDS)
+        serving.wait_until(lambda: answers(f"{engine_url}/health"), timeout_seconds=START_SECONDS)
         told = msgspec.convert(
             {
                 "redis_url": redis_url,
@@ -232,7 +234,7 @@ def running_stack(
             engine_url=engine_url,
             learner_metrics=metrics,
             learner_pid=learner.pid,
-            engine_pid=engine.pid,
+            engine_pid=serving.pid,
             redis_url=redis_url,
             key=key,
             registry=registry,

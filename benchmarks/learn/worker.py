@@ -71,7 +71,7 @@ def examine(work: ExamineWork) -> list[list[Examined]]:
 
 
 def speed(work: SpeedWork) -> list[Speed]:
-    """Of an embedded engine with memory and each drafter, in their order.
+    """Of an embedded engine with each way to draft, in their order.
 
     The engines answer the same prompts one after the other, forwards and backwards by turns: what
     the machine's speed does meanwhile is in all of them. They share the target's weights.
@@ -82,13 +82,18 @@ def speed(work: SpeedWork) -> list[Speed]:
     from paceline.adapters.speculator import Speculator
     from paceline.models import target_path
 
-    target = Target.load(target_path(work.target))
-    settings = EngineSettings(max_running=work.in_flight, max_draft_tokens=work.draft_tokens)
+    target = Target.load(target_path(work.target), dtype=work.dtype)
+    settings = EngineSettings(
+        max_running=work.in_flight,
+        max_draft_tokens=work.draft_tokens,
+        max_branches=work.branches,
+    )
     with ExitStack() as stack:
         runs = []
         for folder in work.drafters:
-            drafter = Target.load_drafter(Path(folder)) if folder else None
-            engine = EmbeddedEngine(target, Speculator(), settings, drafter=drafter)
+            drafter = Target.load_drafter(Path(folder), dtype=work.dtype) if folder else None
+            memory = None if folder is None else Speculator()
+            engine = EmbeddedEngine(target, memory, settings, drafter=drafter)
             engine.start()
             stack.callback(engine.close)
             runs.append(_EngineRun(engine, work))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -126,6 +127,46 @@ def models() -> Callable[[str], Target]:
         return made[kind]
 
     return of
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("window", [None, 40])
+def test_attention_is_the_same_to_the_last_bit_however_much_is_drafted(
+    dtype: str, window: int | None
+) -> None:
+    """A token's attended values, alone and with drafted tokens behind it, across blocks' ends."""
+    import torch
+
+    from paceline.adapters.embedded.key_values import CacheShape, KeyValues
+    from paceline.adapters.embedded.packed_attention import PackedCache, Span, attend
+
+    kind, layer = getattr(torch, dtype), SimpleNamespace(layer_idx=0)
+    generator = torch.Generator().manual_seed(5)
+    shape = CacheShape(num_layers=1, num_heads=3, head_dim=64, dtype=kind)
+
+    def attended(sequence: KeyValues, drawn: list[Any]) -> Any:
+        num_new = drawn[0].shape[2]
+        sequence.reserve(num_new)
+        at = torch.arange(num_new) + len(sequence)
+        batch = PackedCache([Span(0, num_new, sequence, at, None)])
+        found, _ = attend(
+            layer, *drawn, None, sliding_window=window, scaling=0.125, paceline_batch=batch
+        )
+        return found[0]
+
+    for held in (1, 13, 15, 16, 31, 60, 250, 510):
+        sequence = KeyValues(shape)
+        past = [
+            torch.randn(1, heads, held, 64, generator=generator).to(kind) for heads in (9, 3, 3)
+        ]
+        attended(sequence, past)
+        sequence.advance(held)
+        new = [torch.randn(1, heads, 12, 64, generator=generator).to(kind) for heads in (9, 3, 3)]
+        together = attended(sequence, new)
+        for i in range(12):
+            one = attended(sequence, [each[:, :, i : i + 1] for each in new])
+            assert torch.equal(one[0], together[i])
+            sequence.advance(1)
 
 
 def test_an_accepted_path_is_all_that_stays(llama: Target) -> None:

@@ -122,12 +122,14 @@ def test_memory_is_bounded_least_recently_used_first() -> None:
     """The bytes held never pass the limit; what was used last stays; none larger is kept."""
     from paceline.adapters.embedded.prefixes import PrefixStore
 
-    store = PrefixStore(3 * 100 * BYTES_PER_TOKEN)
+    num_bytes = sequence(100).num_bytes
+    assert 100 * BYTES_PER_TOKEN <= num_bytes < 116 * BYTES_PER_TOKEN  # whole blocks
+    store = PrefixStore(3 * num_bytes)
     for owner in "abc":
         store.keep(owner, LONG, sequence(100), 0)
     assert store.take("a", np.append(LONG[:50], text(1, 1))) is not None
     store.keep("d", LONG, sequence(100), 0)
-    assert store.num_bytes == 3 * 100 * BYTES_PER_TOKEN
+    assert store.num_bytes == 3 * num_bytes
     assert [store.take(owner, LONG) is not None for owner in "abcd"] == [True, False, True, True]
     assert store.num_bytes == 0
     store.keep("e", np.arange(1000, dtype=np.int32), sequence(1000), 0)

@@ -127,23 +127,26 @@ def test_speeds_are_told_beside_one_of_them() -> None:
 
 
 def test_engines_answer_the_same_prompts_by_turns(tmp_path: Path) -> None:
-    """Without a drafter and with two, in a process of its own: turns behind those that warm up."""
+    """No drafts, memory alone and two drafters, in a process of its own; warming up is left out."""
     write_models(tmp_path)
     drafter = str(tmp_path / "drafter")
     work = speed_work(
         str(tmp_path / "target"),
-        ["", drafter, drafter],
+        "float32",
+        [None, "", drafter, drafter],
         [Asked(f"s{i}", (5 + i, 7, 11, 13, 5 + i % 3)) for i in range(8)],
         output=12,
         in_flight=2,
         draft=4,
+        branches=1,
         core=min(os.sched_getaffinity(0)),
     )
-    speeds = measured(work, ["memory", "a", "b"], 1, tmp_path)
+    speeds = measured(work, ["off", "memory", "a", "b"], 1, tmp_path)
     for its in speeds.values():
         assert its.num_tokens == (24, 24, 24)
         assert len(its.seconds) == 3
         assert its.tokens_per_round >= 1
+    assert speeds["off"].tokens_per_round == 1
     found = speed_figures(speeds, "memory")
     assert found["identical"] == 1
     assert found["a.times_memory.low"] <= found["a.times_memory"] <= found["a.times_memory.high"]
