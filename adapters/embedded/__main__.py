@@ -25,11 +25,12 @@ from paceline.adapters.housekeeping import Housekeeping
 from paceline.adapters.metrics import MemoryCollector, registry_of
 from paceline.adapters.sharing import open_shared_journal, share_arms
 from paceline.adapters.speculator import Speculator
-from paceline.caches import ModelFingerprint, tokenizer_digest
+from paceline.caches import DraftIndex, ModelFingerprint, tokenizer_digest
 from paceline.caches.corpus import CorpusStore
 from paceline.caches.journal import Journal
 from paceline.caches.policy_sync import PolicySync
 from paceline.caches.records import SHARED_GROUP
+from paceline.caches.tier_settings import MemorySettings
 from paceline.caches.tombstones import Tombstone
 from paceline.errors import PacelineError
 from paceline.load_file import EngineLoad
@@ -112,6 +113,12 @@ def keep_house(speculator: Speculator | None) -> None:
     help="Most drafted tokens that continue one; 1 drafts chains, more drafts trees.",
 )
 @click.option(
+    "--min-probability",
+    default=0.1,
+    show_default=True,
+    help="What is less likely is not drafted; in bfloat16 0.03 can be worth while.",
+)
+@click.option(
     "--drafter",
     type=click.Path(path_type=Path),
     help="Hugging Face folder of a small model with the same tokenizer that drafts beside memory.",
@@ -161,6 +168,7 @@ def main(
     corpus_dir: str | None,
     max_draft_tokens: int,
     max_branches: int,
+    min_probability: float,
     drafter: Path | None,
     drafter_registry: str,
     drafter_group: str,
@@ -176,6 +184,7 @@ def main(
             max_running=max_running,
             max_draft_tokens=max_draft_tokens,
             max_branches=max_branches,
+            min_probability=min_probability,
             max_kept_bytes=kept_mib << 20,
             always_draft=always_draft,
             bandit=bandit,
@@ -185,7 +194,7 @@ def main(
         )
         target = Target.load(model, dtype=dtype)
         name = model_name or (PACKAGED_NAME if model is None else model.name)
-        speculator = None if no_speculation else Speculator()
+        speculator = None if no_speculation else open_memory(settings.min_probability)
         fingerprint = fingerprint_of(target, name)
         corpora = corpus_feed(corpus_dir, speculator, fingerprint)
         small = None
@@ -241,6 +250,13 @@ def main(
         ws="none",
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
+
+
+def open_memory(min_probability: float) -> Speculator:
+    """An empty memory that drafts nothing less likely."""
+    memory = MemorySettings()
+    index = DraftIndex(min_probability=min_probability, max_session_tokens=memory.session.capacity)
+    return Speculator(index, memory=memory)
 
 
 def metrics_of(

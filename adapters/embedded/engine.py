@@ -128,6 +128,7 @@ class EmbeddedEngine:
             self.target,
             max_steps=self.settings.max_draft_steps,
             max_branches=self.settings.max_branches,
+            min_probability=self.settings.min_probability,
             budget=self._budget,
             tally=self.tally,
         )

@@ -17,6 +17,9 @@ class EngineSettings:
             times one on a small CPU.
         max_branches: most drafted tokens that continue one; 1 drafts chains.
         max_draft_steps: most passes of a model drafter a round.
+        min_probability: what a model drafter drafts is not less likely, in (0, 1]. What is worth
+            verifying is decided besides: less than a tenth can be, where tokens cost next to
+            nothing.
         max_kept_bytes: memory for keys and values of finished requests, for those that begin alike.
         always_draft: draft all that may be drafted, whether or not it is expected to be worth its
             time.
@@ -28,6 +31,7 @@ class EngineSettings:
     max_draft_tokens: int = 8
     max_branches: int = 1
     max_draft_steps: int = 4
+    min_probability: float = 0.1
     max_kept_bytes: int = 1 << 30
     always_draft: bool = False
     bandit: bool = False
@@ -43,6 +47,10 @@ class EngineSettings:
             value = getattr(self, name)
             if value < least or (most is not None and value > most):
                 raise EngineError(f"{name} is {value}; {fix}")
+        if not 0 < self.min_probability <= 1:
+            raise EngineError(
+                f"min_probability is {self.min_probability}; give a number above 0, at most 1"
+            )
 
 
 @dataclass(slots=True)

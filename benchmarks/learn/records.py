@@ -121,6 +121,7 @@ class SpeedWork(msgspec.Struct, frozen=True, tag="speed"):
         in_flight: requests at a time.
         draft_tokens: most tokens drafted a request and round.
         branches: most drafted tokens that continue one.
+        min_probability: what is less likely is not drafted.
         num_warm: prompts that are asked first and not counted.
         core: to compute on.
     """
@@ -133,6 +134,7 @@ class SpeedWork(msgspec.Struct, frozen=True, tag="speed"):
     in_flight: int
     draft_tokens: int
     branches: int
+    min_probability: float
     num_warm: int
     core: int
 

@@ -99,6 +99,7 @@ def speed_work(
     draft: int,
     branches: int,
     core: int,
+    min_probability: float = 0.1,
 ) -> SpeedWork:
     """What is measured; the first quarter of the prompts warms up."""
     return SpeedWork(
@@ -110,6 +111,7 @@ def speed_work(
         in_flight=in_flight,
         draft_tokens=draft,
         branches=branches,
+        min_probability=min_probability,
         num_warm=round(WARM_SHARE * len(prompts)),
         core=core,
     )
@@ -134,6 +136,7 @@ def speed_work(
 @click.option("--in-flight", default=4, show_default=True)
 @click.option("--draft-tokens", default=8, show_default=True)
 @branches_option
+@click.option("--min-probability", default=0.1, show_default=True, help="Less is not drafted.")
 @click.option("--repeats", default=1, show_default=True, help="With engines anew.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
@@ -150,6 +153,7 @@ def drafters(
     in_flight: int,
     draft_tokens: int,
     branches: int,
+    min_probability: float,
     repeats: int,
     json_file: Path | None,
 ) -> None:
@@ -176,6 +180,7 @@ def drafters(
         in_flight=in_flight,
         draft=draft_tokens,
         branches=branches,
+        min_probability=min_probability,
         core=core,
     )
     with tempfile.TemporaryDirectory(prefix="paceline-drafters-") as scratch:
@@ -190,6 +195,7 @@ def drafters(
         "in_flight": in_flight,
         "draft_tokens": draft_tokens,
         "branches": branches,
+        "min_probability": min_probability,
         "dtype": dtype,
         "repeats": repeats,
     }

@@ -76,10 +76,10 @@ def speed(work: SpeedWork) -> list[Speed]:
     The engines answer the same prompts one after the other, forwards and backwards by turns: what
     the machine's speed does meanwhile is in all of them. They share the target's weights.
     """
+    from paceline.adapters.embedded.__main__ import open_memory
     from paceline.adapters.embedded.engine import EmbeddedEngine
     from paceline.adapters.embedded.engine_settings import EngineSettings
     from paceline.adapters.embedded.target import Target
-    from paceline.adapters.speculator import Speculator
     from paceline.models import target_path
 
     target = Target.load(target_path(work.target), dtype=work.dtype)
@@ -87,12 +87,13 @@ def speed(work: SpeedWork) -> list[Speed]:
         max_running=work.in_flight,
         max_draft_tokens=work.draft_tokens,
         max_branches=work.branches,
+        min_probability=work.min_probability,
     )
     with ExitStack() as stack:
         runs = []
         for folder in work.drafters:
             drafter = Target.load_drafter(Path(folder), dtype=work.dtype) if folder else None
-            memory = None if folder is None else Speculator()
+            memory = None if folder is None else open_memory(work.min_probability)
             engine = EmbeddedEngine(target, memory, settings, drafter=drafter)
             engine.start()
             stack.callback(engine.close)

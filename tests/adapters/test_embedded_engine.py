@@ -196,9 +196,12 @@ def test_an_abandoned_request_is_closed(target: Target) -> None:
 
 
 def test_limits_are_named(target: Target) -> None:
-    """A draft length of nothing is refused."""
+    """A draft length of nothing is refused, and what is no probability."""
     with pytest.raises(EngineError, match="max_draft_tokens is 0"):
         make_engine(target, Speculator(), max_draft_tokens=0)
+    for wrong in (0.0, 1.5):
+        with pytest.raises(EngineError, match=rf"min_probability is {wrong}; give .*at most 1"):
+            make_engine(target, Speculator(), min_probability=wrong)
 
 
 def test_characters_are_never_split(target: Target) -> None:

@@ -53,12 +53,14 @@ def say(
     return [token for step in engine.generate(request) for token in step.token_ids]
 
 
-def make_engine(target: Target, *, memory: bool, drafter: Target | None, branches: int) -> Any:
+def make_engine(
+    target: Target, *, memory: bool, drafter: Target | None, branches: int, **options: Any
+) -> Any:
     from paceline.adapters.embedded.engine import EmbeddedEngine
     from paceline.adapters.embedded.engine_settings import EngineSettings
 
     speculator = Speculator() if memory else None
-    settings = EngineSettings(max_branches=branches, always_draft=True)
+    settings = EngineSettings(max_branches=branches, always_draft=True, **options)
     return EmbeddedEngine(target, speculator, settings, drafter=drafter)
 
 
@@ -91,6 +93,19 @@ def test_a_drafter_that_is_the_target_is_nearly_always_right() -> None:
     counts = engine.counts
     assert counts.accepted_tokens / counts.draft_tokens > 0.95
     assert counts.generated_tokens / counts.rounds > 1.5
+
+
+def test_what_is_less_likely_is_drafted_where_it_may_be() -> None:
+    """The less likely a token may be, the more are drafted; what is said stays the same."""
+    target, said, drafted = make_target(), [], []
+    for least in (0.5, 0.1, 0.01):
+        engine = make_engine(
+            target, memory=False, drafter=make_target(seed=4), branches=4, min_probability=least
+        )
+        said.append([say(engine, prompt, f"{i}", GREEDY) for i, prompt in enumerate(PROMPTS)])
+        drafted.append(engine.counts.draft_tokens / engine.counts.rounds)
+    assert said[0] == said[1] == said[2]
+    assert drafted[0] < drafted[1] < drafted[2]
 
 
 def test_a_sampling_target_is_foreseen_by_a_drafter_of_the_same_opinion() -> None:
