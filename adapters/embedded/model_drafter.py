@@ -3,8 +3,9 @@
 It drafts for those requests for which that is worth its time (`RoundBudget`); what others commit it
 reads when they are next chosen. Its first pass of a round reads that and memory's whole tree behind
 it, so that it has an opinion on every retrieved branch, and branches of its own everywhere, at the
-price of one pass. Further passes go on from the end of the best chain, a token each, while it is
-likely enough and that is worth the pass.
+price of one pass. Further passes go on where the draft ends so far, a token each, while that is
+likely enough and worth the pass: at the end of the best chain, or of all branches of a tree, whose
+beginnings are read again (dynamic draft trees: Li et al., EAGLE-2, arXiv 2406.16858).
 Where the target samples, it drafts what the target would draw with its probabilities.
 """
 
@@ -105,6 +106,21 @@ class _Places:
         while (place := self.paths.get(path)) is not None and place < len(self.top_token):
             path = (*path, int(self.top_token[place][0]))
         return list(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Further:
+    """Where a further pass would go on from for a request.
+
+    Attributes:
+        known: paths that have been read and lead there, each behind what it goes on from.
+        unread: those that have not, in such an order.
+        gain: tokens that are expected of the next one behind each of their ends.
+    """
+
+    known: list[tuple[int, ...]]
+    unread: list[tuple[int, ...]]
+    gain: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,19 +264,23 @@ class ModelDrafter:
         places = [_Places(wish.draws) for wish in wishes]
         self._read_memory(wishes, places)
         now = dict(enumerate(recalled))
-        trees, _ = self._fuse(wishes, places, max_branches=1)
+        trees, batch = self._fuse(wishes, places, max_branches=self._max_branches)
         for _ in range(self._max_steps - 1):
             now.update(zip(asked, trees, strict=True))
-            going = [i for i, tree in enumerate(trees) if self._goes_on(wishes[i], places[i], tree)]
-            worth = self._budget.going_on([trees[i] for i in going], list(now.values()))
+            further = [self._further(*of) for of in zip(wishes, places, trees, strict=True)]
+            going = [i for i, its in enumerate(further) if its.unread]
+            worth = self._budget.going_on(
+                [further[i].gain for i in going],
+                [self._num_further(further[i]) for i in going],
+                list(now.values()),
+            )
             if not worth:
                 break
             going = [going[i] for i in worth]
             self._read_on(
-                [wishes[i] for i in going], [places[i] for i in going], [trees[i] for i in going]
+                [wishes[i] for i in going], [places[i] for i in going], [further[i] for i in going]
             )
-            trees, _ = self._fuse(wishes, places, max_branches=1)
-        trees, batch = self._fuse(wishes, places, max_branches=self._max_branches)
+            trees, batch = self._fuse(wishes, places, max_branches=self._max_branches)
         self._pending = _Pending(
             batch,
             wishes,
@@ -308,37 +328,71 @@ class ModelDrafter:
             )
             self._hear([row], [], num_late=PREFILL_TOKENS)
 
-    def _goes_on(self, wish: DraftWish, place: _Places, tree: TokenTree) -> bool:
-        """Whether the best chain ends where the drafter has not read, with room behind it."""
-        path = tuple(tree.token_ids.tolist())
-        if not path or path in place.paths or len(path) >= wish.max_tokens:
-            return False
-        return float(tree.prob.prod(dtype=np.float64)) >= self._min_probability
+    def _further(self, wish: DraftWish, place: _Places, tree: TokenTree) -> _Further:
+        """The ends of a draft that it has not read, likely enough and with room behind them."""
+        paths = paths_of(tree)
+        has_children = set(tree.parent.tolist())
+        chances = tree.path_probabilities()
+        ends = [
+            i for i, path in enumerate(paths)
+            if i not in has_children and path not in place.paths
+            and len(path) < wish.max_tokens and chances[i] >= self._min_probability
+        ]  # fmt: skip
+        there = sorted({paths[i][: n + 1] for i in ends for n in range(len(paths[i]))}, key=len)
+        return _Further(
+            [path for path in there if path in place.paths],
+            [path for path in there if path not in place.paths],
+            # taken to be as sure of the next token as the draft is of its last one
+            float(sum(chances[i] * tree.prob[i] for i in ends)),
+        )
+
+    def _num_further(self, further: _Further) -> int:
+        """Tokens that reading on takes: those of a tree are read again with the last one before."""
+        if self._max_branches == 1:
+            return len(further.unread)
+        return 1 + len(further.known) + len(further.unread)
 
     def _read_on(
-        self, wishes: Sequence[DraftWish], places: Sequence[_Places], trees: Sequence[TokenTree]
+        self, wishes: Sequence[DraftWish], places: Sequence[_Places], further: Sequence[_Further]
     ) -> None:
-        """Read the best chain of each request to its end; memory's may be some tokens further."""
+        """Read each request's draft to its ends."""
+        chained = self._max_branches == 1
         rows: list[Row] = []
-        for wish, place, tree in zip(wishes, places, trees, strict=True):
-            reading = self._readings[wish.request_id]
-            text = np.concatenate([wish.tokens, tree.token_ids])
-            held = num_common(reading.tokens, text)
-            reading.key_values.crop(held)
-            path = tuple(tree.token_ids.tolist())
-            unread = [p for n in range(len(path)) if (p := path[: n + 1]) not in place.paths]
-            for each in unread:
-                place.add(each)
-            rows.append(
-                Row(
-                    request_id=wish.request_id,
-                    key_values=reading.key_values,
-                    token_ids=text[held:].tolist(),
-                    num_logits=len(unread),
-                )
-            )
-            reading.tokens = text
+        for wish, place, its in zip(wishes, places, further, strict=True):
+            rows.append(self._row_of_chain(wish, its) if chained else self._row_of_tree(wish, its))
+            for path in its.unread:
+                place.add(path)
         self._hear(rows, places, is_further=True)
+        if not chained:
+            for wish in wishes:
+                self._readings[wish.request_id].key_values.crop(len(wish.tokens))
+
+    def _row_of_chain(self, wish: DraftWish, further: _Further) -> Row:
+        """What was read of the chain stays; memory's may be some tokens further."""
+        reading = self._readings[wish.request_id]
+        text = np.concatenate([wish.tokens, np.array(further.unread[-1], np.int32)])
+        held = num_common(reading.tokens, text)
+        reading.key_values.crop(held)
+        reading.tokens = text
+        return Row(
+            request_id=wish.request_id,
+            key_values=reading.key_values,
+            token_ids=text[held:].tolist(),
+            num_logits=len(further.unread),
+        )
+
+    def _row_of_tree(self, wish: DraftWish, further: _Further) -> Row:
+        """Behind the last committed token, which is read again as well."""
+        reading = self._readings[wish.request_id]
+        reading.key_values.crop(len(wish.tokens) - 1)
+        nodes = {path: i for i, path in enumerate([*further.known, *further.unread])}
+        return Row(
+            request_id=wish.request_id,
+            key_values=reading.key_values,
+            token_ids=[int(wish.tokens[-1]), *(path[-1] for path in nodes)],
+            parents=[nodes.get(path[:-1], ROOT) for path in nodes],
+            num_logits=len(further.unread),
+        )
 
     def _hear(
         self,

@@ -191,25 +191,24 @@ class RoundBudget:
         self.counts.model_late_tokens += sum(asking[i].num_late for i in chosen)
         return chosen
 
-    def going_on(self, going: Sequence[TokenTree], trees: Sequence[TokenTree]) -> list[int]:
-        """Which chains the model goes on from with another pass, in rising order.
-
-        It is taken to be as sure of the next token as the draft is of its last one.
+    def going_on(
+        self, gains: Sequence[float], num_tokens: Sequence[int], trees: Sequence[TokenTree]
+    ) -> list[int]:
+        """Which drafts the model goes on from with another pass, in rising order.
 
         Args:
-            going: chains whose end it has not read.
+            gains: tokens that are expected of that, of each draft whose ends it has not read.
+            num_tokens: that it would read for each.
             trees: all drafts of the round as they are now.
         """
         if self._always_draft:
-            return list(range(len(going)))
-        gains = [float(tree.path_probabilities()[-1] * tree.prob[-1]) for tree in going]
+            return list(range(len(gains)))
         now = TreeBatch.of(trees)
         outlook = self._verify.outlook(now, drafting_seconds=self._drafting_seconds)
-        verifying = outlook.further_seconds(len(going))
-        each = self.drafter.request_seconds + self.drafter.token_seconds + verifying
+        each = self.drafter.request_seconds + outlook.further_seconds(len(gains))
         return worth_their_time(
             gains,
-            [each] * len(going),
+            [each + self.drafter.token_seconds * num for num in num_tokens],
             fixed_seconds=self.drafter.fixed_seconds,
             base_tokens=outlook.tokens,
             base_seconds=outlook.seconds,

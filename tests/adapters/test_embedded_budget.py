@@ -142,7 +142,8 @@ def test_further_passes_are_run_while_they_are_worth_it() -> None:
         for going in ([sure, unsure, fair], [unsure]):
             budget = make_budget(drafter_fixed=fixed)
             budget.begin(4)
-            found.append(budget.going_on(going, [sure, unsure, fair, sure]))
+            gains = [float(each.path_probabilities()[-1] * each.prob[-1]) for each in going]
+            found.append(budget.going_on(gains, [1] * len(going), [sure, unsure, fair, sure]))
     assert found == [[0, 2], [], [], []]
 
 

@@ -108,6 +108,39 @@ def test_what_is_less_likely_is_drafted_where_it_may_be() -> None:
     assert drafted[0] < drafted[1] < drafted[2]
 
 
+def test_every_branch_of_a_tree_is_read_on() -> None:
+    """What is drafted behind a token is what the model finds likely there, on all branches.
+
+    A chain's further passes go on from the likeliest token alone.
+    """
+    import numpy as np
+
+    from paceline.adapters.embedded.model_drafter import TOP, DraftWish, ModelDrafter, paths_of
+    from paceline.adapters.embedded.target import Row
+    from paceline.caches import TokenTree
+
+    model = make_target(seed=4)
+    text = np.array(PROMPTS[0], np.int32)
+    wish = DraftWish("r", 0, text, TokenTree.empty(), 14)
+    drafted = {}
+    for branches in (1, 3):
+        drafter = ModelDrafter(
+            model, make_target(), max_branches=branches, max_steps=3, min_probability=0.001
+        )
+        for _ in range(2):  # a second round finds what was read of the first one's
+            (tree,) = drafter.propose([wish])
+        assert drafter.num_passes == 2 * 3
+        drafted[branches] = paths_of(tree)
+    assert len(drafted[1]) == 3
+    behind = [path for path in drafted[3] if len(path) > 1]
+    assert len({path[0] for path in behind}) > 1
+    for path in behind:
+        before = [*text.tolist(), *path[:-1]]
+        row = Row(request_id="alone", key_values=model.sequence(), token_ids=before)
+        (logits,) = model.forward([row])
+        assert path[-1] in logits[0].topk(TOP).indices.tolist()
+
+
 def test_a_sampling_target_is_foreseen_by_a_drafter_of_the_same_opinion() -> None:
     """At a high temperature nearly every draft is accepted: the drafter knows how it is drawn."""
     target = make_target()
