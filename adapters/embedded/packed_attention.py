@@ -80,7 +80,7 @@ class PackedCache(Cache):
     def __init__(self, spans: Sequence[Span]) -> None:
         super().__init__(layers=[])
         self.spans = spans
-        self._masks: dict[int | None, list[torch.Tensor]] = {}
+        self._masks: dict[tuple[int | None, int], list[torch.Tensor]] = {}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -89,7 +89,7 @@ class PackedCache(Cache):
         return key_states, value_states
 
     def masks(self, window: int | None, like: torch.Tensor, repeats: int) -> list[torch.Tensor]:
-        """Each span's mask, made once for all layers with the same window.
+        """Each span's mask, made once for all layers of one kind.
 
         Args:
             window: as in `Span.mask`.
@@ -99,14 +99,14 @@ class PackedCache(Cache):
         Returns:
             What is added to the scores, (repeats * tokens, keys): zero or minus infinity.
         """
-        if window not in self._masks:
-            self._masks[window] = [
+        if (window, repeats) not in self._masks:
+            self._masks[window, repeats] = [
                 torch.zeros(mask.shape, dtype=like.dtype)
                 .masked_fill_(~mask, -torch.inf)
                 .repeat(repeats, 1)
                 for mask in (span.mask(window) for span in self.spans)
             ]
-        return self._masks[window]
+        return self._masks[window, repeats]
 
 
 def attend(

@@ -40,7 +40,7 @@ def compute_in(model: Any, dtype: str) -> None:
         return
     if not has_bfloat16():
         raise ConfigError(
-            f"this processor does not compute in {dtype} (it has no AVX-512); give {FLOAT32}"
+            f"this processor does not compute in {dtype} (on x86 it takes AVX-512); give {FLOAT32}"
         )
     model.to(DTYPES[dtype])
     for parent in list(model.modules()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -29,6 +30,7 @@ from paceline.caches.records import SHARED_GROUP
 CHAIN_TOKENS: Final = 8
 CACHED: Final = "held-out"
 MARKS: Final = "marks.jsonl"
+LEARNED: Final = "learned"
 SPEED_REPEATS: Final = 3
 
 
@@ -130,7 +132,7 @@ class LearnRun:
             for workload, tokens in zip(settings.workloads, settings.tokens, strict=True):
                 self._serve(stack, workload, tokens)
                 if workload is settings.workloads[0]:
-                    best = current_folder(stack.registry) or best
+                    best = self._kept(current_folder(stack.registry)) or best
         named = {"frozen": settings.drafter, "learned": best}
         work = speed_work(
             settings.target,
@@ -145,6 +147,12 @@ class LearnRun:
         )
         speeds = measured(work, list(named), SPEED_REPEATS, self._folder)
         return speeds["frozen"], speeds["learned"]
+
+    def _kept(self, folder: str) -> str:
+        """A copy of a version, as the registry sweeps old ones; "" without one."""
+        if not folder:
+            return ""
+        return str(shutil.copytree(folder, self._folder / LEARNED, dirs_exist_ok=True))
 
     def _serve(self, stack: Stack, workload: Workload, tokens: int) -> None:
         """One workload's traffic, with its marks."""
