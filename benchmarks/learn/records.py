@@ -122,6 +122,7 @@ class SpeedWork(msgspec.Struct, frozen=True, tag="speed"):
         draft_tokens: most tokens drafted a request and round.
         branches: most drafted tokens that continue one.
         min_probability: what is less likely is not drafted.
+        apart: whether each request is another tenant's, whose memory is empty.
         num_warm: prompts that are asked first and not counted.
         core: to compute on.
     """
@@ -135,6 +136,7 @@ class SpeedWork(msgspec.Struct, frozen=True, tag="speed"):
     draft_tokens: int
     branches: int
     min_probability: float
+    apart: bool
     num_warm: int
     core: int
 

@@ -100,6 +100,7 @@ def speed_work(
     branches: int,
     core: int,
     min_probability: float = 0.1,
+    apart: bool = False,
 ) -> SpeedWork:
     """What is measured; the first quarter of the prompts warms up."""
     return SpeedWork(
@@ -112,6 +113,7 @@ def speed_work(
         draft_tokens=draft,
         branches=branches,
         min_probability=min_probability,
+        apart=apart,
         num_warm=round(WARM_SHARE * len(prompts)),
         core=core,
     )
@@ -137,6 +139,9 @@ def speed_work(
 @click.option("--draft-tokens", default=8, show_default=True)
 @branches_option
 @click.option("--min-probability", default=0.1, show_default=True, help="Less is not drafted.")
+@click.option(
+    "--apart", is_flag=True, help="Each request is of a tenant of its own, without memory."
+)
 @click.option("--repeats", default=1, show_default=True, help="With engines anew.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the report there."
@@ -154,6 +159,7 @@ def drafters(
     draft_tokens: int,
     branches: int,
     min_probability: float,
+    apart: bool,
     repeats: int,
     json_file: Path | None,
 ) -> None:
@@ -181,6 +187,7 @@ def drafters(
         draft=draft_tokens,
         branches=branches,
         min_probability=min_probability,
+        apart=apart,
         core=core,
     )
     with tempfile.TemporaryDirectory(prefix="paceline-drafters-") as scratch:
@@ -196,6 +203,7 @@ def drafters(
         "draft_tokens": draft_tokens,
         "branches": branches,
         "min_probability": min_probability,
+        "apart": apart,
         "dtype": dtype,
         "repeats": repeats,
     }

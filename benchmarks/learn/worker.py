@@ -164,7 +164,11 @@ def _requests(prompts: Sequence[Asked], work: SpeedWork, name: str) -> list[Any]
 
     return [
         GenerationRequest(
-            info=RequestInfo(request_id=f"{name}-{i}", tenant="local", session=asked.session),
+            info=RequestInfo(
+                request_id=f"{name}-{i}",
+                tenant=f"{name}-{i}" if work.apart else "local",
+                session=asked.session,
+            ),
             prompt_ids=asked.token_ids,
             max_tokens=work.output_tokens,
             sampling=SamplingParams(temperature=0.0),

@@ -152,6 +152,30 @@ def test_engines_answer_the_same_prompts_by_turns(tmp_path: Path) -> None:
     assert found["a.times_memory.low"] <= found["a.times_memory"] <= found["a.times_memory.high"]
 
 
+def test_requests_are_of_one_tenant_or_each_of_its_own() -> None:
+    """What one engine's requests share, another's must not, turn after turn."""
+    from paceline.benchmarks.learn.worker import _requests
+
+    prompts = [Asked(f"s{i}", (5 + i, 7)) for i in range(3)]
+    tenants = {}
+    for apart in (False, True):
+        work = speed_work(
+            "target",
+            "float32",
+            [""],
+            prompts,
+            output=4,
+            in_flight=3,
+            draft=4,
+            branches=1,
+            core=0,
+            apart=apart,
+        )
+        turns = [_requests(prompts, work, name) for name in ("True-0", "False-0", "False-1")]
+        tenants[apart] = {request.info.tenant for turn in turns for request in turn}
+    assert [len(tenants[apart]) for apart in (False, True)] == [1, 9]
+
+
 def test_a_session_is_asked_in_its_order() -> None:
     """Several at a time, but of each one request after the other: it begins with its first."""
     began, at_once = [], Barrier(2)
