@@ -197,16 +197,14 @@ def main(
         speculator = None if no_speculation else open_memory(settings.min_probability)
         fingerprint = fingerprint_of(target, name)
         corpora = corpus_feed(corpus_dir, speculator, fingerprint)
-        small = None
-        if drafter is not None and not no_speculation:
-            small = Target.load_drafter(drafter, dtype=dtype)
-        drafter_name = "drafter" if drafter is None else drafter.name
+        wanted = None if no_speculation else drafter
+        small = None if wanted is None else Target.load_drafter(wanted, dtype=dtype)
         engine = EmbeddedEngine(
             target,
             speculator,
             settings,
             drafter=small,
-            drafter_name=drafter_name,
+            drafter_name="drafter" if drafter is None else drafter.name,
             load=EngineLoad(Path(drafter_registry)) if drafter_registry else None,
         )
         journal, shared_arms = None, None
