@@ -20,7 +20,10 @@ TILE_ROWS: Final = 16
 
 
 def has_bfloat16() -> bool:
-    """Whether oneDNN computes in bfloat16 on this processor."""
+    """Whether oneDNN computes in bfloat16 on this processor, and this torch lets it be asked to."""
+    names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
+    if not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -40,7 +43,8 @@ def compute_in(model: Any, dtype: str) -> None:
         return
     if not has_bfloat16():
         raise ConfigError(
-            f"this processor does not compute in {dtype} (on x86 it takes AVX-512); give {FLOAT32}"
+            f"this processor or this torch does not compute in {dtype} (on x86 it takes AVX-512, "
+            f"of torch a build with oneDNN); give {FLOAT32}"
         )
     model.to(DTYPES[dtype])
     for parent in list(model.modules()):
