@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +13,8 @@ FIRST_CAPACITY: Final = 64
 GROWTH: Final = 1.5
 BLOCK_TOKENS: Final = 16
 """Tokens that are read together: as many as numbers fit into a register of AVX-512."""
+LEAST_MAPPED: Final = 1 << 17
+"""Bytes from which on a buffer is a mapping of its own: as glibc does by itself at first."""
 
 
 def in_blocks(num_tokens: int) -> int:
@@ -67,7 +70,7 @@ class KeyValues:
     def __init__(self, shape: CacheShape) -> None:
         self.shape = shape
         self._num_tokens = 0
-        self._buffer = self._empty(FIRST_CAPACITY)
+        self._buffer = self._zeros(FIRST_CAPACITY)
 
     def __len__(self) -> int:
         """Tokens held."""
@@ -85,7 +88,7 @@ class KeyValues:
         capacity = self._buffer.shape[3]
         if wanted <= capacity:
             return
-        grown = self._empty(in_blocks(max(wanted, int(capacity * GROWTH))))
+        grown = self._zeros(in_blocks(max(wanted, int(capacity * GROWTH))))
         grown[:, :, :, : self._num_tokens] = self._buffer[:, :, :, : self._num_tokens]
         self._buffer = grown
 
@@ -134,8 +137,17 @@ class KeyValues:
         copied._num_tokens = num_tokens
         return copied
 
-    def _empty(self, capacity: int) -> torch.Tensor:
+    def _zeros(self, capacity: int) -> torch.Tensor:
+        """Of nothing but zeros; memory that is not written yet is not held.
+
+        Buffers live as long as requests are remembered, among others of other lengths. On the heap
+        they leave holes that the next does not fit into, and it would grow; a mapping goes back to
+        the system by itself.
+        """
         shape = self.shape
-        return torch.zeros(
-            (shape.num_layers, 2, shape.num_heads, capacity, shape.head_dim), dtype=shape.dtype
-        )
+        sizes = (shape.num_layers, 2, shape.num_heads, capacity, shape.head_dim)
+        num_bytes = capacity * shape.bytes_per_token
+        if num_bytes < LEAST_MAPPED:
+            return torch.zeros(sizes, dtype=shape.dtype)
+        mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(mapping, dtype=shape.dtype).view(sizes)
