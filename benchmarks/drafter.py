@@ -121,7 +121,7 @@ def _prefilled(model: Target, tokens: Sequence[int]) -> KeyValues:
 
 def _one_pass(model: Target, held: KeyValues, token_id: int) -> float:
     """Milliseconds of a pass with one token, its likeliest next tokens picked."""
-    from paceline.adapters.embedded.model_drafter import TOP
+    from paceline.adapters.embedded.draft_places import TOP
     from paceline.adapters.embedded.target import Row
 
     row = Row(request_id="bench", key_values=held, token_ids=[token_id])

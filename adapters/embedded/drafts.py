@@ -14,7 +14,8 @@ import numpy.typing as npt
 from paceline.adapters.arm_choice import ArmChoice
 from paceline.adapters.arm_menu import ArmCaps
 from paceline.adapters.drafter_tally import stratum_of
-from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
+from paceline.adapters.embedded.draft_places import DraftWish
+from paceline.adapters.embedded.model_drafter import ModelDrafter
 from paceline.adapters.embedded.requests import ALL_SOURCES, DraftSource
 from paceline.adapters.embedded.round_budget import RoundBudget
 from paceline.adapters.embedded.sampling import NextDraws
@@ -289,6 +290,7 @@ class Drafts:
                 draws=wishes[i].draws,
                 num_left=wishes[i].num_left,
                 stratum=stratum_of(wishes[i].info, is_greedy=wishes[i].draws.params.is_greedy),
+                max_recalled=wishes[i].limit("memory"),
             )
             for i in wanting
         ])  # fmt: skip

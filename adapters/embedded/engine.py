@@ -131,6 +131,7 @@ class EmbeddedEngine:
             min_probability=self.settings.min_probability,
             budget=self._budget,
             tally=self.tally,
+            memory=self._speculator,
         )
 
     @property

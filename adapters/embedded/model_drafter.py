@@ -5,7 +5,8 @@ reads when they are next chosen. Its first pass of a round reads that and memory
 it, so that it has an opinion on every retrieved branch, and branches of its own everywhere, at the
 price of one pass. Further passes go on where the draft ends so far, a token each, while that is
 likely enough and worth the pass: at the end of the best chain, or of all branches of a tree, whose
-beginnings are read again (dynamic draft trees: Li et al., EAGLE-2, arXiv 2406.16858).
+beginnings are read again (dynamic draft trees: Li et al., EAGLE-2, arXiv 2406.16858). Behind what
+it drafts itself memory is asked once more, which may know how that goes on (`Continuing`).
 Where the target samples, it drafts what the target would draw with its probabilities.
 """
 
@@ -13,57 +14,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice, pairwise
-from typing import Final, TypeVar
+from itertools import chain, pairwise
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from paceline.adapters.drafter_tally import OTHERS, DrafterTally, Stratum
+from paceline.adapters.drafter_tally import DrafterTally
+from paceline.adapters.embedded.continuing import Continuing, Memory
+from paceline.adapters.embedded.draft_places import DraftWish, Path, Places, paths_of
 from paceline.adapters.embedded.key_values import KeyValues
 from paceline.adapters.embedded.prefixes import num_common
 from paceline.adapters.embedded.round_budget import Asking, RoundBudget
-from paceline.adapters.embedded.sampling import NextDraws, SamplingParams, foresee
 from paceline.adapters.embedded.target import PREFILL_TOKENS, Row, Target
 from paceline.caches import FusedBatch, Fusion, TokenTree
 from paceline.caches.tree import ROOT
 from paceline.errors import ConfigError
 
 T = TypeVar("T", bound=np.generic)
-TOP: Final = 8
-"""Likeliest next tokens that are looked at after each token."""
-GREEDY: Final = NextDraws(SamplingParams(temperature=0.0), 0)
-
-
-@dataclass(frozen=True, slots=True)
-class DraftWish:
-    """What one request wants drafted.
-
-    Attributes:
-        request_id: whose.
-        key: of those that may share what fusion learns.
-        tokens: prompt and reply so far, int32 (tokens,).
-        retrieved: memory's draft; the model reads as many of its first nodes as may be drafted.
-        max_tokens: most nodes.
-        draws: how the target draws the tokens that are to be drafted.
-        num_left: most tokens that the request will still say.
-        stratum: whose rounds its own are counted with.
-    """
-
-    request_id: str
-    key: int
-    tokens: npt.NDArray[np.int32]
-    retrieved: TokenTree
-    max_tokens: int
-    draws: NextDraws = GREEDY
-    num_left: int = 1
-    stratum: Stratum = OTHERS
-
-    @property
-    def judged(self) -> TokenTree:
-        """What the model reads of memory's draft."""
-        return self.retrieved.first(self.max_tokens)
 
 
 @dataclass(slots=True)
@@ -73,39 +41,6 @@ class _Reading:
     key_values: KeyValues
     tokens: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     """Of `key_values`, one for each."""
-
-
-@dataclass(slots=True)
-class _Places:
-    """What it has read of what may come, in one round; the first place is the context."""
-
-    draws: NextDraws
-    parent: list[int] = field(default_factory=lambda: [ROOT])
-    token: list[int] = field(default_factory=lambda: [0])
-    paths: dict[tuple[int, ...], int] = field(default_factory=lambda: {(): 0})
-    top_token: list[npt.NDArray[np.int32]] = field(default_factory=list)
-    top_prob: list[npt.NDArray[np.float32]] = field(default_factory=list)
-
-    def add(self, path: tuple[int, ...]) -> None:
-        """A place behind one that is there."""
-        self.parent.append(self.paths[path[:-1]])
-        self.token.append(path[-1])
-        self.paths[path] = len(self.paths)
-
-    def add_top(self, logits: torch.Tensor) -> None:
-        """The likeliest tokens after the places that have none yet, (places, vocabulary)."""
-        depths = [len(path) for path in islice(self.paths, len(self.top_token), None)]
-        num_top = min(TOP, logits.shape[-1])
-        token_ids, guesses = foresee(logits, self.draws, depths, num_top)
-        self.top_token.extend(token_ids.to(torch.int32).numpy())
-        self.top_prob.extend(guesses.to(torch.float32).numpy())
-
-    def own_chain(self) -> list[int]:
-        """What the model itself finds likeliest, token by token, as far as it has read that."""
-        path: tuple[int, ...] = ()
-        while (place := self.paths.get(path)) is not None and place < len(self.top_token):
-            path = (*path, int(self.top_token[place][0]))
-        return list(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +53,8 @@ class _Further:
         gain: tokens that are expected of the next one behind each of their ends.
     """
 
-    known: list[tuple[int, ...]]
-    unread: list[tuple[int, ...]]
+    known: list[Path]
+    unread: list[Path]
     gain: float
 
 
@@ -151,6 +86,7 @@ class ModelDrafter:
         min_probability: paths less likely than this are not drafted.
         budget: decides whom it drafts for; None: for all.
         tally: counts how often it is right.
+        memory: what is asked how its tokens go on; None for nothing.
 
     Raises:
         ConfigError: the two do not share a vocabulary.
@@ -166,11 +102,13 @@ class ModelDrafter:
         min_probability: float = 0.1,
         budget: RoundBudget | None = None,
         tally: DrafterTally | None = None,
+        memory: Memory | None = None,
     ) -> None:
         require_same_tokens(model, target)
         self.tally = DrafterTally() if tally is None else tally
         self._budget = RoundBudget(always_draft=True) if budget is None else budget
         self._model = model
+        self._memory = memory
         self._max_steps = max_steps
         self._max_branches = max_branches
         self._min_probability = min_probability
@@ -221,7 +159,7 @@ class ModelDrafter:
         self._learn(wishes)
         if not wishes:
             return []
-        trees, _ = self._fuse(wishes, None, max_branches=self._max_branches)
+        trees, _ = self._fuse(wishes, None, [wish.retrieved for wish in wishes])
         asking = [self._asking(wish, tree) for wish, tree in zip(wishes, trees, strict=True)]
         asked = self._budget.asked(asking)
         if asked:
@@ -261,10 +199,11 @@ class ModelDrafter:
     ) -> list[TokenTree]:
         """Fused drafts of those that are asked."""
         wishes = [everyone[i] for i in asked]
-        places = [_Places(wish.draws) for wish in wishes]
+        places = [Places(wish.draws) for wish in wishes]
         self._read_memory(wishes, places)
         now = dict(enumerate(recalled))
-        trees, batch = self._fuse(wishes, places, max_branches=self._max_branches)
+        behind = Continuing(self._memory, wishes)
+        trees, batch = self._fuse_on(wishes, places, behind)
         for _ in range(self._max_steps - 1):
             now.update(zip(asked, trees, strict=True))
             further = [self._further(*of) for of in zip(wishes, places, trees, strict=True)]
@@ -280,7 +219,7 @@ class ModelDrafter:
             self._read_on(
                 [wishes[i] for i in going], [places[i] for i in going], [further[i] for i in going]
             )
-            trees, batch = self._fuse(wishes, places, max_branches=self._max_branches)
+            trees, batch = self._fuse_on(wishes, places, behind)
         self._pending = _Pending(
             batch,
             wishes,
@@ -289,7 +228,7 @@ class ModelDrafter:
         )
         return trees
 
-    def _read_memory(self, wishes: Sequence[DraftWish], places: Sequence[_Places]) -> None:
+    def _read_memory(self, wishes: Sequence[DraftWish], places: Sequence[Places]) -> None:
         """Read what was committed and memory's trees behind it."""
         rows: list[Row] = []
         num_late = 0
@@ -328,7 +267,7 @@ class ModelDrafter:
             )
             self._hear([row], [], num_late=PREFILL_TOKENS)
 
-    def _further(self, wish: DraftWish, place: _Places, tree: TokenTree) -> _Further:
+    def _further(self, wish: DraftWish, place: Places, tree: TokenTree) -> _Further:
         """The ends of a draft that it has not read, likely enough and with room behind them."""
         paths = paths_of(tree)
         has_children = set(tree.parent.tolist())
@@ -353,7 +292,7 @@ class ModelDrafter:
         return 1 + len(further.known) + len(further.unread)
 
     def _read_on(
-        self, wishes: Sequence[DraftWish], places: Sequence[_Places], further: Sequence[_Further]
+        self, wishes: Sequence[DraftWish], places: Sequence[Places], further: Sequence[_Further]
     ) -> None:
         """Read each request's draft to its ends."""
         chained = self._max_branches == 1
@@ -397,7 +336,7 @@ class ModelDrafter:
     def _hear(
         self,
         rows: Sequence[Row],
-        places: Sequence[_Places],
+        places: Sequence[Places],
         *,
         num_late: int = 0,
         is_further: bool = False,
@@ -409,19 +348,26 @@ class ModelDrafter:
         ):
             logits = self._model.forward(rows)
             for place, of_row in zip(places, logits, strict=False):
-                place.add_top(of_row)
+                place.add_top(of_row, self._model.head_token_ids)
+
+    def _fuse_on(
+        self, wishes: Sequence[DraftWish], places: Sequence[Places], behind: Continuing
+    ) -> tuple[list[TokenTree], FusedBatch]:
+        """As `_fuse`, with what memory drafts behind the model's tokens."""
+        fused = self._fuse(wishes, places, behind.retrieved)
+        if behind.go_on(fused[0]):
+            fused = self._fuse(wishes, places, behind.retrieved)
+        return fused
 
     def _fuse(
         self,
         wishes: Sequence[DraftWish],
-        places: Sequence[_Places] | None,
-        *,
-        max_branches: int,
+        places: Sequence[Places] | None,
+        trees: Sequence[TokenTree],
     ) -> tuple[list[TokenTree], FusedBatch]:
-        """Memory's drafts with what the model says, or by themselves."""
-        trees = [wish.retrieved for wish in wishes]
+        """Memory's drafts, `trees`, with what the model says, or by themselves."""
         if places is None:
-            places = [_Places(wish.draws, parent=[], token=[], paths={}) for wish in wishes]
+            places = [Places(wish.draws, parent=[], token=[], paths={}) for wish in wishes]
         offsets, token_ids, parent, prob, source, batch = self._fusion.fuse(
             np.cumsum([0, *(len(tree.token_ids) for tree in trees)], dtype=np.int64),
             np.concatenate([tree.token_ids for tree in trees]),
@@ -435,7 +381,7 @@ class ModelDrafter:
             _joined([top for place in places for top in place.top_prob], np.float32),
             keys=np.array([wish.key for wish in wishes], np.int64),
             max_tokens=np.array([wish.max_tokens for wish in wishes], np.int32),
-            max_branches=max_branches,
+            max_branches=self._max_branches,
         )
         fused = [
             TokenTree(token_ids[a:b], parent[a:b], prob[a:b], source[a:b])
@@ -483,11 +429,3 @@ def require_same_tokens(model: Target, target: Target) -> None:
 def _joined(rows: Sequence[npt.NDArray[T]], dtype: type[T]) -> npt.NDArray[T]:
     """One after the other; of the type also where there are none."""
     return np.concatenate(rows) if rows else np.zeros(0, dtype)
-
-
-def paths_of(tree: TokenTree) -> list[tuple[int, ...]]:
-    """The tokens that lead to each node of a tree, its own included. O(nodes * depth)."""
-    paths: list[tuple[int, ...]] = []
-    for token, parent in zip(tree.token_ids.tolist(), tree.parent.tolist(), strict=True):
-        paths.append((*(() if parent == ROOT else paths[parent]), token))
-    return paths

@@ -100,15 +100,22 @@ def draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
 
 
 def foresee(
-    logits: torch.Tensor, draws: NextDraws, depths: Sequence[int], num_top: int
+    logits: torch.Tensor,
+    draws: NextDraws,
+    depths: Sequence[int],
+    num_top: int,
+    *,
+    token_ids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens that would come out if another model's logits were the target's, best guess first.
 
     Args:
-        logits: float32, (places, vocabulary), of a drafter.
+        logits: float32, (places, known), of a drafter.
         draws: how the target's tokens will be drawn.
         depths: of each place, the tokens between it and the next token of the reply.
-        num_top: tokens for each place, at most the vocabulary.
+        num_top: tokens for each place, at most those that are known.
+        token_ids: of the tokens that the drafter knows, int64 (known,); None for the vocabulary in
+            its order.
 
     Returns:
         (token ids int64, guesses float32), both (places, num_top). Greedy, a guess is the drafter's
@@ -116,23 +123,30 @@ def foresee(
         how likely it wins if the target's log probabilities are the drafter's with Gumbel noise of
         scale one. The true scale is for whoever learns from the guesses' logits.
 
-    Complexity: O(places * vocabulary).
+    Complexity: O(places * known), and O(vocabulary) for each depth where the target samples.
     """
     if draws.params.is_greedy:
         top = torch.softmax(logits, dim=-1).topk(num_top, dim=-1)
-        return top.indices, top.values
+        return _named(top.indices, token_ids), top.values
     params = draws.params
     if params.top_p >= 1.0:
         probs = torch.softmax(logits / params.temperature, dim=-1)
     else:
         probs = torch.stack([distribution(row, params) for row in logits]).float()
     at, places = sorted(set(depths)), list(depths)
-    numbers = [exponentials(params.seed, draws.position + d, logits.shape[-1]) for d in at]
+    size = logits.shape[-1] if token_ids is None else int(token_ids.max()) + 1
+    numbers = [exponentials(params.seed, draws.position + d, size) for d in at]
+    if token_ids is not None:
+        numbers = [row[token_ids] for row in numbers]
     # single precision: near ties may fall otherwise than the target's, which costs a draft
     chances = torch.stack(numbers).reciprocal().float()[[at.index(d) for d in places]]
     scores = probs * chances
     top = scores.topk(num_top, dim=-1)
-    return top.indices, top.values / scores.sum(dim=-1, keepdim=True)
+    return _named(top.indices, token_ids), top.values / scores.sum(dim=-1, keepdim=True)
+
+
+def _named(columns: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
+    return columns if token_ids is None else token_ids[columns]
 
 
 def distribution(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:

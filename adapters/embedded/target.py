@@ -55,10 +55,12 @@ class Target:
         model: a transformers causal LM whose attention uses transformers' interface for it.
         tokenizer: its tokenizer.
 
+    Attributes:
+        head_token_ids: of which token each row of a drafter's trimmed head is, int64 (rows,); None
+            for a head that knows all.
     """
 
-    _kept_token_ids: torch.Tensor | None = None
-    """Of which token each row of a drafter's trimmed head is, int64 (rows,)."""
+    head_token_ids: torch.Tensor | None = None
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         model.set_attn_implementation(NAME)
@@ -92,13 +94,13 @@ class Target:
             keep_head_rows(model, kept_ids)
         compute_in(model, dtype)
         loaded = cls(model, tokenizer)
-        loaded._kept_token_ids = kept_ids
+        loaded.head_token_ids = kept_ids
         return loaded
 
     @property
     def num_head_rows(self) -> int:
         """Tokens that it has logits for."""
-        kept = self._kept_token_ids
+        kept = self.head_token_ids
         return int(self.model.config.vocab_size) if kept is None else len(kept)
 
     @property
@@ -121,7 +123,7 @@ class Target:
 
         Returns:
             For each row the logits after its last `num_logits` tokens, float32 (num_logits,
-            vocabulary); minus infinity for tokens that a trimmed head does not know.
+            `num_head_rows`): of a trimmed head see `in_vocabulary`.
         """
         spans = _spans(rows)
         wanted = [
@@ -139,11 +141,19 @@ class Target:
         for row in rows:
             row.key_values.advance(len(row.token_ids))
         logits: torch.Tensor = output.logits[0].float()
-        if self._kept_token_ids is not None:
-            known, vocab_size = logits, self.model.config.vocab_size
-            logits = torch.full((len(known), vocab_size), -torch.inf)
-            logits[:, self._kept_token_ids] = known
         return list(logits.split([row.num_logits for row in rows]))
+
+    def in_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
+        """What `forward` gives, for all tokens, float32 (num_logits, vocabulary).
+
+        Those that a trimmed head does not know have minus infinity.
+        """
+        if self.head_token_ids is None:
+            return logits
+        known = logits
+        logits = torch.full((len(known), self.model.config.vocab_size), -torch.inf)
+        logits[:, self.head_token_ids] = known
+        return logits
 
 
 def _spans(rows: Sequence[Row]) -> list[Span]:

@@ -45,7 +45,8 @@ class Pair:
             row = Row(
                 request_id="", key_values=model.sequence(), token_ids=text, num_logits=len(reply)
             )
-            kept = torch.stack([distribution(logits, params) for logits in model.forward([row])[0]])
+            told = model.in_vocabulary(model.forward([row])[0])
+            kept = torch.stack([distribution(logits, params) for logits in told])
             both.append(kept / kept.sum(dim=-1, keepdim=True))
         return both[0], both[1]
 

@@ -100,7 +100,8 @@ def test_replies_across_swaps_are_the_targets(sampling: dict[str, Any], branches
 
 def test_a_swapped_drafter_drafts_as_one_that_was_always_there() -> None:
     """Its chains and probabilities are those of the new weights from the first token on."""
-    from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
+    from paceline.adapters.embedded.draft_places import DraftWish
+    from paceline.adapters.embedded.model_drafter import ModelDrafter
 
     old, new, target = make_target(seed=4), make_target(), make_target()
     text = np.array([(k * k + 5 * k) % VOCABULARY for k in range(90)], np.int32)

@@ -192,7 +192,8 @@ def test_memory_alone_is_cut_where_tokens_are_dear() -> None:
 
 def test_one_that_rested_drafts_as_one_that_never_did() -> None:
     """After rounds without it the drafter's chains and probabilities are those of every round."""
-    from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
+    from paceline.adapters.embedded.draft_places import DraftWish
+    from paceline.adapters.embedded.model_drafter import ModelDrafter
 
     clock = Clock()
     target = make_target(clock, fixed=0.0, request=0.0, token=0.0)
@@ -221,7 +222,8 @@ def test_one_that_rested_drafts_as_one_that_never_did() -> None:
 
 def test_the_model_goes_on_where_memory_went_further_than_it_read() -> None:
     """Of a long tree it reads the likeliest part first, then the best chain to its end."""
-    from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
+    from paceline.adapters.embedded.draft_places import DraftWish
+    from paceline.adapters.embedded.model_drafter import ModelDrafter
 
     clock = Clock()
     target = make_target(clock, fixed=0.0, request=0.0, token=0.0)

@@ -97,6 +97,27 @@ def test_what_the_target_would_say_is_foreseen(params: SamplingParams) -> None:
     assert bool((guesses.sum(dim=-1) <= 1 + 1e-6).all())
 
 
+@pytest.mark.parametrize(
+    "params",
+    [SamplingParams(temperature=0), SamplingParams(seed=5), SamplingParams(seed=6, top_p=0.6)],
+)
+def test_a_trimmed_head_foresees_as_a_whole_one_that_rules_the_others_out(
+    params: SamplingParams,
+) -> None:
+    """The same tokens and guesses, in whatever order its rows are."""
+    known = torch.tensor([4, 1, 2, 0])
+    logits = torch.stack([LOGITS.roll(shift) for shift in range(5)])
+    whole = torch.full_like(logits, -torch.inf)
+    whole[:, known] = logits[:, known]
+    draws, depths = NextDraws(params, 30), [0, 1, 1, 2, 7]
+    tokens, guesses = foresee(logits[:, known], draws, depths, 3, token_ids=known)
+    expected, of_whole = foresee(whole, draws, depths, 3)
+    torch.testing.assert_close(guesses, of_whole)
+    is_possible = guesses > 0  # beyond top_p all are alike
+    assert torch.equal(tokens[is_possible], expected[is_possible])
+    assert bool(is_possible[:, 0].all())
+
+
 def test_different_opinions_agree_as_often_as_promised() -> None:
     """The winners of two races: equal oftener than the drafter's likeliest token is right."""
     other = LOGITS.flip(0) * 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -115,7 +116,8 @@ def test_every_branch_of_a_tree_is_read_on() -> None:
     """
     import numpy as np
 
-    from paceline.adapters.embedded.model_drafter import TOP, DraftWish, ModelDrafter, paths_of
+    from paceline.adapters.embedded.draft_places import TOP, DraftWish, paths_of
+    from paceline.adapters.embedded.model_drafter import ModelDrafter
     from paceline.adapters.embedded.target import Row
     from paceline.caches import TokenTree
 
@@ -139,6 +141,52 @@ def test_every_branch_of_a_tree_is_read_on() -> None:
         row = Row(request_id="alone", key_values=model.sequence(), token_ids=before)
         (logits,) = model.forward([row])
         assert path[-1] in logits[0].topk(TOP).indices.tolist()
+
+
+@pytest.mark.parametrize("branches", [1, 4], ids=["chains", "trees"])
+def test_memory_drafts_behind_what_the_model_drafts(branches: int) -> None:
+    """Where memory is silent the model finds the next token, and memory knows what follows it."""
+    import numpy as np
+
+    from paceline.adapters.embedded.draft_places import DraftWish, paths_of
+    from paceline.adapters.embedded.model_drafter import ModelDrafter
+    from paceline.caches import Source, TokenTree
+
+    model = make_target(seed=4)
+    text = np.array(PROMPTS[0], np.int32)
+    wish = DraftWish("r", 0, text, TokenTree.empty(), 8, max_recalled=8)
+
+    def drafted(memory: Speculator | None, wish: DraftWish = wish) -> dict[Any, int]:
+        drafter = ModelDrafter(
+            model,
+            make_target(),
+            max_branches=branches,
+            max_steps=1,
+            min_probability=0.001,
+            memory=memory,
+        )
+        (tree,) = drafter.propose([wish])
+        assert drafter.num_passes == 1
+        assert len(tree.token_ids) <= 8
+        return dict(zip(paths_of(tree), tree.source.tolist(), strict=True))
+
+    alone = drafted(None)
+    first = next(iter(alone))
+    assert set(map(len, alone)) == {1}  # a pass tells of one token
+    follow = [token for token in range(97) if token not in {*first, *PROMPTS[0]}][:6]
+    memory = Speculator()
+    memory.begin(RequestInfo(request_id="before", tenant="t"), [follow[5], *first])
+    memory.commit("before", follow)
+    memory.finish("before")
+    memory.begin(RequestInfo(request_id="r", tenant="t"), PROMPTS[0])
+    assert not len(memory.propose(["r"])[0])
+    beside = drafted(memory)
+    assert beside[first] == Source.MODEL
+    assert beside[*first, *follow[:2]] == Source.TENANT
+    assert drafted(memory, replace(wish, max_recalled=0)) == alone  # memory may not draft
+    assert drafted(memory, replace(wish, request_id="unknown")) == alone
+    memory.begin(RequestInfo(request_id="other", tenant="u"), PROMPTS[0])
+    assert drafted(memory, replace(wish, request_id="other")) == alone  # another tenant's
 
 
 def test_a_sampling_target_is_foreseen_by_a_drafter_of_the_same_opinion() -> None:

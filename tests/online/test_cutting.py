@@ -103,7 +103,7 @@ def test_the_engine_computes_kept_tokens_alone(tmp_path: Path) -> None:
 
     def logits(model: Target) -> torch.Tensor:
         row = Row(request_id="r", key_values=model.sequence(), token_ids=[5, 6, 7], num_logits=2)
-        return model.forward([row])[0]
+        return model.in_vocabulary(model.forward([row])[0])
 
     whole, trimmed = Target.load(folder), Target.load_drafter(folder)
     kept = list(record.kept_token_ids)

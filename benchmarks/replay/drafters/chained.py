@@ -75,7 +75,8 @@ class GreedyChains:
         """Probabilities of the next token."""
         self.num_passes += 1
         row = Row(request_id="", key_values=key_values, token_ids=token_ids.tolist())
-        return self._model.forward([row])[0][-1].softmax(dim=-1)
+        logits = self._model.in_vocabulary(self._model.forward([row])[0])
+        return logits[-1].softmax(dim=-1)
 
 
 @dataclass(slots=True)

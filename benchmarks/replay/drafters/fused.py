@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
+from paceline.adapters.embedded.draft_places import DraftWish
 from paceline.adapters.embedded.drafts import FUSED_BRANCHES
-from paceline.adapters.embedded.model_drafter import DraftWish, ModelDrafter
+from paceline.adapters.embedded.model_drafter import ModelDrafter
 from paceline.adapters.embedded.target import Target
 from paceline.benchmarks.replay.base import Draft, Memory, TokenIds
 from paceline.benchmarks.replay.drafters.context import Context
 from paceline.benchmarks.replay.drafters.paceline import PacelineDrafter
-from paceline.caches import TokenTree
+from paceline.caches import TokenTree, TreeBatch
 from paceline.caches.tree import Source
 
 KEY: Final = 1
@@ -35,6 +37,33 @@ class BoundedMemory(PacelineDrafter):
     def propose(self, request_id: int, max_tokens: int) -> Draft:
         """A batch of one."""
         return super().propose(request_id, min(max_tokens, self._num_nodes))
+
+
+class _Behind:
+    """What the engine's drafter asks of its memory, of this one.
+
+    Args:
+        memory: its requests have numbers.
+    """
+
+    def __init__(self, memory: PacelineDrafter) -> None:
+        self._memory = memory
+
+    def __contains__(self, request_id: str) -> bool:
+        """All are known."""
+        return True
+
+    def propose_behind(
+        self,
+        request_ids: Sequence[str],
+        token_ids: Sequence[Sequence[int]],
+        *,
+        max_tokens: Sequence[int],
+    ) -> TreeBatch:
+        """A chain for each."""
+        return self._memory.propose_behind(
+            [int(each) for each in request_ids], token_ids, max_tokens
+        )
 
 
 class FusedDrafter:
@@ -71,6 +100,7 @@ class FusedDrafter:
             max_steps=max_steps,
             max_branches=max_branches,
             min_probability=min_probability,
+            memory=None if self._memory is None else _Behind(self._memory),
         )
         self._num_nodes = num_nodes
         self._contexts: dict[int, Context] = {}
@@ -98,6 +128,7 @@ class FusedDrafter:
             tokens=self._contexts[request_id].token_ids,
             retrieved=retrieved,
             max_tokens=min(max_tokens, self._num_nodes),
+            max_recalled=self._num_nodes,
         )
         tree = self._model.propose([wish])[0]
         return Draft(tree.token_ids.tolist(), tree.parent.tolist(), tree.prob.tolist())
