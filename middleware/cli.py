@@ -91,6 +91,21 @@ def cli() -> None:
 )
 @click.option("--drafter", help="Folder of a small model that drafts too (`paceline drafter`).")
 @click.option(
+    "--max-draft-tokens", default=8, show_default=True, help="Most tokens drafted a round."
+)
+@click.option(
+    "--max-branches",
+    default=1,
+    show_default=True,
+    help="Most drafted tokens that continue one; 1 drafts chains, more drafts trees.",
+)
+@click.option(
+    "--min-probability",
+    default=0.1,
+    show_default=True,
+    help="What is less likely is not drafted; in bfloat16 0.01 can be worth while.",
+)
+@click.option(
     "--redis", "redis_url", help="Redis for the shared memory.  [default: an embedded Valkey]"
 )
 @click.option(
@@ -122,6 +137,9 @@ def serve(
     model: str | None,
     dtype: str,
     drafter: str | None,
+    max_draft_tokens: int,
+    max_branches: int,
+    min_probability: float,
     redis_url: str | None,
     policy_file: Path | None,
     data_folder: Path | None,
@@ -141,6 +159,9 @@ def serve(
         model=model,
         dtype=dtype,
         drafter=drafter,
+        max_draft_tokens=max_draft_tokens,
+        max_branches=max_branches,
+        min_probability=min_probability,
         redis_url=redis_url,
         policy_file=policy_file,
         data_folder=data_folder,

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from paceline.adapters.embedded.engine_settings import EngineSettings
 from paceline.adapters.vllm.launch import require_vllm, serve_environment, worker_command
 from paceline.adapters.vllm.settings import WorkerSettings
 from paceline.caches.embedded_store import EmbeddedStore
@@ -65,6 +66,9 @@ class ServeSettings:
         model: Hugging Face folder, None for the packaged SmolLM2-135M.
         dtype: what it computes in, ``float32`` or ``bfloat16``.
         drafter: folder of a small model that drafts beside memory, None for memory alone.
+        max_draft_tokens: most tokens drafted a round, like what follows as in `EngineSettings`.
+        max_branches: most drafted tokens that continue one.
+        min_probability: what is less likely is not drafted.
         redis_url: Redis that holds the memory, None for an embedded Valkey.
         policy_file: tenants and their keys, None for one local tenant without a key.
         data_folder: where the embedded Valkey and the engine's log live, None for the user's data
@@ -72,6 +76,9 @@ class ServeSettings:
         learn: whether the drafter goes on learning from what is said, in idle time.
         dashboard: whether there is one; None for where it is installed.
         num_workers: processes of the proxy.
+
+    Raises:
+        EngineError: what is to be drafted is out of range.
     """
 
     host: str = "127.0.0.1"
@@ -79,12 +86,22 @@ class ServeSettings:
     model: str | None = None
     dtype: str = "float32"
     drafter: str | None = None
+    max_draft_tokens: int = 8
+    max_branches: int = 1
+    min_probability: float = 0.1
     redis_url: str | None = None
     policy_file: Path | None = None
     data_folder: Path | None = None
     learn: bool = False
     dashboard: bool | None = None
     num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        EngineSettings(
+            max_draft_tokens=self.max_draft_tokens,
+            max_branches=self.max_branches,
+            min_probability=self.min_probability,
+        )
 
     @property
     def model_name(self) -> str:
@@ -310,6 +327,9 @@ def _engine(
 ) -> ChildProcess:
     command = [sys.executable, "-m", "paceline.adapters.embedded", "--host", "127.0.0.1"]
     command += ["--port", config.upstreams[0].url.rpartition(":")[2], "--dtype", settings.dtype]
+    command += ["--max-draft-tokens", str(settings.max_draft_tokens)]
+    command += ["--max-branches", str(settings.max_branches)]
+    command += ["--min-probability", str(settings.min_probability)]
     if settings.model is not None:
         command += ["--model", settings.model]
     if settings.drafter is not None:

@@ -91,6 +91,22 @@ def test_a_wrong_configuration_is_one_line(
     assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--max-draft-tokens", "0"), "max_draft_tokens is 0; give at least 1"),
+        (("--max-branches", "20"), "max_branches is 20; give 1 (chains) to 16"),
+        (("--min-probability", "1.5"), "min_probability is 1.5; give a number above 0, at most 1"),
+    ],
+)
+def test_serving_refuses_drafts_out_of_range(option: tuple[str, str], message: str) -> None:
+    """Before anything is started; the value, the limit and the fix are named."""
+    done = run("serve", *option)
+    assert done.exit_code == 1
+    assert message in done.output
+    assert "Traceback" not in done.output
+
+
 def test_vllm_outside_the_tested_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message gives the tested range; nothing is started."""
     monkeypatch.setattr(launch, "find_vllm", lambda: InstalledVllm("0.33.0", "gpu"))

@@ -254,6 +254,23 @@ def test_workers_share_what_is_served(tmp_path: Path) -> None:
         assert serving.num_children == 0
 
 
+def test_drafts_go_as_far_as_the_command_says(tmp_path: Path) -> None:
+    """A reply that was said before is drafted a token at a time where no more may be drafted."""
+    model = write_target(tmp_path / "target")
+    told = ("--max-draft-tokens", "1", "--max-branches", "2", "--min-probability", "0.02")
+    with Serving(tmp_path, "--model", str(model), *told) as serving:
+        with openai.OpenAI(base_url=serving.base_url, api_key="local", max_retries=0) as client:
+            for _ in range(3):
+                client.chat.completions.create(
+                    model="target",
+                    messages=[{"role": "user", "content": "w1 w2 w3"}],
+                    max_tokens=30,
+                    temperature=0,
+                )
+        assert serving.engine_metric("accepted_tokens") > 0
+        assert serving.engine_metric("draft_tokens") <= serving.engine_metric("rounds")
+
+
 def test_engines_look_for_corpora_where_the_command_puts_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
