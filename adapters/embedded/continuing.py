@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from paceline.adapters.embedded.draft_places import DraftWish, Path, paths_of
+from paceline.adapters.embedded.draft_places import DraftWish, TokenPath, paths_of
 from paceline.adapters.model_chains import Continued, Supposed, joined
 from paceline.caches import Source, TokenTree, TreeBatch
 
@@ -49,7 +49,7 @@ class Continuing:
         self.retrieved: list[TokenTree] = [wish.retrieved for wish in wishes]
         self._memory = memory
         self._wishes = wishes
-        self._asked: list[set[Path]] = [set() for _ in wishes]
+        self._asked: list[set[TokenPath]] = [set() for _ in wishes]
 
     def go_on(self, trees: Sequence[TokenTree]) -> bool:
         """Ask memory behind those of the model's tokens where it was not asked yet.
@@ -86,7 +86,7 @@ class Continuing:
         self.retrieved = batch.trees()
         return True
 
-    def _unasked(self, row: int, tree: TokenTree) -> list[Path]:
+    def _unasked(self, row: int, tree: TokenTree) -> list[TokenPath]:
         paths = paths_of(tree)
         asked = self._asked[row]
         found = [

@@ -18,7 +18,7 @@ from paceline.caches.tree import ROOT
 TOP: Final = 8
 """Likeliest next tokens that are looked at after each token."""
 GREEDY: Final = NextDraws(SamplingParams(temperature=0.0), 0)
-Path = tuple[int, ...]
+TokenPath = tuple[int, ...]
 """Tokens from the context's end on."""
 
 
@@ -61,11 +61,11 @@ class Places:
     draws: NextDraws
     parent: list[int] = field(default_factory=lambda: [ROOT])
     token: list[int] = field(default_factory=lambda: [0])
-    paths: dict[Path, int] = field(default_factory=lambda: {(): 0})
+    paths: dict[TokenPath, int] = field(default_factory=lambda: {(): 0})
     top_token: list[npt.NDArray[np.int32]] = field(default_factory=list)
     top_prob: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
-    def add(self, path: Path) -> None:
+    def add(self, path: TokenPath) -> None:
         """A place behind one that is there."""
         self.parent.append(self.paths[path[:-1]])
         self.token.append(path[-1])
@@ -86,15 +86,15 @@ class Places:
 
     def own_chain(self) -> list[int]:
         """What the model itself finds likeliest, token by token, as far as it has read that."""
-        path: Path = ()
+        path: TokenPath = ()
         while (place := self.paths.get(path)) is not None and place < len(self.top_token):
             path = (*path, int(self.top_token[place][0]))
         return list(path)
 
 
-def paths_of(tree: TokenTree) -> list[Path]:
+def paths_of(tree: TokenTree) -> list[TokenPath]:
     """The tokens that lead to each node of a tree, its own included. O(nodes * depth)."""
-    paths: list[Path] = []
+    paths: list[TokenPath] = []
     for token, parent in zip(tree.token_ids.tolist(), tree.parent.tolist(), strict=True):
         paths.append((*(() if parent == ROOT else paths[parent]), token))
     return paths

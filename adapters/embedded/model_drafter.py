@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from paceline.adapters.drafter_tally import DrafterTally
 from paceline.adapters.embedded.continuing import Continuing, Memory
-from paceline.adapters.embedded.draft_places import DraftWish, Path, Places, paths_of
+from paceline.adapters.embedded.draft_places import DraftWish, Places, TokenPath, paths_of
 from paceline.adapters.embedded.key_values import KeyValues
 from paceline.adapters.embedded.prefixes import num_common
 from paceline.adapters.embedded.round_budget import Asking, RoundBudget
@@ -53,8 +53,8 @@ class _Further:
         gain: tokens that are expected of the next one behind each of their ends.
     """
 
-    known: list[Path]
-    unread: list[Path]
+    known: list[TokenPath]
+    unread: list[TokenPath]
     gain: float
 
 
