@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from paceline import __version__
+from paceline.adapters.embedded.draft_options import draft_options
 from paceline.errors import PacelineError
 from paceline.middleware.corpus import corpus
 from paceline.middleware.drafter import drafter as drafter_commands
@@ -90,21 +91,7 @@ def cli() -> None:
     help="What the model computes in; bfloat16 is quicker on processors that have it.",
 )
 @click.option("--drafter", help="Folder of a small model that drafts too (`paceline drafter`).")
-@click.option(
-    "--max-draft-tokens", default=8, show_default=True, help="Most tokens drafted a round."
-)
-@click.option(
-    "--max-branches",
-    default=1,
-    show_default=True,
-    help="Most drafted tokens that continue one; 1 drafts chains, more drafts trees.",
-)
-@click.option(
-    "--min-probability",
-    default=0.1,
-    show_default=True,
-    help="What is less likely is not drafted; in bfloat16 0.01 can be worth while.",
-)
+@draft_options
 @click.option(
     "--redis", "redis_url", help="Redis for the shared memory.  [default: an embedded Valkey]"
 )

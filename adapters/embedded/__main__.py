@@ -14,6 +14,7 @@ from paceline.adapters.corpora import CorpusFeed
 from paceline.adapters.drafter_following import follow_drafters
 from paceline.adapters.drafter_settings import FollowSettings
 from paceline.adapters.drafter_watch import DrafterWatch
+from paceline.adapters.embedded.draft_options import draft_options
 from paceline.adapters.embedded.drafter_host import EmbeddedDrafterHost
 from paceline.adapters.embedded.engine import EmbeddedEngine
 from paceline.adapters.embedded.engine_settings import EngineSettings
@@ -103,21 +104,7 @@ def keep_house(speculator: Speculator | None) -> None:
     envvar="PACELINE_CORPUS_DIR",
     help="Folder of corpora to draft from (`paceline corpus`).",
 )
-@click.option(
-    "--max-draft-tokens", default=8, show_default=True, help="Most tokens drafted a round."
-)
-@click.option(
-    "--max-branches",
-    default=1,
-    show_default=True,
-    help="Most drafted tokens that continue one; 1 drafts chains, more drafts trees.",
-)
-@click.option(
-    "--min-probability",
-    default=0.1,
-    show_default=True,
-    help="What is less likely is not drafted; in bfloat16 0.03 can be worth while.",
-)
+@draft_options
 @click.option(
     "--drafter",
     type=click.Path(path_type=Path),
