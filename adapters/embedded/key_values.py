@@ -140,9 +140,8 @@ class KeyValues:
     def _zeros(self, capacity: int) -> torch.Tensor:
         """Of nothing but zeros; memory that is not written yet is not held.
 
-        Buffers live as long as requests are remembered, among others of other lengths. On the heap
-        they leave holes that the next does not fit into, and it would grow; a mapping goes back to
-        the system by itself.
+        Buffers live as long as requests are remembered, among others of other lengths. On glibc's
+        heap more and more was free between them; a mapping goes back to the system by itself.
         """
         shape = self.shape
         sizes = (shape.num_layers, 2, shape.num_heads, capacity, shape.head_dim)
