@@ -16,6 +16,7 @@ from paceline.adapters.arm_menu import ArmCaps
 from paceline.adapters.drafter_tally import stratum_of
 from paceline.adapters.embedded.draft_places import DraftWish
 from paceline.adapters.embedded.model_drafter import ModelDrafter
+from paceline.adapters.embedded.prefixes import owner_of
 from paceline.adapters.embedded.requests import ALL_SOURCES, DraftSource
 from paceline.adapters.embedded.round_budget import RoundBudget
 from paceline.adapters.embedded.sampling import NextDraws
@@ -148,7 +149,7 @@ class Drafts:
                     self._speculator.predictions.tell(info.request_id, predicted_ids)
         if self._drafter is not None:
             with self._failing_open():
-                self._drafter.begin(info.request_id)
+                self._drafter.begin(info.request_id, owner_of(info))
                 is_open = True
         return is_open
 

@@ -19,11 +19,11 @@ from paceline.adapters.drafter_tally import DrafterTally
 from paceline.adapters.embedded.drafts import NO_DRAFT, Drafts, Wish
 from paceline.adapters.embedded.engine_settings import EngineCounts, EngineSettings
 from paceline.adapters.embedded.model_drafter import ModelDrafter
-from paceline.adapters.embedded.prefixes import PrefixStore
+from paceline.adapters.embedded.prefixes import PrefixStore, owner_of
 from paceline.adapters.embedded.reply import Reply
 from paceline.adapters.embedded.requests import GenerationRequest, Job, Progress
 from paceline.adapters.embedded.round_budget import DraftCounts, RoundBudget
-from paceline.adapters.embedded.running import Running, owner_of
+from paceline.adapters.embedded.running import Running
 from paceline.adapters.embedded.sampling import NextDraws, TokenLogprobs, logprobs_of, verify
 from paceline.adapters.embedded.target import PREFILL_TOKENS, Row, Target
 from paceline.adapters.failures import FailureLog
@@ -93,6 +93,9 @@ class EmbeddedEngine:
                 max_tokens=self.settings.max_draft_tokens,
                 drafter=drafter_name if drafter is not None else "",
             )
+        if prefixes is None:
+            prefixes = PrefixStore(self.settings.max_kept_bytes)
+        self._prefixes = prefixes
         self._drafts = Drafts(
             speculator,
             None if drafter is None else self._model_drafter(drafter),
@@ -113,9 +116,6 @@ class EmbeddedEngine:
         """What came of the round so far."""
         self._spent = UNKNOWN
         """What the round is expected to take."""
-        if prefixes is None:
-            prefixes = PrefixStore(self.settings.max_kept_bytes)
-        self._prefixes = prefixes
         self._waiting: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
         self._running: list[Running] = []
         self._thread = threading.Thread(
@@ -132,6 +132,7 @@ class EmbeddedEngine:
             budget=self._budget,
             tally=self.tally,
             memory=self._speculator,
+            prefixes=self._prefixes,
         )
 
     @property

@@ -20,7 +20,8 @@ class EngineSettings:
         min_probability: what a model drafter drafts is not less likely, in (0, 1]. What is worth
             verifying is decided besides: less than a tenth can be, where tokens cost next to
             nothing.
-        max_kept_bytes: memory for keys and values of finished requests, for those that begin alike.
+        max_kept_bytes: memory for keys and values of finished requests, the target's and the
+            drafter's, for those that begin alike.
         always_draft: draft all that may be drafted, whether or not it is expected to be worth its
             time.
         bandit: let a bandit narrow who drafts and how far, by what rounds took and brought; never

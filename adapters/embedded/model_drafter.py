@@ -13,7 +13,7 @@ Where the target samples, it drafts what the target would draw with its probabil
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import TypeVar
 
@@ -23,8 +23,8 @@ import numpy.typing as npt
 from paceline.adapters.drafter_tally import DrafterTally
 from paceline.adapters.embedded.continuing import Continuing, Memory
 from paceline.adapters.embedded.draft_places import DraftWish, Places, TokenPath, paths_of
-from paceline.adapters.embedded.key_values import KeyValues
-from paceline.adapters.embedded.prefixes import num_common
+from paceline.adapters.embedded.prefixes import PrefixStore, num_common
+from paceline.adapters.embedded.readings import Reading, Readings
 from paceline.adapters.embedded.round_budget import Asking, RoundBudget
 from paceline.adapters.embedded.target import PREFILL_TOKENS, Row, Target
 from paceline.caches import FusedBatch, Fusion, TokenTree
@@ -32,15 +32,6 @@ from paceline.caches.tree import ROOT
 from paceline.errors import ConfigError
 
 T = TypeVar("T", bound=np.generic)
-
-
-@dataclass(slots=True)
-class _Reading:
-    """Where the drafter stands in one request."""
-
-    key_values: KeyValues
-    tokens: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    """Of `key_values`, one for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +78,8 @@ class ModelDrafter:
         budget: decides whom it drafts for; None: for all.
         tally: counts how often it is right.
         memory: what is asked how its tokens go on; None for nothing.
+        prefixes: keeps what it has read of requests that have ended, for those that begin alike;
+            None keeps nothing.
 
     Raises:
         ConfigError: the two do not share a vocabulary.
@@ -103,6 +96,7 @@ class ModelDrafter:
         budget: RoundBudget | None = None,
         tally: DrafterTally | None = None,
         memory: Memory | None = None,
+        prefixes: PrefixStore | None = None,
     ) -> None:
         require_same_tokens(model, target)
         self.tally = DrafterTally() if tally is None else tally
@@ -113,7 +107,7 @@ class ModelDrafter:
         self._max_branches = max_branches
         self._min_probability = min_probability
         self._fusion = Fusion(min_probability=min_probability)
-        self._readings: dict[str, _Reading] = {}
+        self._readings = Readings(model.sequence, prefixes)
         self._pending: _Pending | None = None
 
     @property
@@ -121,13 +115,18 @@ class ModelDrafter:
         """Forward passes so far."""
         return self._budget.counts.model_passes
 
-    def begin(self, request_id: str) -> None:
-        """Open a request; its prompt is read when the model first drafts for it."""
-        self._reading(request_id)
+    def begin(self, request_id: str, owner: str = "") -> None:
+        """Open a request; its prompt is read when the model first drafts for it.
+
+        Args:
+            request_id: whose.
+            owner: whose later requests may go on from what is read of it, "" for nobody's.
+        """
+        self._readings.begin(request_id, owner)
 
     def finish(self, request_id: str) -> None:
         """Close a request."""
-        self._readings.pop(request_id, None)
+        self._readings.finish(request_id)
 
     def swap(self, model: Target) -> None:
         """Draft with another model from the next round on, as if it had always been this one.
@@ -143,7 +142,7 @@ class ModelDrafter:
             self._model.shape,
             self._model.num_head_rows,
         )
-        self._readings = {request_id: _Reading(model.sequence()) for request_id in self._readings}
+        self._readings.renew(model.sequence)
         self._model = model
         self._fusion = Fusion(min_probability=self._min_probability)
         self._budget.renew(costs_same=costs_same)
@@ -170,7 +169,7 @@ class ModelDrafter:
         return trees
 
     def _asking(self, wish: DraftWish, recalled: TokenTree) -> Asking:
-        num_unread = len(wish.tokens) - self._num_read(wish)
+        num_unread = len(wish.tokens) - self._readings.num_read(wish.request_id, wish.tokens)
         num_fresh = min(num_unread, wish.max_tokens + 1)  # what one round commits at most
         return Asking(
             request_id=wish.request_id,
@@ -180,19 +179,6 @@ class ModelDrafter:
             num_late=num_unread - num_fresh,
             num_left=wish.num_left,
         )
-
-    def _reading(self, request_id: str) -> _Reading:
-        """Where it stands in a request: at its beginning if it was not there when that began."""
-        if request_id not in self._readings:
-            self._readings[request_id] = _Reading(self._model.sequence())
-        return self._readings[request_id]
-
-    def _num_read(self, wish: DraftWish) -> int:
-        """Tokens that need not be read again, at most all but one."""
-        reading = self._reading(wish.request_id)
-        # a pass that failed may have left fewer keys and values than tokens
-        held = min(len(reading.key_values), len(wish.tokens) - 1)
-        return min(num_common(reading.tokens, wish.tokens), held)
 
     def _draft(
         self, everyone: Sequence[DraftWish], recalled: Sequence[TokenTree], asked: Sequence[int]
@@ -233,8 +219,7 @@ class ModelDrafter:
         rows: list[Row] = []
         num_late = 0
         for wish, place in zip(wishes, places, strict=True):
-            reading = self._readings[wish.request_id]
-            reading.key_values.crop(self._num_read(wish))
+            reading = self._readings.resume(wish.request_id, wish.tokens)
             self._read_prompt(wish, reading)
             tree = wish.judged
             for path in paths_of(tree):
@@ -252,11 +237,11 @@ class ModelDrafter:
             )
         self._hear(rows, places, num_late=num_late)
         for wish in wishes:
-            reading = self._readings[wish.request_id]
+            reading = self._readings.of(wish.request_id)
             reading.key_values.crop(len(wish.tokens))
             reading.tokens = wish.tokens.copy()
 
-    def _read_prompt(self, wish: DraftWish, reading: _Reading) -> None:
+    def _read_prompt(self, wish: DraftWish, reading: Reading) -> None:
         """Read all but the last tokens, a part at a time."""
         while (held := len(reading.key_values)) < len(wish.tokens) - PREFILL_TOKENS:
             row = Row(
@@ -304,11 +289,11 @@ class ModelDrafter:
         self._hear(rows, places, is_further=True)
         if not chained:
             for wish in wishes:
-                self._readings[wish.request_id].key_values.crop(len(wish.tokens))
+                self._readings.of(wish.request_id).key_values.crop(len(wish.tokens))
 
     def _row_of_chain(self, wish: DraftWish, further: _Further) -> Row:
         """What was read of the chain stays; memory's may be some tokens further."""
-        reading = self._readings[wish.request_id]
+        reading = self._readings.of(wish.request_id)
         text = np.concatenate([wish.tokens, np.array(further.unread[-1], np.int32)])
         held = num_common(reading.tokens, text)
         reading.key_values.crop(held)
@@ -322,7 +307,7 @@ class ModelDrafter:
 
     def _row_of_tree(self, wish: DraftWish, further: _Further) -> Row:
         """Behind the last committed token, which is read again as well."""
-        reading = self._readings[wish.request_id]
+        reading = self._readings.of(wish.request_id)
         reading.key_values.crop(len(wish.tokens) - 1)
         nodes = {path: i for i, path in enumerate([*further.known, *further.unread])}
         return Row(

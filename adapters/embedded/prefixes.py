@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.adapters.embedded.key_values import KeyValues
+from paceline.adapters.request_info import RequestInfo
 
 LEAST_TOKENS: Final = 16
 """Shortest common beginning that is worth a copy."""
@@ -56,22 +57,20 @@ class PrefixStore:
         """Sequences kept."""
         return len(self._kept)
 
+    def num_held(self, owner: str, tokens: npt.NDArray[np.int32]) -> int:
+        """How many tokens the sequence would hold that `take` would give; 0 for none."""
+        with self._lock:
+            return self._longest(owner, tokens[:-1])[1]
+
     def take(self, owner: str, tokens: npt.NDArray[np.int32]) -> KeyValues | None:
         """A sequence to go on with, which holds the longest kept beginning of `tokens`.
 
         None if none is long enough. At least the last token is left to be read.
         O(tokens * log kept), of which all but one pass compares bytes.
         """
-        asked = tokens[:-1]
         with self._lock:
-            places = self._places.get(owner, [])
-            behind = bisect_left(places, (_ordered(asked), 0))
-            best, longest = 0, LEAST_TOKENS - 1
-            for _, name in places[max(behind - 1, 0) : behind + 1]:
-                length = num_common(self._kept[name].tokens, asked)
-                if length > longest:
-                    best, longest = name, length
-            if not best:
+            best, longest = self._longest(owner, tokens[:-1])
+            if not longest:
                 return None
             kept = self._kept[best]
             if longest < LEAST_TAKEN * len(kept.tokens):
@@ -114,6 +113,17 @@ class PrefixStore:
             self._places.clear()
             self.num_bytes = 0
 
+    def _longest(self, owner: str, asked: npt.NDArray[np.int32]) -> tuple[int, int]:
+        """Which sequence shares most with `asked`, and how much; (0, 0) if none shares enough."""
+        places = self._places.get(owner, [])
+        behind = bisect_left(places, (_ordered(asked), 0))
+        best, longest = 0, LEAST_TOKENS - 1
+        for _, name in places[max(behind - 1, 0) : behind + 1]:
+            length = num_common(self._kept[name].tokens, asked)
+            if length > longest:
+                best, longest = name, length
+        return (best, longest) if best else (0, 0)
+
     def _drop(self, name: int) -> None:
         kept = self._kept.pop(name)
         self.num_bytes -= kept.key_values.num_bytes
@@ -121,6 +131,14 @@ class PrefixStore:
         del places[bisect_left(places, kept.place)]
         if not places:
             del self._places[kept.owner]
+
+
+def owner_of(info: RequestInfo) -> str:
+    """Whose later requests may go on from this one's keys and values, "" for nobody's.
+
+    A request that is not recorded leaves nothing behind.
+    """
+    return info.scope if info.record else ""
 
 
 def _ordered(tokens: npt.NDArray[np.int32]) -> bytes:

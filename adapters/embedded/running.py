@@ -10,7 +10,6 @@ from paceline.adapters.embedded.key_values import KeyValues
 from paceline.adapters.embedded.reply import Reply
 from paceline.adapters.embedded.requests import Job
 from paceline.adapters.embedded.target import Row
-from paceline.adapters.request_info import RequestInfo
 
 
 @dataclass(slots=True, eq=False)
@@ -62,11 +61,3 @@ class Running:
             parents=self.draft.parents,
             num_logits=len(self.draft.parents) + 1,
         )
-
-
-def owner_of(info: RequestInfo) -> str:
-    """Whose later requests may go on from this one's keys and values, "" for nobody's.
-
-    A request that is not recorded leaves nothing behind.
-    """
-    return info.scope if info.record else ""
