@@ -85,7 +85,7 @@ class CycleSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         min_new_tokens: that were read or said before another cycle is thought about; twice as many
             after each cycle in a row that came to nothing, unless the traffic changes.
-        passages: learned from.
+        passages: learned from, at most.
         epochs: times each.
         batch: passages of a step.
         learning_rate: at its highest; it rises and falls within a cycle.
@@ -99,7 +99,7 @@ class CycleSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     min_new_tokens: int = 16_384
-    passages: int = 96
+    passages: int = 256
     epochs: int = 3
     batch: int = 4
     learning_rate: float = 5e-4

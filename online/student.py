@@ -19,8 +19,9 @@ from paceline.online.micro_steps import after_part
 from paceline.online.objective import losses
 from paceline.online.settings import Objective
 
-HEAD_LOGITS: Final = {"cpu": 1 << 21, "cuda": 1 << 28}
-"""Most logits that are held at a time, by the kind of device."""
+HEAD_LOGITS: Final = {"cpu": 1 << 20, "cuda": 1 << 28}
+"""Most logits that are held at a time, by the kind of device; on a CPU each such part is one that
+others may have to wait for."""
 BODY_TOKENS: Final = {"cpu": 1024, "cuda": 1 << 30}
 """Most tokens that the body reads at a time, padding included, or one lesson: where others may want
 the processor, attention over several long ones would be too long a part."""
