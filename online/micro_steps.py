@@ -14,6 +14,9 @@ from functools import partial
 from typing import Any, Final
 
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 logger = logging.getLogger("paceline.learner")
 
@@ -22,7 +25,11 @@ LEAVES: Final = (torch.nn.Linear, torch.nn.Embedding)
 PART_ROWS: Final = 256
 PART_OPERATIONS: Final = 1 << 30
 """Most rows of a projection on a CPU that are computed at a time, and about how many operations of
-them: some 8 ms of a core forward, twice as many backward."""
+them: some 8 ms of a core forward, twice as many backward. Attention over long texts is computed by
+groups of heads."""
+WHOLE: Final = "sdpa"
+BY_HEADS: Final = "paceline_by_heads"
+"""What transformers calls its attention, and what it calls ours."""
 
 Look = Callable[[], None]
 
@@ -31,14 +38,19 @@ Look = Callable[[], None]
 def micro_steps(model: torch.nn.Module, look: Look) -> Iterator[None]:
     """In the body a model looks after each of its parts, forward and backward.
 
-    On a CPU long projections are computed piece by piece: that changes how their sums are rounded,
-    and nothing else.
+    On a CPU long projections are computed piece by piece, which changes how their sums are rounded
+    and nothing else, and attention over long texts by groups of heads.
 
     Args:
         model: afterwards as it was.
         look: called between parts; what it raises ends the pass.
     """
     with ExitStack() as stack:
+        if model.device.type == "cpu" and model.config._attn_implementation == WHOLE:
+            model.set_attn_implementation(BY_HEADS)
+            stack.callback(model.set_attn_implementation, WHOLE)
+            model.config.paceline_look = look
+            stack.callback(delattr, model.config, "paceline_look")
         for module in model.modules():
             if type(module) is torch.nn.Linear:
                 module.forward = partial(_projected, module, look)
@@ -93,6 +105,49 @@ def _pieces(
 ) -> Iterator[torch.Tensor]:
     for weight, bias in told:
         yield after_part(look, torch.nn.functional.linear(rows, weight, bias))
+
+
+def _by_heads(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention, for as many heads at a time as are no long part.
+
+    Args:
+        module: the layer's attention.
+        query: (texts, heads, tokens, head_dim).
+        key: (texts, heads of keys, tokens, head_dim); as many heads of queries share each.
+        value: as `key`.
+        mask: None, or the same for all heads.
+        options: passed on.
+    """
+    look: Look = module.config.paceline_look
+    num_texts, num_keys, num_tokens, head_dim = key.shape
+    shared = query.shape[1] // num_keys
+    operations = 4 * num_texts * shared * query.shape[2] * num_tokens * head_dim
+    at_once = max(1, PART_OPERATIONS // operations)
+    if at_once >= num_keys:
+        whole: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, mask, **options
+        )
+        return whole
+    groups = zip(
+        query.split(at_once * shared, 1), key.split(at_once, 1), value.split(at_once, 1),
+        strict=True,
+    )  # fmt: skip
+    parts = [
+        after_part(look, sdpa_attention_forward(module, *group, mask, **options)[0])
+        for group in groups
+    ]
+    return torch.cat(parts, 2), None
+
+
+AttentionInterface.register(BY_HEADS, _by_heads)
+AttentionMaskInterface.register(BY_HEADS, sdpa_mask)
 
 
 def run_only_when_idle() -> str:

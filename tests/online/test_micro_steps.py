@@ -123,6 +123,50 @@ def test_long_projections_are_computed_piece_by_piece(monkeypatch: pytest.Monkey
     assert num_looks[0] * 2 < num_looks[1] < num_looks[2]
 
 
+def test_attention_over_long_texts_is_computed_by_groups_of_heads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many heads at a time as are no long part, with a look after each, both ways."""
+    import torch
+
+    from paceline.online import micro_steps as module
+
+    model = random_model("llama", num_hidden_layers=2)
+    num_heads, num_keys = model.config.num_attention_heads, model.config.num_key_value_heads
+    a_head = 4 * (num_heads // num_keys) * 12 * 12 * model.config.head_dim
+    whole = gradients(model, lambda: loss(model).backward())
+    expected = model(input_ids=torch.arange(12)[None]).logits
+
+    def num_looks(operations: int, *, by_heads: bool) -> int:
+        looked: list[None] = []
+
+        def look() -> None:
+            looked.append(None)
+
+        def in_parts() -> None:
+            with module.micro_steps(model, look):
+                loss(model).backward()
+
+        monkeypatch.setattr(module, "PART_OPERATIONS", operations)
+        monkeypatch.setattr(module, "WHOLE", "sdpa" if by_heads else "none")
+        for mine, its in zip(gradients(model, in_parts), whole, strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+        found = len(looked)
+        with torch.inference_mode(), module.micro_steps(model, look):
+            logits = model(input_ids=torch.arange(12)[None]).logits
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+        assert model.config._attn_implementation == "sdpa"
+        assert not hasattr(model.config, "paceline_look")
+        return found
+
+    assert num_keys > 1
+    for at_once in range(1, num_keys + 1):
+        operations = at_once * a_head
+        more = num_looks(operations, by_heads=True) - num_looks(operations, by_heads=False)
+        groups = -(-num_keys // at_once)
+        assert more == (0 if groups == 1 else 2 * model.config.num_hidden_layers * groups)
+
+
 def test_a_stop_ends_a_step_in_its_middle() -> None:
     """Also while the gate is closed."""
     from paceline.online.micro_steps import micro_steps
