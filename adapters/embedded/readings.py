@@ -89,6 +89,7 @@ class Readings:
                 reading.key_values, reading.tokens = kept, tokens[: len(kept)].copy()
         num_read = min(len(reading.key_values), num_common(reading.tokens, tokens), len(tokens) - 1)
         reading.key_values.crop(num_read)
+        reading.tokens = reading.tokens[:num_read]
         return reading
 
     def finish(self, request_id: str) -> None:
