@@ -12,7 +12,8 @@ from paceline.adapters.drafter_swap import Swap
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 from paceline.caches import TokenTree
-from small_models import VOCABULARY, random_model
+from random_targets import make_target
+from small_models import VOCABULARY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,22 +25,6 @@ if TYPE_CHECKING:
 
 PROMPT = [(k * k + 3 * k) % VOCABULARY for k in range(60)]
 MAX_TOKENS = 12
-
-
-class Spelling:
-    """Stands in for a tokenizer where only tokens count: a letter each."""
-
-    def decode(self, token_ids: list[int], **_: Any) -> str:
-        """One letter a token."""
-        return "".join(chr(65 + token_id % 26) for token_id in token_ids)
-
-
-def make_target(seed: int = 3, **changes: Any) -> Target:
-    from paceline.adapters.embedded.target import Target
-
-    target = Target(random_model("llama", seed=seed, **changes), Spelling())
-    target.eos_token_ids = frozenset()
-    return target
 
 
 def counted(model: Target, passes: list[int]) -> Target:

@@ -14,7 +14,8 @@ from paceline.adapters.drafter_swap import Swap
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 from paceline.caches import TokenTree
-from small_models import VOCABULARY, random_model
+from random_targets import make_target
+from small_models import VOCABULARY
 
 if TYPE_CHECKING:
     from paceline.adapters.embedded.engine import EmbeddedEngine
@@ -23,22 +24,6 @@ if TYPE_CHECKING:
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 SEEDED: dict[str, Any] = {"temperature": 0.7, "seed": 11}
 NUM_REQUESTS = 4
-
-
-class Spelling:
-    """Stands in for a tokenizer where only tokens count: a letter each."""
-
-    def decode(self, token_ids: list[int], **_: Any) -> str:
-        """One letter a token."""
-        return "".join(chr(65 + token_id % 26) for token_id in token_ids)
-
-
-def make_target(seed: int = 3, **changes: Any) -> Target:
-    from paceline.adapters.embedded.target import Target
-
-    target = Target(random_model("llama", seed=seed, **changes), Spelling())
-    target.eos_token_ids = frozenset()
-    return target
 
 
 def make_engine(drafter: Target | None, *, memory: bool = True, **options: Any) -> EmbeddedEngine:

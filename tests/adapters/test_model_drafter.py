@@ -10,27 +10,11 @@ import pytest
 from paceline.adapters.request_info import RequestInfo
 from paceline.adapters.speculator import Speculator
 from paceline.errors import ConfigError
-from small_models import random_model
+from random_targets import make_target
 
 if TYPE_CHECKING:
     from paceline.adapters.embedded.engine import EmbeddedEngine
     from paceline.adapters.embedded.target import Target
-
-
-class Spelling:
-    """Stands in for a tokenizer where only tokens count: a letter each."""
-
-    def decode(self, token_ids: list[int], **_: Any) -> str:
-        """One letter a token."""
-        return "".join(chr(65 + token_id % 26) for token_id in token_ids)
-
-
-def make_target(seed: int = 3, **changes: Any) -> Target:
-    from paceline.adapters.embedded.target import Target
-
-    target = Target(random_model("llama", seed=seed, **changes), Spelling())
-    target.eos_token_ids = frozenset()
-    return target
 
 
 def say(
