@@ -49,8 +49,9 @@ def micro_steps(model: torch.nn.Module, look: Look) -> Iterator[None]:
         if model.device.type == "cpu" and model.config._attn_implementation == WHOLE:
             model.set_attn_implementation(BY_HEADS)
             stack.callback(model.set_attn_implementation, WHOLE)
-            model.config.paceline_look = look
-            stack.callback(delattr, model.config, "paceline_look")
+            for config in _configs(model):
+                config.paceline_look = look
+                stack.callback(delattr, config, "paceline_look")
         for module in model.modules():
             if type(module) is torch.nn.Linear:
                 module.forward = partial(_projected, module, look)
@@ -105,6 +106,12 @@ def _pieces(
 ) -> Iterator[torch.Tensor]:
     for weight, bias in told:
         yield after_part(look, torch.nn.functional.linear(rows, weight, bias))
+
+
+def _configs(model: torch.nn.Module) -> list[Any]:
+    """Of the model and its parts, each once: those of a text model within another are its own."""
+    found = {id(it.config): it.config for it in model.modules() if hasattr(it, "config")}
+    return list(found.values())
 
 
 def _by_heads(

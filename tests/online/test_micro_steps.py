@@ -11,7 +11,7 @@ import pytest
 
 from idle_doors import Doors
 from paceline.online.looks import Looks, StoppedError
-from small_models import random_model
+from small_models import COMMON, WINDOW, random_model
 
 
 def ticking() -> Callable[[], float]:
@@ -165,6 +165,40 @@ def test_attention_over_long_texts_is_computed_by_groups_of_heads(
         more = num_looks(operations, by_heads=True) - num_looks(operations, by_heads=False)
         groups = -(-num_keys // at_once)
         assert more == (0 if groups == 1 else 2 * model.config.num_hidden_layers * groups)
+
+
+def test_a_text_model_within_another_is_computed_by_heads_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its layers have a configuration of their own, and some see a window back only."""
+    import torch
+    import transformers
+
+    from paceline.online import micro_steps as module
+
+    text = transformers.Gemma3TextConfig(**COMMON, head_dim=8, sliding_window=WINDOW)
+    sight = transformers.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=28, patch_size=14,
+    )  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=sight, image_token_index=96, mm_tokens_per_image=4
+    )
+    torch.manual_seed(3)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    asked = torch.arange(2 * WINDOW)[None]
+    monkeypatch.setattr(module, "PART_OPERATIONS", 1)
+    looks: dict[str, int] = {}
+    with torch.inference_mode():
+        expected = model(input_ids=asked).logits
+        for name in ("none", "sdpa"):
+            looked: list[None] = []
+            monkeypatch.setattr(module, "WHOLE", name)
+            with module.micro_steps(model, lambda looked=looked: looked.append(None)):
+                found = model(input_ids=asked).logits
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            looks[name] = len(looked)
+    assert looks["sdpa"] - looks["none"] == text.num_hidden_layers * text.num_key_value_heads
 
 
 def test_a_stop_ends_a_step_in_its_middle() -> None:
